@@ -1,0 +1,55 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Everything that is fetched or built goes to .venv or
+# to the cache, so that a second run starts at once.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.set-up
+CRD := crds/finetunejobs.yaml
+JOB_REFERENCE := docs/reference/job.md
+CHECKED := $(wildcard crds operator trainer cli tests benchmarks examples/safety)
+
+.PHONY: help setup demo test check generate check-generated lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv with the locked dependencies
+
+$(STAMP): requirements.lock pyproject.toml scripts/setup.sh
+	@scripts/setup.sh $(VENV)
+	@touch $@
+
+demo: setup ## fine-tune a small real model on this machine and compare its answers before and after
+	@$(PYTHON) examples/safety/demo.py
+
+test: check ## check, then run every test
+	@$(PYTHON) tests/tools/build.py
+	@$(PYTHON) -m pytest
+
+check: setup check-generated ## lint, types, layers, generated files
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/mypy $(CHECKED)
+
+generate: setup ## write the files that are generated from the contract
+	@mkdir -p $(dir $(JOB_REFERENCE))
+	@$(PYTHON) -m finetune_api.crd > $(CRD).new && mv $(CRD).new $(CRD)
+	@$(PYTHON) -m finetune_api.reference > $(JOB_REFERENCE).new && mv $(JOB_REFERENCE).new $(JOB_REFERENCE)
+
+check-generated: setup
+	@diff -u $(CRD) <($(PYTHON) -m finetune_api.crd) \
+	  && diff -u $(JOB_REFERENCE) <($(PYTHON) -m finetune_api.reference) \
+	  || { echo "The generated files are out of date: run \`make generate\` and commit the result."; exit 1; }
+
+lock: ## resolve the dependencies anew into requirements.lock
+	@uv=$$(scripts/find-uv.sh) && "$$uv" pip compile pyproject.toml --universal --generate-hashes --all-extras \
+	  --no-emit-index-url --no-header --quiet --python-version 3.11 -o requirements.lock
+
+clean: ## remove .venv and what the tools leave behind; the cache stays
+	@rm -rf $(VENV) finetune-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find crds operator trainer cli tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The front door: `finetune run`, `validate`, `preview` and `chat`."""

@@ -1,0 +1,61 @@
+"""Building blocks of the spec's models: how strict they are, and the bounded types their fields share.
+
+Every text, list and map is bounded, because the API server refuses rules over unbounded ones.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}
+"""Schema of a value of more than one type."""
+
+FREE_OBJECT = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+"""Schema of an object whose keys belong to somebody else."""
+
+
+class SpecModel(BaseModel):
+    """What users write: unknown keys and values of another type are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
+
+
+class KubernetesModel(SpecModel):
+    """Keys that Kubernetes has a name for are spelled its way in YAML, snake_case in Python."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+
+def _integral(value: Any) -> Any:
+    """4096.0 and 1e3 are whole numbers to the API server, so they are here."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+"""Name of a Kubernetes object."""
+
+Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+"""A short text: a module name, a label, a stop sequence."""
+
+Address = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+"""A path or an address with a scheme."""
+
+Whole = Annotated[int, BeforeValidator(_integral)]
+"""A whole number."""
+
+Count = Annotated[Whole, Field(ge=1, le=2**31 - 1)]
+"""A whole number of at least 1."""
+
+Amount = Annotated[float, Field(allow_inf_nan=False)]
+"""A finite number."""
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+"""A share from 0 to 1."""
+
+FreeObject = Annotated[dict[str, Any], Field(max_length=256, json_schema_extra=FREE_OBJECT)]
+"""An object whose keys belong to somebody else."""

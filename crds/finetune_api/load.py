@@ -1,0 +1,166 @@
+"""From a file to a FineTuneJob, or to the list of what is wrong with it.
+
+A FineTuneJob manifest and a bare LLMForge configuration (the spec's keys at the top) are read alike, in YAML or JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.defaults import notices
+from finetune_api.document import SIZE_LIMIT_BYTES, DocumentError, decode, parse_mapping, parse_value
+from finetune_api.job import API_VERSION, KIND, NAME_LIMIT, FineTuneJob
+from finetune_api.llmforge import FULL_PARAMETER_REFUSAL
+from finetune_api.problem import Problem
+from finetune_api.rules import spec_problems
+from finetune_api.spec_errors import problems_of
+
+__all__ = ["LoadResult", "Problem", "load_job", "load_job_file", "load_manifest"]
+
+_TOP_LEVEL = ("apiVersion", "kind", "metadata", "spec", "status")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """A job, or why there is none."""
+
+    job: FineTuneJob | None
+    errors: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+
+def load_job_file(path: str | Path, overrides: Sequence[str] = ()) -> LoadResult:
+    """The job in the file at `path`, with `overrides` ("dotted.key=YAML value") on top. Nothing is raised."""
+    file, shown = Path(path), str(path)
+    try:
+        with file.open("rb") as opened:
+            text = decode(opened.read(SIZE_LIMIT_BYTES + 1), shown)
+    except FileNotFoundError:
+        return _failed(f"{shown} does not exist: check the path.")
+    except IsADirectoryError:
+        return _failed(f"{shown} is a folder: name the job's file in it.")
+    except DocumentError as error:
+        return _failed(str(error))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return _failed(f"{shown} cannot be read: {reason}.")
+    return load_job(text, source=shown, overrides=overrides)
+
+
+def load_job(text: str, *, source: str, overrides: Sequence[str] = ()) -> LoadResult:
+    """The job in `text`. `source` names it in messages and, without metadata, gives the job its name."""
+    try:
+        document = parse_mapping(text, source)
+    except DocumentError as error:
+        return _failed(str(error))
+    is_manifest = any(key in document for key in _TOP_LEVEL)
+    manifest = document if is_manifest else _wrapped(document, source)
+    faults = [fault for override in overrides if (fault := _override(manifest, override))]
+    if faults:
+        return LoadResult(None, faults)
+    result = load_manifest(manifest)
+    if is_manifest:
+        return result
+    return LoadResult(
+        result.job, [_as_written(problem) for problem in result.errors], list(map(_as_written, result.warnings))
+    )
+
+
+def load_manifest(manifest: Mapping[str, Any]) -> LoadResult:
+    """The job in an object as the API server gives it. Paths of problems start at its top."""
+    missing = [
+        Problem(key, f"{key} is required: write {key}: {value}.")
+        for key, value in (("apiVersion", API_VERSION), ("kind", KIND))
+        if not manifest.get(key)
+    ]
+    spec = manifest.get("spec")
+    warnings: list[Problem] = []
+    if isinstance(spec, Mapping):
+        if spec.get("lora_config", spec) is None:
+            missing.append(Problem("spec.lora_config", FULL_PARAMETER_REFUSAL))
+        warnings = [
+            Problem(path, f"{path.rsplit('.', 1)[-1]} is empty, so it counts as not given.")
+            for path in _empty(spec, "spec")
+            if path != "spec.lora_config"
+        ]
+    cleaned = _without_nulls(manifest)
+    metadata = cleaned.get("metadata")
+    if isinstance(metadata, dict) and "name" not in metadata and isinstance(metadata.get("generateName"), str):
+        metadata["name"] = metadata["generateName"].rstrip("-")
+    try:
+        job = FineTuneJob.model_validate(cleaned, by_alias=True, by_name=False)
+    except ValidationError as error:
+        found = problems_of(error, manifest)
+        other_kind = [problem for problem in found if problem.path in ("apiVersion", "kind")]
+        return LoadResult(None, other_kind or [*missing, *found], [] if other_kind else warnings)
+    errors = [*missing, *(problem.below("spec") for problem in spec_problems(job.spec))]
+    if errors:
+        return LoadResult(None, errors, warnings)
+    return LoadResult(job, [], [*warnings, *(problem.below("spec") for problem in notices(job))])
+
+
+def job_name(source: str) -> str:
+    """A name for a job whose file gives none: the file's own, as a DNS label that starts with a letter."""
+    slug = re.sub(r"[^a-z0-9]+", "-", Path(source).stem.lower()).strip("-")
+    if not slug:
+        return "job"
+    return (slug if slug[0].isalpha() else f"job-{slug}")[:NAME_LIMIT].rstrip("-")
+
+
+def _wrapped(document: dict[str, Any], source: str) -> dict[str, Any]:
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": job_name(source)}, "spec": document}
+
+
+def _as_written(problem: Problem) -> Problem:
+    """The path as it is in a file without `spec`."""
+    return Problem(problem.path.removeprefix("spec").removeprefix("."), problem.message)
+
+
+def _failed(message: str) -> LoadResult:
+    return LoadResult(None, [Problem("", message)])
+
+
+def _override(manifest: dict[str, Any], override: str) -> Problem | None:
+    """Set one key of `manifest`; a problem when that cannot be done."""
+    key, separator, text = override.partition("=")
+    key = key.strip()
+    keys = key.split(".")
+    if not separator or not all(keys):
+        return Problem(key, f"--set {override!r} does not have the form key=value, as in num_epochs=2.")
+    try:
+        value = parse_value(text, f"the value of --set {key}")
+    except DocumentError as error:
+        return Problem(key, str(error))
+    if keys[0] not in _TOP_LEVEL:
+        keys = ["spec", *keys]
+    place: Any = manifest
+    for index, part in enumerate(keys[:-1]):
+        if place.get(part) is None:
+            place[part] = {}
+        elif not isinstance(place[part], dict):
+            parent = ".".join(keys[: index + 1])
+            return Problem(key, f"--set {key} cannot be done, because {parent} holds a value of its own, not keys.")
+        place = place[part]
+    place[keys[-1]] = value
+    return None
+
+
+def _empty(value: Any, path: str) -> list[str]:
+    if value is None:
+        return [path]
+    if isinstance(value, Mapping):
+        return [found for key, inner in value.items() for found in _empty(inner, f"{path}.{key}")]
+    return []
+
+
+def _without_nulls(value: Any) -> Any:
+    """As the API server does: an empty value is an absent one."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return value

@@ -1,0 +1,143 @@
+"""lora_config: PEFT's LoraConfig, as far as the adapter can be served afterwards.
+
+LLMForge hands the block to PEFT as it is. Here each key PEFT knows is either a field below or named in `llmforge.py`
+with the reason why it is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from finetune_api.fields import ANYTHING, Count, SpecModel, Word
+
+
+def one_of_several(what: str) -> WrapValidator:
+    """A validator for a union: its one error says what all the branches together take."""
+
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValueError as error:
+            raise PydanticCustomError("one_of_several", "must be {what}", {"what": what}) from error
+
+    return WrapValidator(check)
+
+
+Modules = Annotated[
+    Word | Annotated[list[Word], Field(min_length=1, max_length=256)],
+    one_of_several("text (all-linear or a regular expression) or a list of module names"),
+    Field(json_schema_extra=ANYTHING),
+]
+"""Module names, or a regular expression that must match the whole dotted name."""
+
+Layers = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1024)],
+    one_of_several("a layer number or a list of layer numbers, counted from 0"),
+    Field(json_schema_extra=ANYTHING),
+]
+
+Initialization = Annotated[
+    bool | Word,
+    one_of_several("true, false or gaussian"),
+    Field(json_schema_extra=ANYTHING),
+]
+
+
+class LoraConfig(SpecModel):
+    """The adapter's shape, in PEFT's own keys."""
+
+    r: Count = Field(
+        default=8,
+        le=512,
+        description="r is the rank of the adapter's matrices, 1 to 512. vLLM serves ranks up to its max_lora_rank, "
+        "16 unless its server raises it. Default: 8.",
+    )
+    lora_alpha: Count = Field(
+        default=16,
+        le=65536,
+        description="lora_alpha scales the adapter: its output is multiplied by lora_alpha / r. 1 to 65536. "
+        "Default: 16.",
+    )
+    lora_dropout: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="lora_dropout is the share of the adapter's inputs that is zeroed during training, 0 to below 1. "
+        "Default: 0.05.",
+    )
+    target_modules: Modules = Field(
+        default="all-linear",
+        description="target_modules names the layers that get an adapter: all-linear (every linear layer except the "
+        "output head), a list of module names such as [q_proj, v_proj], or a regular expression over full module "
+        "names. lm_head and embed_tokens are refused: PEFT would store the whole embedding matrix in the adapter. "
+        "Default: all-linear.",
+    )
+    exclude_modules: Modules | None = Field(
+        default=None,
+        description="exclude_modules names layers that target_modules would take and that are to stay as they are: a "
+        "list of names or a regular expression. Default: none.",
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        default="none",
+        description="bias must be none: vLLM serves no adapter that carries biases, so all and lora_only are refused. "
+        "Default: none.",
+    )
+    modules_to_save: Annotated[list[Word], Field(max_length=64)] = Field(
+        default_factory=list,
+        description="modules_to_save must be empty: vLLM serves no adapter that carries whole modules. Default: [].",
+    )
+    fan_in_fan_out: bool = Field(
+        default=False,
+        description="fan_in_fan_out is true for layers that store weights transposed, as GPT-2's Conv1D does; PEFT "
+        "corrects a wrong value by itself. Default: false.",
+    )
+    init_lora_weights: Initialization = Field(
+        default=True,
+        description="init_lora_weights is true (the adapter starts as the identity) or gaussian (the same, drawn from "
+        "a normal distribution); false starts from random weights and is meant for debugging. Methods that change "
+        "the base model's weights (pissa, olora, corda, ...) are refused. Default: true.",
+    )
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"] = (
+        Field(
+            default="CAUSAL_LM",
+            description="task_type must be CAUSAL_LM, since only causal language models are trained. "
+            "Default: CAUSAL_LM.",
+        )
+    )
+    use_rslora: bool = Field(
+        default=False,
+        description="use_rslora scales the adapter by lora_alpha / sqrt(r) instead of lora_alpha / r. Default: false.",
+    )
+    use_dora: bool = Field(
+        default=False,
+        description="use_dora must be false: vLLM serves no DoRA adapters. Default: false.",
+    )
+    rank_pattern: Annotated[dict[str, Count], Field(max_length=256)] = Field(
+        default_factory=dict,
+        description="rank_pattern gives single layers a rank of their own: module name or regular expression to rank. "
+        "vLLM scales every layer by the one lora_alpha / r, so such an adapter is for Transformers and PEFT. "
+        "Default: {}.",
+    )
+    alpha_pattern: Annotated[dict[str, Count], Field(max_length=256)] = Field(
+        default_factory=dict,
+        description="alpha_pattern gives single layers a lora_alpha of their own, as rank_pattern does for the rank. "
+        "Default: {}.",
+    )
+    layers_to_transform: Layers | None = Field(
+        default=None,
+        description="layers_to_transform restricts the adapter to these layer numbers, counted from 0: a number or a "
+        "list. target_modules must then be a list. Default: all layers.",
+    )
+    layers_pattern: Modules | None = Field(
+        default=None,
+        description="layers_pattern is the name of the model's list of layers, such as layers or h, where PEFT cannot "
+        "find it for layers_to_transform. Default: found by PEFT.",
+    )
+    inference_mode: bool = Field(
+        default=False,
+        description="inference_mode must be false, or nothing would be trained. Default: false.",
+    )

@@ -1,0 +1,212 @@
+"""Pydantic's findings about a spec, as sentences that say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from finetune_api.job import FineTuneJob
+from finetune_api.llmforge import REFUSED_PEFT_KEYS
+from finetune_api.problem import Problem
+from finetune_api.prompt_format import HuggingFaceChatTemplate, PromptFormat
+
+
+def problems_of(error: ValidationError, document: Mapping[str, Any]) -> list[Problem]:
+    """One problem per place, in the order of the document; paths start at the top of the manifest."""
+    found: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        where, known = _locate(detail["loc"])
+        path = dotted(where)
+        found.setdefault(path, Problem(path, _sentence(detail, where, known)))
+    places = {path: index for index, path in enumerate(_paths(document, ()))}
+    return sorted(found.values(), key=lambda problem: places.get(problem.path, -1))
+
+
+def dotted(keys: Sequence[str | int]) -> str:
+    """`spec.workers.env[2].name` for its keys."""
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text
+
+
+def _paths(value: Any, keys: tuple[str | int, ...]) -> Iterator[str]:
+    yield dotted(keys)
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _paths(inner, (*keys, key))
+
+
+def _locate(location: Sequence[str | int]) -> tuple[list[str | int], list[str]]:
+    """The keys of `location` as the user wrote them, and the keys known beside the last one."""
+    where: list[str | int] = []
+    here: list[type[BaseModel]] = [FineTuneJob]
+    known: list[str] = []
+    for key in location:
+        fields = {name: field for model in here for name, field in _fields(model).items()}
+        known = list(fields)
+        if key in fields:
+            where.append(key)
+            here = list(_models(fields[str(key)]))
+        elif isinstance(key, int) or not _is_branch(here, key):
+            where.append(key)
+            here = here if isinstance(key, int) else []
+    return where, known
+
+
+def _is_branch(here: Sequence[type[BaseModel]], key: str) -> bool:
+    """Whether `key` is pydantic's own name for a union's branch, which no user wrote."""
+    if key in ("declared", "tokenizers_own"):
+        return PromptFormat in here or HuggingFaceChatTemplate in here
+    return key == "[key]"
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for inner in typing.get_args(annotation):
+        yield from _models(inner)
+
+
+def _homes() -> dict[str, str]:
+    """Where keys belong, for those that stand elsewhere: name to dotted parent, the outermost first."""
+    found: dict[str, str] = {}
+    level: list[tuple[tuple[str, ...], type[BaseModel]]] = [((), FineTuneJob)]
+    while level:
+        below: list[tuple[tuple[str, ...], type[BaseModel]]] = []
+        for path, model in level:
+            for name, annotation in _fields(model).items():
+                if name == "status":
+                    continue
+                found.setdefault(name, ".".join(path))
+                below.extend(((*path, name), inner) for inner in _models(annotation))
+        level = below
+    return found
+
+
+def _sentence(detail: ErrorDetails, where: Sequence[str | int], known: Sequence[str]) -> str:
+    name = str(where[-1]) if where else "the job"
+    value, context = detail["input"], detail.get("ctx", {})
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return _unknown(where, known)
+    if kind == "literal_error":
+        return _literal(name, value, str(context["expected"]))
+    if kind in _WRONG_TYPE:
+        return f"{name} must be {_WRONG_TYPE[kind]}{_instead(kind, value)}."
+    if kind in _BOUND:
+        return f"{name} must be {_BOUND[kind].format(**context)}{_shown(value)}."
+    if kind in ("string_too_short", "too_short"):
+        return f"{name} must not be empty: give a value or remove the key."
+    match kind:
+        case "missing":
+            return f"{name} is required."
+        case "string_pattern_mismatch":
+            return f"{name} must match {context['pattern']}{_shown(value)}."
+        case "one_of_several":
+            return f"{name} {detail['msg']}{_instead(kind, value)}."
+        case "value_error":
+            return str(context["error"])
+        case _:
+            return f"{name}: {detail['msg']}."
+
+
+_WRONG_TYPE = {
+    "string_type": "text",
+    "string_unicode": "text of valid Unicode characters",
+    "int_type": "a whole number",
+    "int_parsing_size": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+}
+
+_BOUND = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "string_too_long": "at most {max_length} characters long",
+    "too_long": "at most {max_length} entries long",
+}
+
+
+def _instead(kind: str, value: Any) -> str:
+    """What was written, and what to change about it."""
+    if isinstance(value, str):
+        if kind in ("int_type", "float_type") and _is_number(value):
+            return f': remove the quotes around "{value}"'
+        if kind == "bool_type" and value.lower() in ("true", "false", "yes", "no", "on", "off"):
+            return f': remove the quotes around "{value}"'
+        if kind == "list_type":
+            return ": write it as [value]"
+        return ", not text"
+    if isinstance(value, bool):
+        shown = str(value).lower()
+        return f': put quotes around it ("{shown}")' if kind == "string_type" else f", not {shown}"
+    if isinstance(value, (int, float)):
+        return f': put quotes around it ("{value}")' if kind == "string_type" else f", not {value}"
+    if isinstance(value, list):
+        return ", not a list"
+    if isinstance(value, Mapping):
+        return ", not a mapping of keys"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    """The value where it is short and cannot be a secret."""
+    return f", not {value}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+
+
+def _literal(name: str, value: Any, expected: str) -> str:
+    choices = expected.replace("'", "")
+    if not isinstance(value, str):
+        return f"{name} must be {choices}{_instead('literal', value)}."
+    options = choices.replace(" or ", ", ").split(", ")
+    near = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
+    hint = f": did you mean {near[0]}?" if near and len(options) > 1 else "."
+    return f"{name} must be {choices}, not {value[:64]!r}{hint}"
+
+
+def _unknown(where: Sequence[str | int], known: Sequence[str]) -> str:
+    name = str(where[-1])
+    if "lora_alpha" in known and name in REFUSED_PEFT_KEYS:
+        return f"{name} of PEFT's LoraConfig is not supported ({REFUSED_PEFT_KEYS[name]}): remove it."
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7) or _ignoring_spelling(name, known)
+    if near:
+        return f"{name} is not a known key: did you mean {near[0]}?"
+    home = _homes().get(name)
+    if home:
+        return f"{name} is not a known key here: it belongs under {home.removeprefix('spec.')}; check the indentation."
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    hint = f"; the nearest known one is {near[0]}" if near else f"; known here: {', '.join(sorted(known)[:12])}"
+    return f"{name} is not a known key{hint}."
+
+
+def _ignoring_spelling(name: str, known: Sequence[str]) -> list[str]:
+    """`gpus_per_node` for gpusPerNode."""
+    return [key for key in known if key.replace("_", "").lower() == name.replace("_", "").replace("-", "").lower()]

@@ -1,0 +1,1 @@
+"""The operator: the only part that talks to Kubernetes."""

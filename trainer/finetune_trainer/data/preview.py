@@ -1,0 +1,112 @@
+"""The first rows as the model sees them, before any weight is fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from finetune_api.job import FineTuneJob
+from finetune_api.prompt_format import Message, Rendering, RenderError
+
+from finetune_trainer.data.conversation import RowError
+from finetune_trainer.data.dataset import DataSource, merge
+from finetune_trainer.data.read import ReadReport, check_report, read_rows
+from finetune_trainer.data.tokenize import TokenizedSequence
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One row as it is trained on."""
+
+    row: int
+    """Line number in the data file, from 1."""
+    text: str
+    """The whole rendered text with its leading BOS; `input_ids` are its tokens."""
+    input_ids: list[int]
+    loss_mask: list[int]
+    """1 for each token that the model must produce, else 0; as long as `input_ids`."""
+    inference_prompt: str
+    """The text the model is given to produce the last assistant message."""
+    inference_ids: list[int]
+    """Tokens of `inference_prompt`, as a server makes them from that text alone."""
+    spans: list[tuple[str, bool]] = field(default_factory=list)
+    """The text in stretches, each with whether it is trained on."""
+    notes: list[str] = field(default_factory=list)
+    """What is particular about this row (cut, tokenized again, several sequences)."""
+
+
+def preview(source: DataSource, count: int) -> list[PreviewRow]:
+    """The first `count` rows of `source`, cut at its context length as in training.
+
+    Raises:
+        JobError: DataInvalid, bad rows among those read; each is named.
+    """
+    report = ReadReport()
+    found: list[PreviewRow] = []
+    for row in read_rows(source.path, source.rules, report):
+        try:
+            renderings = source.renderer.render(row.conversation.messages)
+        except (RowError, RenderError) as error:
+            report.refuse(row.line, error)
+            continue
+        found.append(_preview_row(source, row.line, row.conversation.messages, renderings))
+        if len(found) + report.invalid_rows >= count:
+            break
+    check_report(source.name, report, source.max_invalid_share)
+    return found
+
+
+def _preview_row(
+    source: DataSource, line: int, messages: tuple[Message, ...], renderings: list[Rendering]
+) -> PreviewRow:
+    whole = renderings[0]
+    tokenized = merge(source.tokenizer.tokenize(renderings, train_all=source.train_all))
+    main = tokenized.sequences[0]
+    notes = []
+    if tokenized.retokenized:
+        notes.append("a token straddles the seam between prompt and answer: tokenized again, split at the seam")
+    if len(tokenized.sequences) > 1:
+        notes.append(f"trained as {len(tokenized.sequences)} sequences, since one cannot begin with every turn's prompt")
+    if source.context_length is not None and len(main.ids) > source.context_length:
+        notes.append(f"cut from {len(main.ids)} to {source.context_length} tokens")
+        main = main.truncated(source.context_length)
+    prompt = whole.inference_prompt() if whole.turns else source.renderer.prompt(messages)
+    return PreviewRow(
+        row=line,
+        text=whole.text,
+        input_ids=main.ids,
+        loss_mask=_loss_mask(main),
+        inference_prompt=prompt,
+        inference_ids=source.tokenizer.prompt_ids(prompt),
+        spans=[(whole.text, True)] if source.train_all else trained_spans(whole),
+        notes=notes,
+    )
+
+
+def _loss_mask(sequence: TokenizedSequence) -> list[int]:
+    return [int(trained) for trained in sequence.trained]
+
+
+def trained_spans(rendering: Rendering) -> list[tuple[str, bool]]:
+    """The text in stretches, each with whether the model must produce it."""
+    spans = []
+    position = 0
+    for turn in rendering.turns:
+        spans.append((rendering.text[position : turn.prompt_end], False))
+        spans.append((rendering.text[turn.prompt_end : turn.end], True))
+        position = turn.end
+    spans.append((rendering.text[position:], False))
+    return [(text, trained) for text, trained in spans if text]
+
+
+def preview_rows(job: FineTuneJob, count: int) -> tuple[list[PreviewRow], list[str]]:
+    """The first `count` rows of a job's training data, and warnings about its format with this tokenizer.
+
+    Needs tokenizer and configuration of the model, never its weights.
+
+    Raises:
+        JobError: the model's tokenizer or the data cannot be had, or rows are bad.
+    """
+    from finetune_trainer.inputs import data_source, load_model_inputs
+
+    inputs = load_model_inputs(job.spec)
+    return preview(data_source(job.spec, inputs, job.spec.train_path), count), inputs.warnings

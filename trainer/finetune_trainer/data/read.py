@@ -1,0 +1,116 @@
+"""A JSONL file, streamed: memory does not grow with its size, and every bad row is counted, not just the first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_api.outcome import Reason
+
+from finetune_trainer.data.conversation import Conversation, RowError, RowRules, parse_row
+from finetune_trainer.errors import JobError
+
+SHOWN_ROWS = 10
+"""Bad rows that are shown in full; all are counted."""
+
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class ReadReport:
+    """What reading a file found, filled while it is read."""
+
+    rows: int = 0
+    """Rows seen, bad ones included; blank lines are not rows."""
+    invalid_rows: int = 0
+    shown: list[str] = field(default_factory=list)
+    """The first bad rows: `line N: what is wrong`."""
+    unused_keys: Counter[str] = field(default_factory=Counter)
+    """Rows per key that has no meaning here."""
+
+    def refuse(self, line: int, error: Exception) -> None:
+        """Count a bad row, and keep its sentence if it is among the first."""
+        self.invalid_rows += 1
+        if len(self.shown) < SHOWN_ROWS:
+            self.shown.append(f"line {line}: {error}")
+
+    @property
+    def invalid_share(self) -> float:
+        """Bad rows among all rows, 0 for an empty file."""
+        return self.invalid_rows / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One good row."""
+
+    line: int
+    """Line number in the file, from 1."""
+    conversation: Conversation
+
+
+def read_rows(path: Path, rules: RowRules, report: ReadReport) -> Iterator[Row]:
+    """The good rows of `path` in order; bad ones are noted in `report`.
+
+    Args:
+        path: the JSONL file, UTF-8.
+        rules: what a row must have.
+        report: filled while the rows are consumed.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(_UTF8_BOM)
+            if not line.strip():
+                continue
+            report.rows += 1
+            try:
+                conversation = parse_row(line, rules)
+            except RowError as error:
+                report.refuse(number, error)
+                continue
+            report.unused_keys.update(conversation.unused_keys)
+            yield Row(number, conversation)
+
+
+def check_report(path: str, report: ReadReport, allowed_share: float) -> None:
+    """Refuse a file with too many bad rows, or with none at all.
+
+    Raises:
+        JobError: DataInvalid, with the count, the first bad rows and what to do.
+    """
+    if report.rows == 0:
+        raise JobError(Reason.DATA_INVALID, f"{path} has no rows: write one JSON object per line.")
+    if report.invalid_share > allowed_share or report.invalid_rows == report.rows:
+        shown = "; ".join(report.shown)
+        more = report.invalid_rows - len(report.shown)
+        tail = f" (and {more} more)" if more else ""
+        raise JobError(
+            Reason.DATA_INVALID,
+            f"{path}: {report.invalid_rows} of {report.rows} rows are invalid ({report.invalid_share:.2%}, allowed "
+            f"{allowed_share:.2%}): {shown}{tail}. Mend them or raise max_invalid_row_share.",
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of the file's bytes, read in pieces.
+
+    Raises:
+        JobError: StorageNotFound, the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise JobError(
+            Reason.STORAGE_NOT_FOUND, f"{path} cannot be read ({error.strerror}): check the path."
+        ) from error
+
+
+def count_lines(path: Path) -> int:
+    """Line ends in the file, for a progress display."""
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

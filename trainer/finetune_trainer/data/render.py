@@ -1,0 +1,110 @@
+"""Conversations -> renderings, by the job's declared format or by the chat template of the model's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from finetune_api.prompt_format import HuggingFaceChatTemplate, Message, PromptFormat, PromptFormatSpec, Rendering, Turn
+
+from finetune_trainer.data.conversation import RowError
+from finetune_trainer.data.tokenizer import ModelTokenizer
+from finetune_trainer.errors import JobError, Reason
+
+
+class Renderer(Protocol):
+    """Makes texts of conversations; several per conversation where one text cannot begin with every turn's prompt."""
+
+    def render(self, messages: Sequence[Message]) -> list[Rendering]:
+        """The renderings of one conversation, the one with the whole text first.
+
+        Raises:
+            RowError: the conversation cannot be rendered.
+        """
+        ...
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text that asks for the next assistant message."""
+        ...
+
+
+class FormatRenderer:
+    """Renders by a declared PromptFormat."""
+
+    def __init__(self, prompt_format: PromptFormat, automatic_bos: str | None) -> None:
+        self._format = prompt_format
+        self._bos = automatic_bos
+
+    def render(self, messages: Sequence[Message]) -> list[Rendering]:
+        """One rendering: a declared format never rewrites what came before."""
+        return [self._format.render(messages).with_bos(self._bos)]
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The inference prompt after `messages`."""
+        return Rendering(self._format.render_prompt(messages), ()).with_bos(self._bos).text
+
+
+class TemplateRenderer:
+    """Renders by the tokenizer's own chat template.
+
+    Templates may rewrite earlier turns (drop their reasoning, say). The turns whose prompt the whole text does not
+    begin with get a rendering of their own.
+    """
+
+    def __init__(self, tokenizer: Any, automatic_bos: str | None) -> None:
+        if not tokenizer.chat_template:
+            raise JobError(
+                Reason.INVALID_SPEC,
+                "generation_config.prompt_format asks for the tokenizer's chat template, but the model's tokenizer "
+                "has none: write system, user and assistant formats instead.",
+            )
+        self._tokenizer = tokenizer
+        self._bos = automatic_bos
+
+    def render(self, messages: Sequence[Message]) -> list[Rendering]:
+        """The whole conversation, and each turn apart that it does not cover."""
+        whole = self._text(messages)
+        turns, apart = [], []
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            prompt = self._text(messages[:index], add_generation_prompt=True)
+            upto = whole if index == len(messages) - 1 else self._text(messages[: index + 1])
+            if whole.startswith(prompt) and whole.startswith(upto) and len(prompt) < len(upto):
+                turns.append(Turn(len(prompt), len(upto)))
+            elif upto.startswith(prompt) and len(prompt) < len(upto):
+                apart.append(Rendering(upto, (Turn(len(prompt), len(upto)),)))
+            else:
+                raise RowError(
+                    "cannot be rendered with the tokenizer's chat template: its text for the answer does not begin "
+                    "with its own generation prompt; write a prompt_format instead."
+                )
+        renderings = ([Rendering(whole, tuple(turns))] if turns or not apart else []) + apart[::-1]
+        return [rendering.with_bos(self._bos) for rendering in renderings]
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The inference prompt after `messages`."""
+        return Rendering(self._text(messages, add_generation_prompt=True), ()).with_bos(self._bos).text
+
+    def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        if not messages:
+            raise RowError("begins with an assistant message, which the tokenizer's chat template cannot prompt for.")
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                plain, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # Templates are foreign programs; jinja lets anything through.
+            raise RowError(f"is refused by the tokenizer's chat template ({error}).") from error
+        return str(text)
+
+
+def make_renderer(prompt_format: PromptFormatSpec, model: ModelTokenizer) -> Renderer:
+    """The renderer for a job's prompt format.
+
+    Raises:
+        JobError: InvalidSpec, the tokenizer's chat template is asked for and there is none.
+    """
+    if isinstance(prompt_format, HuggingFaceChatTemplate):
+        return TemplateRenderer(model.tokenizer, model.automatic_bos)
+    return FormatRenderer(prompt_format, model.automatic_bos)

@@ -1,0 +1,135 @@
+"""What must be known of a model's tokenizer before a row is tokenized: its BOS habit, its stops, its peculiarities."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.generation import GenerationConfig
+from finetune_api.outcome import Reason
+from finetune_api.prompt_format import PromptFormat
+
+from finetune_trainer.data.tokenize import RowTokenizer
+from finetune_trainer.errors import JobError
+
+_TAG = re.compile(r"</?[\w|]+>|<\|[^|<>]+\|>|\[/?[A-Z_]+\]")
+"""Text that looks as if its author took it for a special token."""
+
+
+@dataclass(frozen=True)
+class ModelTokenizer:
+    """A tokenizer with the facts about it that formatting depends on."""
+
+    tokenizer: Any
+    """transformers' PreTrainedTokenizerFast."""
+    automatic_bos: str | None
+    """BOS text that the tokenizer puts in front by itself, or None."""
+
+    def row_tokenizer(self) -> RowTokenizer:
+        """A fresh RowTokenizer on this tokenizer's fast implementation."""
+        backend = self.tokenizer.backend_tokenizer
+        special = frozenset(self.tokenizer.added_tokens_decoder)
+        return RowTokenizer(backend, special)
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides how text becomes ids."""
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        # These two are set by whoever called the tokenizer last; we use neither.
+        backend["truncation"] = backend["padding"] = None
+        text = json.dumps([backend, self.automatic_bos], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of `text` alone."""
+        return list(self.tokenizer.backend_tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> ModelTokenizer:
+    """The tokenizer in a model folder.
+
+    Raises:
+        JobError: ModelUnsupported, there is none, or none with a fast implementation.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # Whatever a foreign folder makes transformers raise means the same to the user.
+        raise JobError(
+            Reason.MODEL_UNSUPPORTED,
+            f"The tokenizer of {folder} cannot be loaded ({_first_line(error)}): check that the model folder holds one.",
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise JobError(
+            Reason.MODEL_UNSUPPORTED,
+            f"The tokenizer of {folder} ({type(tokenizer).__name__}) has no fast implementation, which is needed to "
+            "know which tokens belong to the answer: add a tokenizer.json to the model.",
+        )
+    return ModelTokenizer(tokenizer, automatic_bos(tokenizer))
+
+
+def automatic_bos(tokenizer: Any) -> str | None:
+    """The BOS text that `tokenizer` puts in front of every text by itself, or None."""
+    if tokenizer.bos_token is None:
+        return None
+    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    return str(tokenizer.bos_token) if ids and ids[0] == tokenizer.bos_token_id else None
+
+
+def tokenizer_warnings(model: ModelTokenizer, generation: GenerationConfig) -> list[str]:
+    """What the declared format means to this tokenizer that its author may not expect, a sentence each."""
+    prompt_format = generation.prompt_format
+    if not isinstance(prompt_format, PromptFormat):
+        return []
+    found = []
+    tokenizer = model.tokenizer
+    eos = tokenizer.eos_token
+    tail = prompt_format.end_of_turn
+    tags = dict.fromkeys([*_TAG.findall(tail), *(stop for stop in generation.stopping_sequences or [] if stop in tail)])
+    for tag in tags:
+        count = len(model.ids(tag))
+        if count > 1:
+            instead = f"; its own end-of-sequence token is {eos!r}" if eos else ""
+            found.append(
+                f"{tag!r} in the assistant text is no special token of this model's tokenizer, which makes {count} "
+                f"ordinary tokens of it: the model learns to write it out and must be stopped by text{instead}."
+            )
+    if not _ends_with_stop(model, tail, generation) and tail.strip() and not tags:
+        found.append(
+            f"the assistant text ends with {tail!r}, which is neither a special token of this model's tokenizer nor in "
+            f"stopping_sequences: nothing stops the model there{f'; consider {eos!r}' if eos else ''}."
+        )
+    bos = tokenizer.bos_token
+    if prompt_format.bos.strip() and bos and prompt_format.bos.strip() != bos and len(model.ids(prompt_format.bos)) > 1:
+        found.append(f"bos {prompt_format.bos!r} is no special token of this model's tokenizer; its own is {bos!r}.")
+    return found
+
+
+def single_token_stops(model: ModelTokenizer, generation: GenerationConfig) -> tuple[list[int], list[str]]:
+    """(token ids, texts) that end an answer: stops that are one token, and those that must be matched as text."""
+    ids = list(generation.stopping_tokens or [])
+    texts = []
+    prompt_format = generation.prompt_format
+    tail = prompt_format.end_of_turn if isinstance(prompt_format, PromptFormat) else ""
+    trained = next((tag for tag in _TAG.findall(tail) if tail.lstrip().startswith(tag)), None)
+    for stop in dict.fromkeys([*(generation.stopping_sequences or []), *([trained] if trained else [])]):
+        found = model.ids(stop)
+        if len(found) == 1 and found[0] in model.tokenizer.added_tokens_decoder:
+            ids.append(found[0])
+        else:
+            texts.append(stop)
+    return list(dict.fromkeys(ids)), texts
+
+
+def _ends_with_stop(model: ModelTokenizer, tail: str, generation: GenerationConfig) -> bool:
+    if any(stop in tail for stop in generation.stopping_sequences or []):
+        return True
+    return any(token in model.tokenizer.added_tokens_decoder for token in model.ids(tail))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,44 @@
+"""Cross-entropy over the tokens that the model must produce, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from finetune_trainer.train.batches import IGNORED, Batch
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether the model's forward computes logits for chosen positions only."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def target_logits(model: Any, batch: Batch, *, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and targets at the positions where any row of the batch predicts something.
+
+    Args:
+        model: a causal language model, possibly wrapped.
+        batch: padded sequences [B, L].
+        keep: the model takes `logits_to_keep`, so its output head runs at those positions only.
+
+    Returns:
+        logits [B * P, V] and targets int64 [B * P], IGNORED where a row predicts nothing.
+    """
+    extra: dict[str, Any] = {"logits_to_keep": batch.positions} if keep else {}
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra).logits
+    if not keep:
+        logits = logits[:, batch.positions]
+    return logits.flatten(0, 1), batch.targets[:, batch.positions].flatten()
+
+
+def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float32 []: sum of the cross-entropy, in nats, over targets that are not IGNORED."""
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def correct_targets(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """int64 []: targets that the model ranks first."""
+    return (logits.argmax(dim=-1) == targets).sum()

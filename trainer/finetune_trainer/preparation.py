@@ -1,0 +1,170 @@
+"""Everything before the first weight: inputs fetched and tokenized, the plan made, the checkpoint found.
+
+What can go wrong with a job goes wrong here, before any model is downloaded or any GPU is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.defaults import default_batch_size
+from finetune_api.job import FineTuneJob
+from finetune_api.outcome import DatasetResult, TerminationMessage
+
+from finetune_trainer import inputs
+from finetune_trainer.data.dataset import DataSource, TokenizedData, prepare
+from finetune_trainer.data.read import file_sha256
+from finetune_trainer.job_output import JobOutput
+from finetune_trainer.publish.adapter import adapter_result, finished_adapter, metrics_of
+from finetune_trainer.storage import default_cache_dir, fetch_file
+from finetune_trainer.train.arguments import set_up_tracker
+from finetune_trainer.train.checkpoint import Checkpoint, Checkpoints
+from finetune_trainer.train.collective import Ranks
+from finetune_trainer.train.console import Console
+from finetune_trainer.train.plan import TrainingPlan, make_plan
+from finetune_trainer.train.progress import ProgressReporter
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every part of a run works with."""
+
+    ranks: Ranks
+    console: Console
+    """Silent on all ranks but the first."""
+    reporter: ProgressReporter
+    output: JobOutput
+    scratch: Path
+    """Empty folder of this process."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs; nothing of it has touched the model's weights."""
+
+    model: inputs.ModelInputs
+    train: TokenizedData
+    train_source: DataSource
+    valid: TokenizedData | None
+    plan: TrainingPlan
+    rows_per_batch: int
+    context_length: int
+    """Tokens that rows may have: the job's value, else the longest row, at most what the model supports."""
+    identity: dict[str, Any]
+    checkpoints: Checkpoints
+    resume: Checkpoint | None
+    resume_folder: Path | None
+    notices: list[str]
+
+
+def prepare_run(job: FineTuneJob, notices: list[str], around: Surroundings) -> Prepared | TerminationMessage:
+    """Everything up to the weights; or the result, when an earlier attempt has published it.
+
+    Raises:
+        JobError: data, model, output or checkpoint are not as the job needs them.
+    """
+    spec, ranks = job.spec, around.ranks
+    told = set_up_tracker(spec.logger)
+    train_file = ranks.on_node_first(lambda: fetch_file(spec.train_path))
+    identity = inputs.identity(job, ranks.on_node_first(lambda: file_sha256(train_file)))
+    done = ranks.on_first(lambda: _finished(around, identity))
+    if done is not None:
+        return done
+    model = _in_turn(ranks, lambda: inputs.load_model_inputs(spec))
+    train_source = inputs.data_source(spec, model, spec.train_path)
+    train = _tokenized(around, train_source)
+    valid = _tokenized(around, inputs.data_source(spec, model, spec.valid_path)) if spec.valid_path else None
+    told += model.warnings + train.stats.notices + (valid.stats.notices if valid else [])
+    context_length = _context_length(spec.context_length or model.context_length, train, valid)
+    rows_per_batch = spec.train_batch_size_per_device or default_batch_size(context_length)
+    plan = make_plan(
+        rows=len(train),
+        rows_per_step=rows_per_batch * spec.gradient_accumulation_steps * ranks.world_size,
+        num_epochs=spec.num_epochs,
+        min_update_steps=spec.min_update_steps or 1,
+        seed=spec.seed,
+    )
+    if spec.num_warmup_steps >= plan.total_steps:
+        told.append(
+            f"num_warmup_steps is {spec.num_warmup_steps}, but the run has only {plan.total_steps} steps: the learning "
+            "rate never reaches its full value."
+        )
+    for sentence in told:
+        around.console.warning(sentence)
+    run = identity | {"world_size": ranks.world_size, "rows_per_batch": rows_per_batch}
+    checkpoints = Checkpoints(around.output.store, run, spec.num_checkpoints_to_keep)
+    resume, resume_folder = _resume_from(checkpoints, around)
+    return Prepared(
+        model,
+        train,
+        train_source,
+        valid,
+        plan,
+        rows_per_batch,
+        context_length,
+        identity,
+        checkpoints,
+        resume,
+        resume_folder,
+        notices + told,
+    )
+
+
+def _finished(around: Surroundings, identity: dict[str, Any]) -> TerminationMessage | None:
+    """The result of this very job if it is published already."""
+    store = around.output.store
+    manifest = finished_adapter(store, identity)
+    if manifest is None:
+        return None
+    result = adapter_result(store, manifest)
+    message = f"This job is finished, its adapter is at {result.uri}: nothing was trained."
+    around.console.phase(message)
+    around.reporter.finish()
+    return TerminationMessage(
+        succeeded=True,
+        message=message,
+        adapter=result,
+        dataset=DatasetResult.model_validate(manifest.details["dataset"]),
+        metrics=metrics_of(manifest),
+    )
+
+
+def _in_turn(ranks: Ranks, load: Callable[[], inputs.ModelInputs]) -> inputs.ModelInputs:
+    """The first rank of each node fetches; the others then find everything in the cache."""
+    if ranks.is_node_first:
+        loaded = load()
+        ranks.barrier()
+        return loaded
+    ranks.barrier()
+    return load()
+
+
+def _tokenized(around: Surroundings, source: DataSource) -> TokenizedData:
+    def report(done: int, total: int) -> None:
+        around.console.preparing(f"Preparing {source.name}", done, total)
+        around.reporter.preparing(done, total)
+
+    def tokenize() -> Path:
+        return prepare(source, inputs.tokenized_folder(default_cache_dir()), report).folder
+
+    return TokenizedData(around.ranks.on_node_first(tokenize))
+
+
+def _context_length(limit: int | None, train: TokenizedData, valid: TokenizedData | None) -> int:
+    longest = max(data.stats.longest_row for data in (train, valid) if data)
+    return min(limit or longest, longest)
+
+
+def _resume_from(checkpoints: Checkpoints, around: Surroundings) -> tuple[Checkpoint | None, Path | None]:
+    """The newest complete checkpoint and a copy of it on this node. Only rank 0 may see the output."""
+    found = around.ranks.on_first(checkpoints.newest)
+    if found is None:
+        return None, None
+    folder = around.scratch / "resume"
+    if around.ranks.is_first:
+        checkpoints.fetch(found, folder)
+    around.console.phase(f"Resuming from {around.output.store.uri_of(found.key)}")
+    return found, around.ranks.share_folder(folder)

@@ -1,0 +1,146 @@
+"""The adapter folder: with the base model it is all that is needed to answer as trained.
+
+    adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load
+    tokenizer files, chat_template.jinja             render the trained prompt
+    generation_config.json                           the ids that end an answer
+    prompt_format.yaml                               the declared format and stops, for people and other servers
+    report.html, manifest.json                       what was trained on; digests, written last
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from finetune_api.chat_template import chat_template
+from finetune_api.generation import GenerationConfig
+from finetune_api.outcome import AdapterResult, MetricsResult, Reason
+from finetune_api.prompt_format import PromptFormat
+from safetensors.torch import save_file
+
+from finetune_trainer.data.tokenizer import ModelTokenizer, single_token_stops
+from finetune_trainer.errors import JobError
+from finetune_trainer.storage import Manifest, ObjectStore, read_manifest, write_manifest
+
+FOLDER = "adapter"
+
+
+@dataclass(frozen=True)
+class AdapterParts:
+    """What goes into an adapter folder."""
+
+    model: Any
+    """The PeftModel."""
+    weights: dict[str, torch.Tensor]
+    tokenizer: ModelTokenizer
+    generation: GenerationConfig
+    base_model: str
+    """Where the base model is loaded from: the model id, or the path or address that replaced it."""
+    base_model_revision: str | None
+    context_length: int | None
+
+
+def write_adapter(folder: Path, parts: AdapterParts) -> None:
+    """Write everything but the report and the manifest into `folder`."""
+    _write_weights(folder, parts)
+    tokenizer = parts.tokenizer.tokenizer
+    if isinstance(parts.generation.prompt_format, PromptFormat):
+        tokenizer.chat_template = chat_template(parts.generation.prompt_format, parts.tokenizer.automatic_bos)
+    tokenizer.save_pretrained(folder)
+    _write_generation_config(folder, parts)
+    text = yaml.safe_dump(
+        parts.generation.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=10_000
+    )
+    (folder / "prompt_format.yaml").write_text(text, encoding="utf-8")
+
+
+def _write_weights(folder: Path, parts: AdapterParts) -> None:
+    config = parts.model.peft_config["default"]
+    config.inference_mode = True
+    config.base_model_name_or_path = parts.base_model
+    config.revision = parts.base_model_revision
+    config.save_pretrained(str(folder))
+    save_file(parts.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if parts.context_length is not None:
+        # Not one of PEFT's keys: Ray Serve and vLLM read the trained context length from here.
+        path = folder / "adapter_config.json"
+        content = json.loads(path.read_text())
+        content["context_length"] = parts.context_length
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _write_generation_config(folder: Path, parts: AdapterParts) -> None:
+    """The base model's generation defaults, ended by every stop that is one token.
+
+    Stops that are several tokens can only be matched as text. They are written only where no token ends an answer,
+    because `generate` then asks its caller for the tokenizer.
+    """
+    from transformers import GenerationConfig as HuggingFaceGenerationConfig
+
+    base = parts.model.get_base_model()
+    config = HuggingFaceGenerationConfig.from_dict(base.generation_config.to_dict())
+    ids, texts = single_token_stops(parts.tokenizer, parts.generation)
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    tokenizer = parts.tokenizer.tokenizer
+    ends = [token for token in dict.fromkeys([*known, tokenizer.eos_token_id, *ids]) if token is not None]
+    config.eos_token_id = ends
+    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if texts and not ids:
+        config.stop_strings = texts
+    config.save_pretrained(str(folder))
+
+
+def publish_adapter(store: ObjectStore, folder: Path, details: dict[str, Any]) -> AdapterResult:
+    """Upload `folder` as the job's adapter, its manifest last.
+
+    Args:
+        store: the job's output.
+        folder: the finished adapter folder.
+        details: goes into the manifest: `run`, `baseModel`, `baseModelRevision`, `metrics`, `dataset`.
+    """
+    manifest = write_manifest(folder, details)
+    store.upload_tree(folder, FOLDER)
+    return adapter_result(store, manifest)
+
+
+def adapter_result(store: ObjectStore, manifest: Manifest) -> AdapterResult:
+    """What status says of a published adapter."""
+    return AdapterResult(
+        uri=store.uri_of(FOLDER),
+        base_model=str(manifest.details["baseModel"]),
+        base_model_revision=manifest.details.get("baseModelRevision"),
+        sha256=manifest.sha256(),
+        size_bytes=manifest.size_bytes,
+    )
+
+
+def finished_adapter(store: ObjectStore, identity: dict[str, Any]) -> Manifest | None:
+    """The manifest of the adapter that this very job published earlier, or None when there is none.
+
+    Raises:
+        JobError: OutputConflict, the output holds the adapter of another job.
+    """
+    manifest = read_manifest(store, FOLDER)
+    if manifest is None:
+        return None
+    found = manifest.details.get("run")
+    if found != identity:
+        found = found if isinstance(found, dict) else {}
+        names = [name for name in {**found, **identity} if found.get(name) != identity.get(name)]
+        raise JobError(
+            Reason.OUTPUT_CONFLICT,
+            f"{store.uri_of(FOLDER)} already holds the adapter of another run (it differs in {', '.join(names)}): "
+            "choose another output, or remove the folder.",
+        )
+    return manifest
+
+
+def metrics_of(manifest: Manifest) -> MetricsResult:
+    """The final figures in an adapter's manifest."""
+    return MetricsResult.model_validate(manifest.details.get("metrics", {}))
+
+

@@ -1,0 +1,175 @@
+"""The end of a run: the best checkpoint's adapter, with all that belongs to it, at the job's output."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from finetune_api.job import FineTuneJob
+from finetune_api.outcome import DatasetResult, MetricsResult, Reason, TerminationMessage
+from safetensors.torch import load_file
+
+from finetune_trainer.data.dataset import DataStats, TokenizedData
+from finetune_trainer.data.preview import preview
+from finetune_trainer.errors import JobError
+from finetune_trainer.inputs import ModelSource
+from finetune_trainer.preparation import Prepared, Surroundings
+from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, write_adapter
+from finetune_trainer.publish.report import (
+    DataCounts,
+    RenderedRow,
+    ReportData,
+    curves_from_metrics,
+    library_versions,
+    write_report,
+)
+from finetune_trainer.train import state as saved
+from finetune_trainer.train.checkpoint import Checkpoint
+from finetune_trainer.train.trainer import StepTrainer
+
+REPORT = "report.html"
+SHOWN_ROWS = 3
+
+
+def publish_best(
+    job: FineTuneJob, prepared: Prepared, around: Surroundings, trainer: StepTrainer, wall_seconds: float
+) -> TerminationMessage:
+    """Publish the adapter of the lowest validation loss (without validation the last). Rank 0 only.
+
+    Raises:
+        JobError: OutputConflict, the checkpoints were removed meanwhile; or the output cannot be written.
+    """
+    around.console.phase("Publishing the adapter")
+    around.reporter.publish()
+    store = around.output.store
+    best = prepared.checkpoints.best()
+    if best is None:
+        raise JobError(Reason.OUTPUT_CONFLICT, "The run's checkpoints were removed while it ran: start it again.")
+    weights = around.scratch / saved.ADAPTER
+    store.download_file(f"{best.key}/{saved.ADAPTER}", weights)
+    folder = around.scratch / "adapter"
+    folder.mkdir()
+    parts = AdapterParts(
+        model=trainer.accelerator.unwrap_model(trainer.model),
+        weights=load_file(weights),
+        tokenizer=prepared.model.tokenizer,
+        generation=prepared.model.generation,
+        base_model=_base_model(prepared.model.source),
+        base_model_revision=prepared.model.revision,
+        context_length=prepared.context_length,
+    )
+    write_adapter(folder, parts)
+    metrics, dataset = _metrics(best, prepared, around), dataset_result(prepared.train.stats)
+    write_report(folder / REPORT, _report(job, prepared, around, best, metrics, wall_seconds))
+    store.upload_file(folder / REPORT, REPORT)
+    details = {
+        "run": prepared.identity,
+        "baseModel": parts.base_model,
+        "baseModelRevision": parts.base_model_revision,
+        "metrics": metrics.model_dump(exclude_none=True),
+        "dataset": dataset.model_dump(exclude_none=True),
+        "step": best.step,
+    }
+    adapter = publish_adapter(store, folder, details)
+    around.reporter.finish()
+    message = f"The adapter is at {adapter.uri}."
+    around.console.phase(message)
+    return TerminationMessage(
+        succeeded=True,
+        message=message,
+        rank=0,
+        adapter=adapter,
+        dataset=dataset,
+        metrics=metrics,
+        checkpoint=prepared.checkpoints.result(best.step),
+    )
+
+
+def dataset_result(stats: DataStats) -> DatasetResult:
+    """The counts that travel to status."""
+    return DatasetResult(
+        rows=stats.rows,
+        trainable_tokens=stats.trainable_tokens,
+        truncated_rows=stats.truncated_rows,
+        dropped_rows=stats.dropped_rows,
+        invalid_rows=stats.invalid_rows,
+        retokenized_rows=stats.retokenized_rows,
+        sha256=stats.sha256,
+    )
+
+
+def _metrics(best: Checkpoint, prepared: Prepared, around: Surroundings) -> MetricsResult:
+    evaluated = best.manifest.details.get("metrics") or {}
+    return MetricsResult(
+        train_loss=around.output.last_epoch_loss(prepared.plan),
+        eval_loss=evaluated.get("eval_loss"),
+        perplexity=evaluated.get("eval_perplexity"),
+        token_accuracy=evaluated.get("eval_token_accuracy"),
+    )
+
+
+def _report(
+    job: FineTuneJob,
+    prepared: Prepared,
+    around: Surroundings,
+    best: Checkpoint,
+    metrics: MetricsResult,
+    wall_seconds: float,
+) -> ReportData:
+    spec, resume = job.spec, prepared.resume
+    counts = [_counts("train", spec.train_path, prepared.train)]
+    if prepared.valid is not None and spec.valid_path:
+        counts.append(_counts("valid", spec.valid_path, prepared.valid))
+    rows = [
+        RenderedRow(
+            title=f"{Path(spec.train_path).name} line {row.row}", spans=row.spans, note="; ".join(row.notes) or None
+        )
+        for row in preview(prepared.train_source, SHOWN_ROWS)
+    ]
+    return ReportData(
+        job_name=job.metadata.name,
+        model=spec.model_id,
+        created=datetime.now(UTC),
+        job_yaml=yaml.safe_dump(
+            job.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False, allow_unicode=True
+        ),
+        model_revision=prepared.model.revision,
+        steps=prepared.plan.total_steps,
+        train_loss=metrics.train_loss,
+        eval_loss=metrics.eval_loss,
+        perplexity=metrics.perplexity,
+        token_accuracy=metrics.token_accuracy,
+        best_checkpoint_step=best.step,
+        wall_seconds=wall_seconds,
+        resumed_from=around.output.store.uri_of(resume.key) if resume else None,
+        resumed_at_step=resume.step if resume else None,
+        curves=curves_from_metrics(around.output.metrics_path),
+        token_lengths=prepared.train.row_tokens,
+        context_length=prepared.context_length,
+        data=counts,
+        rows=rows,
+        versions=library_versions(),
+        notices=prepared.notices,
+    )
+
+
+def _counts(name: str, source: str, data: TokenizedData) -> DataCounts:
+    stats = data.stats
+    return DataCounts(
+        name=name,
+        source=source,
+        rows=stats.kept_rows,
+        tokens=stats.tokens,
+        trainable_tokens=stats.trainable_tokens,
+        truncated_rows=stats.truncated_rows,
+        dropped_rows=stats.dropped_rows,
+        invalid_rows=stats.invalid_rows,
+        retokenized_rows=stats.retokenized_rows,
+    )
+
+
+def _base_model(source: ModelSource) -> str:
+    """An absolute path for local folders, so that the adapter finds its base from any working directory."""
+    path = Path(source.address).expanduser()
+    return str(path.resolve()) if path.is_dir() else source.address

@@ -1,0 +1,1 @@
+"""Optimization: steps, checkpoints, evaluation, and what a person sees meanwhile."""

@@ -1,0 +1,129 @@
+"""Rows of an optimizer step -> the padded batches one rank runs for it.
+
+One item is one optimizer step: its batches and the number of trained tokens over all ranks, which the loss is divided
+by. Rows of a step are sorted by length first, so little is padded; which rows a step has is the plan's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from finetune_trainer.data.dataset import TokenizedData
+from finetune_trainer.train.plan import TrainingPlan, share_of_rank
+
+IGNORED = -100
+"""Target of a position that predicts nothing, as cross_entropy's ignore_index."""
+
+TokenPair = tuple[np.ndarray[Any, np.dtype[Any]], np.ndarray[Any, np.dtype[Any]]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences."""
+
+    input_ids: torch.Tensor
+    """int64 [B, L]."""
+    attention_mask: torch.Tensor
+    """int64 [B, L], 0 on padding."""
+    targets: torch.Tensor
+    """int64 [B, L]: the token that position i must predict, that is number i+1, or IGNORED."""
+    positions: torch.Tensor
+    """int64 [P], P >= 1: the positions at which any row predicts something; found here, so that no step waits for a
+    GPU to count them."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`."""
+        tensors = (self.input_ids, self.attention_mask, self.targets, self.positions)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """What one rank computes for one optimizer step."""
+
+    batches: list[Batch]
+    """At least one; a rank without rows has one without targets, so that it takes part in the collectives."""
+    trained_tokens: int
+    """Targets of the step over all ranks."""
+    tokens: int
+    """Tokens of the step over all ranks, padding not counted."""
+
+
+def pad(sequences: Sequence[TokenPair], pad_id: int, length: int | None = None) -> Batch:
+    """Right-pad sequences of (ids [L], trained [L]) to the longest of them, or to `length`."""
+    width = max(length or 0, *(len(ids) for ids, _ in sequences))
+    input_ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(sequences), width), dtype=np.int64)
+    targets = np.full((len(sequences), width), IGNORED, dtype=np.int64)
+    for row, (ids, trained) in enumerate(sequences):
+        input_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = 1
+        targets[row, : len(ids) - 1] = np.where(trained[1:], ids[1:], IGNORED)
+    # A batch without targets still runs the head once, so that every rank uses the same parameters.
+    positions = np.flatnonzero((targets != IGNORED).any(axis=0))
+    positions = positions if len(positions) else np.zeros(1, dtype=np.int64)
+    return Batch(*(torch.from_numpy(array) for array in (input_ids, mask, targets, positions)))
+
+
+def batches_of_rows(
+    data: TokenizedData, rows: Sequence[int], *, rows_per_batch: int, pad_id: int, length: int | None
+) -> Iterator[Batch]:
+    """Padded batches of `rows_per_batch` rows each, longest first so that memory runs out early if it does."""
+    ordered = sorted(rows, key=lambda row: (-int(data.row_tokens[row]), row))
+    for start in range(0, len(ordered), rows_per_batch):
+        sequences = [pair for row in ordered[start : start + rows_per_batch] for pair in data.sequences(row)]
+        yield pad(sequences, pad_id, length)
+
+
+def without_targets(batch: Batch) -> Batch:
+    """The same with nothing to predict: its loss is 0, and so is its gradient."""
+    return replace(batch, targets=torch.full_like(batch.targets, IGNORED), positions=batch.positions[:1])
+
+
+class StepDataset(Dataset[StepBatches]):
+    """Item i is optimizer step i of the plan, for one rank."""
+
+    def __init__(
+        self,
+        data: TokenizedData,
+        plan: TrainingPlan,
+        *,
+        rank: int,
+        world_size: int,
+        rows_per_batch: int,
+        pad_id: int,
+        length: int | None = None,
+    ) -> None:
+        self._data = data
+        self._plan = plan
+        self._rank = rank
+        self._world_size = world_size
+        self._rows_per_batch = rows_per_batch
+        self._pad_id = pad_id
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._plan.total_steps
+
+    def __getitem__(self, step: int) -> StepBatches:
+        rows = self._plan.rows_of_step(step)
+        mine = [int(row) for row in share_of_rank(rows, self._rank, self._world_size)]
+        batches = list(self._batches(mine))
+        if not batches:
+            batches = [without_targets(next(self._batches([int(rows[0])])))]
+        return StepBatches(
+            batches,
+            trained_tokens=int(self._data.row_trained_tokens[rows].sum()),
+            tokens=int(self._data.row_tokens[rows].sum()),
+        )
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[Batch]:
+        return batches_of_rows(
+            self._data, rows, rows_per_batch=self._rows_per_batch, pad_id=self._pad_id, length=self._length
+        )

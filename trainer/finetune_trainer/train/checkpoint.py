@@ -1,0 +1,127 @@
+"""Checkpoints in the job's output: complete or absent, and never taken up by a job they do not belong to.
+
+Each is a folder `checkpoints/step-00000010` whose manifest is written last. The manifest tells which run it belongs
+to; the files are the adapter, optimizer, schedule, trainer state and every rank's random state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.outcome import CheckpointResult, Reason
+
+from finetune_trainer.errors import JobError
+from finetune_trainer.storage import MANIFEST_NAME, Manifest, ObjectStore, read_manifest, write_manifest
+
+FOLDER = "checkpoints"
+_NAME = re.compile(rf"^{FOLDER}/(step-(\d{{8}}))/{re.escape(MANIFEST_NAME)}$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    key: str
+    """Folder in the job's output."""
+    step: int
+    """Optimizer steps it has."""
+    manifest: Manifest
+
+    @property
+    def eval_loss(self) -> float | None:
+        """Validation loss when it was made, or None without validation data."""
+        value = self.manifest.details.get("evalLoss")
+        return float(value) if value is not None else None
+
+
+class Checkpoints:
+    """The checkpoints of one job in its output.
+
+    Args:
+        store: the job's output.
+        identity: what decides the course of training, by name; a checkpoint of another is refused.
+        keep: number of best checkpoints kept besides the newest.
+    """
+
+    def __init__(self, store: ObjectStore, identity: Mapping[str, Any], keep: int) -> None:
+        self._store = store
+        self._identity = dict(identity)
+        self._keep = keep
+
+    def all(self) -> list[Checkpoint]:
+        """Complete checkpoints, oldest first. Folders without a manifest were never finished and do not count."""
+        found = []
+        for key in self._store.list(FOLDER):
+            match = _NAME.match(key)
+            manifest = read_manifest(self._store, f"{FOLDER}/{match.group(1)}") if match else None
+            if match and manifest is not None:
+                found.append(Checkpoint(f"{FOLDER}/{match.group(1)}", int(match.group(2)), manifest))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def newest(self) -> Checkpoint | None:
+        """The checkpoint to resume from, or None.
+
+        Raises:
+            JobError: CheckpointMismatch, it belongs to another job, other data or another number of processes.
+        """
+        checkpoints = self.all()
+        if not checkpoints:
+            return None
+        self.check(checkpoints[-1])
+        return checkpoints[-1]
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint of the lowest validation loss, the earlier one of two equal; the newest without validation."""
+        checkpoints = self.all()
+        return min(checkpoints, key=_rank) if checkpoints else None
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that another run made.
+
+        Raises:
+            JobError: CheckpointMismatch, with what differs.
+        """
+        found = checkpoint.manifest.details.get("run")
+        found = found if isinstance(found, dict) else {}
+        names = [name for name in {**found, **self._identity} if found.get(name) != self._identity.get(name)]
+        if names:
+            shown = ", ".join(f"{name} was {found.get(name)!r} and is now {self._identity.get(name)!r}" for name in names)
+            raise JobError(
+                Reason.CHECKPOINT_MISMATCH,
+                f"{self._store.uri_of(checkpoint.key)} belongs to another run ({shown[:1500]}): choose another output, "
+                "or remove the checkpoints there.",
+            )
+
+    def fetch(self, checkpoint: Checkpoint, folder: Path) -> Path:
+        """A verified copy of `checkpoint` in `folder`, which does not exist yet."""
+        self._store.download_tree(checkpoint.key, folder)
+        return folder
+
+    def save(self, folder: Path, *, step: int, eval_loss: float | None, details: Mapping[str, Any]) -> CheckpointResult:
+        """Publish `folder` as the checkpoint of `step`, then remove what need not be kept."""
+        key = f"{FOLDER}/step-{step:08d}"
+        write_manifest(folder, {**details, "step": step, "evalLoss": eval_loss, "run": self._identity})
+        self._store.upload_tree(folder, key)
+        self._prune()
+        return self.result(step)
+
+    def result(self, step: int) -> CheckpointResult:
+        """Address of the checkpoint of `step`."""
+        return CheckpointResult(uri=self._store.uri_of(f"{FOLDER}/step-{step:08d}"), step=step)
+
+    def _prune(self) -> None:
+        checkpoints = self.all()
+        kept = {checkpoint.step for checkpoint in sorted(checkpoints, key=_rank)[: self._keep]}
+        for checkpoint in checkpoints[:-1]:
+            if checkpoint.step not in kept:
+                self._store.delete_tree(checkpoint.key)
+
+
+def _rank(checkpoint: Checkpoint) -> tuple[float, int]:
+    """Sort key, best first: lowest validation loss, then the earliest; without one, the newest."""
+    loss = checkpoint.eval_loss
+    return (loss, checkpoint.step) if loss is not None else (float("inf"), -checkpoint.step)

@@ -1,0 +1,254 @@
+"""Hugging Face's Trainer, changed where it would not do what the job says.
+
+Its loop, optimizer, schedule, logging and integrations are used as they are. Ours are: one loader item per optimizer
+step with the step's own count of trained tokens, so the loss is a true mean over accumulation and ranks; evaluation
+over every validation token; checkpoints that are complete or absent; and a loss that is not a number ends the run
+instead of being logged as 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.outcome import CheckpointResult, Reason
+from safetensors.torch import save_file
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from finetune_trainer.data.dataset import TokenizedData
+from finetune_trainer.errors import JobError
+from finetune_trainer.model.loss import correct_targets, summed_loss, takes_logits_to_keep, target_logits
+from finetune_trainer.train import state as saved
+from finetune_trainer.train.batches import Batch, StepBatches, StepDataset, batches_of_rows, without_targets
+from finetune_trainer.train.checkpoint import Checkpoints
+from finetune_trainer.train.collective import Ranks
+from finetune_trainer.train.plan import TrainingPlan, share_of_rank
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Validation rows and how they are batched."""
+
+    data: TokenizedData
+    rows_per_batch: int
+
+
+class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Trains one job by its plan.
+
+    Args:
+        model: the PeftModel.
+        args: transformers' arguments; accumulation is 1, because one item is one optimizer step.
+        steps: item i is optimizer step i.
+        plan: the order of rows.
+        evaluation: validation rows, or None.
+        checkpoints: where checkpoints go (used by rank 0).
+        ranks: this process among the others.
+        scratch: an empty folder for files on their way out.
+        pad_id: token id that fills padding; it is never attended to nor trained on.
+        callbacks: transformers callbacks.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: TrainingArguments,
+        steps: StepDataset,
+        plan: TrainingPlan,
+        evaluation: Evaluation | None,
+        checkpoints: Checkpoints,
+        ranks: Ranks,
+        scratch: Path,
+        pad_id: int,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=steps, callbacks=callbacks)
+        # It prints raw dictionaries between our own lines.
+        self.remove_callback(PrinterCallback)
+        self._keep = takes_logits_to_keep(model.get_base_model())
+        self._plan = plan
+        self._evaluation = evaluation
+        self._checkpoints = checkpoints
+        self._ranks = ranks
+        self._scratch = scratch
+        self._pad_id = pad_id
+        self._eval_metrics: dict[str, float] | None = None
+        self._evaluated_step: int | None = None
+        self.last_checkpoint: CheckpointResult | None = None
+
+    # One item of the loader is one optimizer step.
+
+    def get_train_dataloader(self) -> DataLoader[StepBatches]:
+        """Items in the plan's order. Not prepared by accelerate, which would deal them out to the ranks again."""
+        sampler = BatchSampler(SequentialSampler(self.train_dataset), batch_size=1, drop_last=False)
+        return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=_only_item)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[StepBatches], num_batches: int, device: torch.device
+    ) -> tuple[list[StepBatches], None]:
+        """The next item; it brings its own count of trained tokens."""
+        return [item for _, item in zip(range(num_batches), epoch_iterator, strict=False)], None
+
+    def training_step(self, model: Any, inputs: StepBatches, num_items_in_batch: object = None) -> torch.Tensor:
+        """Forward and backward of one optimizer step.
+
+        Returns:
+            float32 []: this rank's part of the loss times the number of ranks, so that its mean over the ranks (which
+            DDP makes of gradients and transformers of losses) is the step's loss per trained token.
+        """
+        model.train()
+        scale = self._ranks.world_size / max(inputs.trained_tokens, 1)
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs.batches, 1):
+            last = number == len(inputs.batches)
+            with nullcontext() if last else self.accelerator.no_sync(model), self.compute_loss_context_manager():
+                logits, targets = target_logits(model, batch.to(self.args.device), keep=self._keep)
+                loss = summed_loss(logits, targets) * scale
+                del logits
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.state.num_input_tokens_seen += inputs.tokens
+        # On a GPU reading the number would stall the loop; there `log` sees it a few steps later.
+        if self.args.device.type == "cpu":
+            self._check_finite(total.item(), self.state.global_step + 1)
+        return total
+
+    def floating_point_ops(self, inputs: object) -> int:
+        """Not estimated."""
+        return 0
+
+    def _check_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise JobError(
+                Reason.LOSS_DIVERGED,
+                f"The loss became {loss} at step {step}: lower learning_rate, raise num_warmup_steps or look for "
+                "broken rows in the data.",
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log figures, unless the loss is not a number."""
+        if "loss" in logs:
+            self._check_finite(logs["loss"], self.state.global_step)
+        super().log(logs, start_time)
+
+    # Evaluation.
+
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:
+        """Loss per trained token, perplexity and token accuracy over all validation rows."""
+        if self._evaluation is None:
+            return {}
+        if self._evaluated_step == self.state.global_step and self._eval_metrics is not None:
+            return self._eval_metrics
+        self.model.eval()
+        loss, correct = 0.0, 0.0
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for batch in self._eval_batches(self._evaluation):
+                logits, targets = target_logits(self.model_wrapped, batch.to(self.args.device), keep=self._keep)
+                loss += summed_loss(logits, targets).item()
+                correct += correct_targets(logits, targets).item()
+        self.model.train()
+        loss, correct = self._ranks.sums([loss, correct])
+        count = int(self._evaluation.data.row_trained_tokens.sum())
+        mean = loss / count
+        self._check_finite(mean, self.state.global_step)
+        # exp overflows above 709; a perplexity that large has no meaning.
+        perplexity = math.exp(mean) if mean < 700 else math.inf
+        metrics = {"eval_loss": mean, "eval_perplexity": perplexity, "eval_token_accuracy": correct / count}
+        self._eval_metrics, self._evaluated_step = metrics, self.state.global_step
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _eval_batches(self, evaluation: Evaluation) -> Iterator[Batch]:
+        """This rank's batches; every rank has the same number of them, since sharded models run in step."""
+        data, size = evaluation.data, evaluation.rows_per_batch
+        rows = torch.arange(len(data)).numpy()
+        mine = share_of_rank(rows, self._ranks.rank, self._ranks.world_size)
+        wanted = math.ceil(len(share_of_rank(rows, 0, self._ranks.world_size)) / size)
+        batches = list(batches_of_rows(data, mine.tolist(), rows_per_batch=size, pad_id=self._pad_id, length=None))
+        yield from batches
+        filler = batches[0] if batches else next(self._filler(evaluation))
+        yield from (without_targets(filler) for _ in range(wanted - len(batches)))
+
+    def _filler(self, evaluation: Evaluation) -> Iterator[Batch]:
+        return batches_of_rows(evaluation.data, [0], rows_per_batch=1, pad_id=self._pad_id, length=None)
+
+    # Checkpoints.
+
+    def _save_checkpoint(self, model: Any, trial: object) -> None:
+        """Save everything a resume needs. Called by the loop on all ranks when a callback asks for it."""
+        adapter = saved.adapter_state(self.accelerator.unwrap_model(self.model), model)
+        optimizer = saved.optimizer_state(model, self.optimizer)
+        random_states = self._ranks.gather(saved.random_state())
+        if not self._ranks.is_first:
+            return
+        folder = self._scratch / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True)
+        save_file(adapter, folder / saved.ADAPTER, metadata={"format": "pt"})
+        torch.save(optimizer, folder / saved.OPTIMIZER)
+        torch.save(self.lr_scheduler.state_dict(), folder / saved.SCHEDULER)
+        torch.save(random_states, folder / saved.RANDOM)
+        self.state.save_to_json(str(folder / saved.TRAINER_STATE))
+        evaluated = self._eval_metrics if self._evaluated_step == self.state.global_step else None
+        self.last_checkpoint = self._checkpoints.save(
+            folder,
+            step=self.state.global_step,
+            eval_loss=evaluated["eval_loss"] if evaluated else None,
+            details={"metrics": evaluated or {}, "epoch": self._plan.epoch_after(self.state.global_step)},
+        )
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: the adapter's weights were put in place before the model was wrapped."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        saved.load_optimizer_state(self.model_wrapped, self.optimizer, folder)
+        self.lr_scheduler.load_state_dict(torch.load(folder / saved.SCHEDULER, weights_only=True))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            saved.load_random_state(Path(checkpoint), self._ranks)
+
+
+class RunControl(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Says when to evaluate, save and stop.
+
+    Args:
+        plan: gives the epoch its true value.
+        save_at: steps after which the model is evaluated and saved.
+        stop_asked: whether this process was asked to stop. A signal may reach one rank only, so ranks agree each step.
+        ranks: this process among the others.
+    """
+
+    def __init__(
+        self, *, plan: TrainingPlan, save_at: frozenset[int], stop_asked: Callable[[], bool], ranks: Ranks
+    ) -> None:
+        self._plan = plan
+        self._save_at = save_at
+        self._stop_asked = stop_asked
+        self._ranks = ranks
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After each optimizer step, before it is logged."""
+        state.epoch = self._plan.epoch_after(state.global_step)
+        if state.global_step in self._save_at:
+            control.should_evaluate = control.should_save = True
+        if state.global_step < self._plan.total_steps and self._ranks.any(self._stop_asked()):
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+def _only_item(items: list[StepBatches]) -> StepBatches:
+    return items[0]
