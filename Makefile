@@ -24,7 +24,7 @@ $(STAMP): requirements.lock pyproject.toml scripts/setup.sh
 	@touch $@
 
 demo: setup ## fine-tune a small real model on this machine and compare its answers before and after
-	@$(PYTHON) examples/safety/demo.py
+	@$(PYTHON) -m examples.safety.demo
 
 test: check ## check, then run every test
 	@$(PYTHON) tests/tools/build.py

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from examples.safety.base_model import base_model
+from examples.safety.base_model import base_model, cache_dir
+
+_CACHE = cache_dir()
+"""Taken before any test gives the code under test a cache of its own."""
 
 
 @functools.cache
 def smollm2_folder() -> Path:
     """Folder of SmolLM2-135M-Instruct; converted into the cache on the first use of this machine."""
-    return base_model()
+    return base_model(_CACHE)
 
 
 def random_llama(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int = 32) -> Path:

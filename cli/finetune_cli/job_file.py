@@ -9,7 +9,6 @@ import yaml
 from finetune_api.document import parse_value
 from finetune_api.job import FineTuneJob
 
-
 LINE_WIDTH = 1000
 """In characters; longer texts are folded, which reads worse than a long line."""
 

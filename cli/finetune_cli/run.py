@@ -47,7 +47,8 @@ def run(
     repeated = {problem.message for problem in load_job(text, source=file).warnings}
     warn(file, [problem for problem in result.warnings if problem.message not in repeated])
     exit_code, message = run_attempt(text)
-    if message is not None and message.succeeded and message.adapter is not None:
+    if message is not None and message.succeeded:
+        _keep(job, text)
         _show_result(job, message)
     elif message is None:
         typer.secho(
@@ -65,6 +66,8 @@ def placed(job: FineTuneJob, output_dir: str | None) -> FineTuneJob:
     from finetune_api.workers import Output
 
     effective = effective_job(job)
+    # The uid of a manifest that came from a cluster would make the output a folder below the one that was asked for.
+    effective = effective.model_copy(update={"metadata": effective.metadata.model_copy(update={"uid": None})})
     if output_dir is None and effective.spec.output is not None:
         return effective
     uri = output_dir or f"{OUTPUT_ROOT}/{job.metadata.name}"
@@ -72,6 +75,15 @@ def placed(job: FineTuneJob, output_dir: str | None) -> FineTuneJob:
         uri = str(Path(uri).expanduser().absolute())
     spec = effective.spec.model_copy(update={"output": Output(uri=uri)})
     return effective.model_copy(update={"spec": spec})
+
+
+def _keep(job: FineTuneJob, text: str) -> None:
+    """Puts the effective job beside the results when those are on this machine."""
+    from finetune_api.output import output_address
+
+    address = output_address(job)
+    if address is not None and "://" not in address:
+        Path(address, "job.yaml").write_text(text, encoding="utf-8")
 
 
 def _show_result(job: FineTuneJob, message: TerminationMessage) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
 ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}
@@ -17,6 +17,13 @@ FREE_OBJECT = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 """Schema of an object whose keys belong to somebody else."""
 
 
+def _integral(value: Any) -> Any:
+    """4096.0 and 1e3 are whole numbers to the API server, so they are here."""
+    if isinstance(value, list):
+        return [_integral(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class SpecModel(BaseModel):
     """What users write: unknown keys and values of another type are refused."""
 
@@ -24,16 +31,17 @@ class SpecModel(BaseModel):
         extra="forbid", strict=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
     )
 
+    # Not a validator of the integer type: pydantic leaves the bounds of such types out of the JSON schema.
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_floats_are_whole_numbers(cls, data: Any) -> Any:
+        return {key: _integral(value) for key, value in data.items()} if isinstance(data, dict) else data
+
 
 class KubernetesModel(SpecModel):
     """Keys that Kubernetes has a name for are spelled its way in YAML, snake_case in Python."""
 
     model_config = ConfigDict(alias_generator=to_camel)
-
-
-def _integral(value: Any) -> Any:
-    """4096.0 and 1e3 are whole numbers to the API server, so they are here."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
@@ -45,10 +53,7 @@ Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Address = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 """A path or an address with a scheme."""
 
-Whole = Annotated[int, BeforeValidator(_integral)]
-"""A whole number."""
-
-Count = Annotated[Whole, Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """A whole number of at least 1."""
 
 Amount = Annotated[float, Field(allow_inf_nan=False)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from finetune_api.fields import FreeObject, SpecModel, Whole, Word
+from finetune_api.fields import FreeObject, SpecModel, Word
 from finetune_api.prompt_format import HuggingFaceChatTemplate, PromptFormat
 
 _DECLARED, _TOKENIZERS_OWN = "declared", "tokenizers_own"
@@ -38,7 +38,7 @@ class GenerationConfig(SpecModel):
         "Those that are a single token of the model's tokenizer are written into the adapter's "
         "generation_config.json. Default: [].",
     )
-    stopping_tokens: Annotated[list[Annotated[Whole, Field(ge=0, le=2**31 - 1)]], Field(max_length=64)] = Field(
+    stopping_tokens: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=64)] = Field(
         default_factory=list,
         description="stopping_tokens are token ids at which generation ends, at most 64. Default: [].",
     )

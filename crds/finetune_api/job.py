@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.fields import Count, FreeObject, KubernetesModel, SpecModel, Whole
+from finetune_api.fields import Count, FreeObject, KubernetesModel, SpecModel
 from finetune_api.generation import GenerationConfig
+from finetune_api.llmforge_keys import Refused, WithoutEffect
 from finetune_api.lora import LoraConfig
 from finetune_api.status import FineTuneJobStatus
-from finetune_api.training import Logger, Refused, WhatToTrain, WithoutEffect
+from finetune_api.training import Logger, WhatToTrain
 from finetune_api.workers import Output, Secrets, Workers
 
 __all__ = [
@@ -43,8 +44,9 @@ NAME_LIMIT = 63
 class WhereItRuns(SpecModel):
     """Machines and credentials: may change while the job is suspended or waits."""
 
-    num_devices: Count | None = Field(
+    num_devices: int | None = Field(
         default=None,
+        ge=1,
         le=65536,
         description="num_devices is LLMForge's total number of GPUs. workers.nodes x workers.gpusPerNode says the "
         "same and more; given both, they must agree. Default: from workers.",
@@ -69,7 +71,7 @@ class HowItLives(SpecModel):
         description="suspend stops the job's pods after a checkpoint and starts it again from there when it becomes "
         "false. Default: false.",
     )
-    backoff_limit: Whole = Field(
+    backoff_limit: int = Field(
         default=3,
         ge=0,
         le=1000,
@@ -83,7 +85,7 @@ class HowItLives(SpecModel):
         description="activeDeadlineSeconds is how long the job may be active over all attempts, in seconds; time "
         "spent suspended does not count. Default: no limit.",
     )
-    ttl_seconds_after_finished: Annotated[Whole, Field(ge=0, le=2**31 - 1)] | None = Field(
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None,
         alias="ttlSecondsAfterFinished",
         description="ttlSecondsAfterFinished is how long the finished FineTuneJob is kept, in seconds; the adapter "

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from finetune_api.job import FineTuneJobSpec
 from finetune_api.problem import Problem
-from finetune_api.training import WhatToTrain, WithoutEffect
 
 
 class Fate(StrEnum):
@@ -156,7 +156,7 @@ REFUSED_PEFT_KEYS = {
 """Keys of PEFT's LoraConfig that `LoraConfig` does not have: why, as the end of a sentence."""
 
 
-def refused_keys(spec: WhatToTrain) -> Iterator[Problem]:
+def refused_keys(spec: FineTuneJobSpec) -> Iterator[Problem]:
     """A sentence for each refused key and task in `spec`."""
     for key, sentence in _REFUSED.items():
         if getattr(spec, key) is not None:
@@ -165,7 +165,7 @@ def refused_keys(spec: WhatToTrain) -> Iterator[Problem]:
         yield Problem("task", REFUSED_TASKS[spec.task])
 
 
-def keys_without_effect(spec: WithoutEffect) -> Iterator[Problem]:
+def keys_without_effect(spec: FineTuneJobSpec) -> Iterator[Problem]:
     """A sentence for each key in `spec` that does nothing here."""
     for key, sentence in _NO_EFFECT.items():
         if getattr(spec, key) is not None:

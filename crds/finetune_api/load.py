@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from finetune_api.defaults import notices
 from finetune_api.document import SIZE_LIMIT_BYTES, DocumentError, decode, parse_mapping, parse_value
 from finetune_api.job import API_VERSION, KIND, NAME_LIMIT, FineTuneJob
-from finetune_api.llmforge import FULL_PARAMETER_REFUSAL
+from finetune_api.llmforge import FULL_PARAMETER_REFUSAL, keys_without_effect
 from finetune_api.problem import Problem
 from finetune_api.rules import spec_problems
 from finetune_api.spec_errors import problems_of
@@ -101,7 +101,8 @@ def load_manifest(manifest: Mapping[str, Any]) -> LoadResult:
         return LoadResult(None, other_kind or [*missing, *found], [] if other_kind else warnings)
     errors = [*missing, *(problem.below("spec") for problem in spec_problems(job.spec))]
     if errors:
-        return LoadResult(None, errors, warnings)
+        ignored = [problem.below("spec") for problem in keys_without_effect(job.spec)]
+        return LoadResult(None, errors, [*warnings, *ignored])
     return LoadResult(job, [], [*warnings, *(problem.below("spec") for problem in notices(job))])
 
 

@@ -49,14 +49,16 @@ Initialization = Annotated[
 class LoraConfig(SpecModel):
     """The adapter's shape, in PEFT's own keys."""
 
-    r: Count = Field(
+    r: int = Field(
         default=8,
+        ge=1,
         le=512,
         description="r is the rank of the adapter's matrices, 1 to 512. vLLM serves ranks up to its max_lora_rank, "
         "16 unless its server raises it. Default: 8.",
     )
-    lora_alpha: Count = Field(
+    lora_alpha: int = Field(
         default=16,
+        ge=1,
         le=65536,
         description="lora_alpha scales the adapter: its output is multiplied by lora_alpha / r. 1 to 65536. "
         "Default: 16.",

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.fields import ANYTHING, Address, Amount, Count, FreeObject, Share, SpecModel, Whole, Word
+from finetune_api.fields import ANYTHING, Address, Amount, Count, FreeObject, Share, SpecModel, Word
 from finetune_api.generation import GenerationConfig
+from finetune_api.llmforge_keys import OldSpellings
 from finetune_api.lora import LoraConfig, one_of_several
 
 DEFAULT_MIN_UPDATE_STEPS = 100
@@ -103,7 +104,7 @@ class ModelAndData(SpecModel):
         description="generation_config declares how conversations become text, in training and at inference alike. "
         "Default: the published format of natively supported models; required for all others.",
     )
-    context_length: Whole | None = Field(
+    context_length: int | None = Field(
         default=None,
         ge=8,
         le=4_194_304,
@@ -136,20 +137,23 @@ class Schedule(SpecModel):
         description="min_update_steps is the least number of optimizer steps of a job without num_epochs: num_epochs "
         "is then min_update_steps / steps per epoch, rounded up. Default: 100.",
     )
-    train_batch_size_per_device: Count | None = Field(
+    train_batch_size_per_device: int | None = Field(
         default=None,
+        ge=1,
         le=65536,
         description="train_batch_size_per_device is the number of rows per device and forward pass. Default: by "
         "context_length, 16 up to 512 tokens, 8 up to 1024, 4 up to 2048, 2 up to 4096, else 1.",
     )
-    eval_batch_size_per_device: Count | None = Field(
+    eval_batch_size_per_device: int | None = Field(
         default=None,
+        ge=1,
         le=65536,
         description="eval_batch_size_per_device is the number of validation rows per device and forward pass. "
         "Default: train_batch_size_per_device.",
     )
-    gradient_accumulation_steps: Count = Field(
+    gradient_accumulation_steps: int = Field(
         default=1,
+        ge=1,
         le=65536,
         description="gradient_accumulation_steps is the number of forward passes per optimizer step. Default: 1.",
     )
@@ -164,7 +168,7 @@ class Schedule(SpecModel):
         description="lr_scheduler_type is how the learning rate falls after the warm-up: cosine, linear or constant. "
         "Default: cosine.",
     )
-    num_warmup_steps: Whole = Field(
+    num_warmup_steps: int = Field(
         default=10,
         ge=0,
         le=2**31 - 1,
@@ -180,7 +184,7 @@ class Schedule(SpecModel):
         le=1e9,
         description="max_grad_norm is the norm that gradients are clipped to; 0 clips nothing. Default: 1.",
     )
-    seed: Whole = Field(
+    seed: int = Field(
         default=42, ge=0, le=2**32 - 1, description="seed of the order of rows, dropout and adapter. Default: 42."
     )
 
@@ -223,8 +227,9 @@ class Saving(SpecModel):
         description="max_num_checkpoints is the most evaluations with a checkpoint over the whole run; they are "
         "spread evenly when the frequency asks for more. Default: no bound.",
     )
-    num_checkpoints_to_keep: Count = Field(
+    num_checkpoints_to_keep: int = Field(
         default=1,
+        ge=1,
         le=1000,
         description="num_checkpoints_to_keep is the number of checkpoints kept: those of the lowest validation loss, "
         "and always the newest, to resume from. 1 to 1000. Default: 1.",
@@ -238,73 +243,6 @@ class Saving(SpecModel):
     )
     logger: Logger | None = Field(
         default=None, description="logger sends metrics to Weights & Biases or MLflow as well. Default: none."
-    )
-
-
-class OldSpellings(SpecModel):
-    """LLMForge's older names of keys above. `effective_job` rewrites them."""
-
-    min_num_update_steps: Count | None = Field(
-        default=None, description="min_num_update_steps is another spelling of min_update_steps."
-    )
-    no_gradient_checkpoint: bool | None = Field(
-        default=None, description="no_gradient_checkpoint is the old, inverted spelling of gradient_checkpointing."
-    )
-    checkpoint_every_n_epochs: Count | None = Field(
-        default=None,
-        description="checkpoint_every_n_epochs: n is the old spelling of checkpoint_and_evaluation_frequency: "
-        "{strategy: epochs, value: n}.",
-    )
-
-
-class WithoutEffect(SpecModel):
-    """LLMForge's keys for machinery that is not here. They are accepted, and a notice says what acts instead."""
-
-    deepspeed: FreeObject | None = Field(
-        default=None, description="deepspeed is accepted with a warning and has no effect: use sharding."
-    )
-    worker_resources: FreeObject | None = Field(
-        default=None,
-        description="worker_resources is accepted with a warning and has no effect: use workers.nodeSelector and "
-        "workers.resources.",
-    )
-    trainer_resources: FreeObject | None = Field(
-        default=None, description="trainer_resources is accepted with a warning and has no effect: use workers."
-    )
-    flash_attention_2: bool | None = Field(
-        default=None,
-        description="flash_attention_2 is accepted with a warning and has no effect: the attention kernel is chosen "
-        "for the device.",
-    )
-    liger_kernel: FreeObject | None = Field(
-        default=None, description="liger_kernel is accepted with a warning and has no effect."
-    )
-    num_data_blocks_per_device: Whole | None = Field(
-        default=None, description="num_data_blocks_per_device is accepted with a warning and has no effect."
-    )
-    dataset_size_scaling_factor: Amount | None = Field(
-        default=None, description="dataset_size_scaling_factor is accepted with a warning and has no effect."
-    )
-    custom_model_tag: Annotated[str, Field(max_length=512)] | None = Field(
-        default=None,
-        description="custom_model_tag is accepted with a warning and has no effect: the job's name names the adapter.",
-    )
-    forward_checkpoint_config: FreeObject | None = Field(
-        default=None,
-        description="forward_checkpoint_config is accepted with a warning and has no effect: use output.uri.",
-    )
-
-
-class Refused(SpecModel):
-    """LLMForge's keys for jobs that are not done here: known, so that the refusal can say why."""
-
-    classifier_config: FreeObject | None = Field(
-        default=None,
-        description="classifier_config is refused: write the labels as assistant messages and use instruction_tuning.",
-    )
-    preference_tuning_config: FreeObject | None = Field(
-        default=None,
-        description="preference_tuning_config is refused: only supervised fine-tuning is done.",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.fields import Address, FreeObject, KubernetesModel, Name, Whole, Word
+from finetune_api.fields import Address, FreeObject, KubernetesModel, Name, Word
 from finetune_api.lora import one_of_several
 
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=253)]], Field(max_length=64)]
@@ -49,7 +49,7 @@ class Toleration(KubernetesModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="effect of the taint; absent matches all effects."
     )
-    toleration_seconds: Whole | None = Field(
+    toleration_seconds: int | None = Field(
         default=None,
         ge=0,
         le=2**31 - 1,
@@ -163,10 +163,10 @@ class Cache(KubernetesModel):
 class Workers(KubernetesModel):
     """The machines of one attempt: nodes x gpusPerNode processes train together."""
 
-    nodes: Whole = Field(
+    nodes: int = Field(
         default=1, ge=1, le=1024, description="nodes is the number of pods that train together, 1 to 1024. Default: 1."
     )
-    gpus_per_node: Whole = Field(
+    gpus_per_node: int = Field(
         default=1,
         ge=0,
         le=64,

@@ -30,8 +30,11 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    # As the trainer writes it, for servers; PEFT warns of a key it does not know.
+    declared = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(declared | {"context_length": 512}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     return folder
 
@@ -49,7 +52,8 @@ def test_the_answer_is_the_one_that_plain_peft_gives(base: Path, adapter: Path) 
 
     (answer,) = finetune_json("chat", str(adapter), "-m", "Hello", "--system", "Be brief.", "--max-new-tokens", "6")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    with pytest.warns(UserWarning, match="context_length"):
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
     assert answer["answer"] == _greedy(model, AutoTokenizer.from_pretrained(adapter), messages, 6)
     assert answer["finish_reason"] == "length"
     assert answer["tokens"] == 6

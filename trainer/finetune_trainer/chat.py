@@ -5,14 +5,16 @@ What is generated here is what any server that reads the same files generates; n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
 
-from finetune_api.generation import GenerationConfig
+from finetune_api.generation import GenerationConfig as DeclaredGeneration
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.errors import JobError
@@ -69,7 +71,7 @@ class Stops:
         if declared.is_file():
             try:
                 content = yaml.safe_load(declared.read_text(encoding="utf-8"))
-                generation = GenerationConfig.model_validate(content)
+                generation = DeclaredGeneration.model_validate(content)
             except (OSError, ValueError, yaml.YAMLError) as error:
                 raise JobError(
                     Reason.INVALID_SPEC,
@@ -116,6 +118,25 @@ def _overlap(text: str, marker: str) -> int:
     return next((size for size in range(min(len(text), len(marker)), 0, -1) if text.endswith(marker[:size])), 0)
 
 
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the block, libraries draw no bars and do not warn of what is meant or of what only they can change."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # adapter_config.json has a key that servers read and PEFT does not know.
+            warnings.filterwarnings("ignore", message="Unexpected keyword arguments", category=UserWarning)
+            # PEFT still uses names that transformers has changed.
+            warnings.filterwarnings("ignore", message=".* is deprecated", category=FutureWarning)
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
 class ChatModel:
     """A model that answers conversations greedily, so that the same question has the same answer."""
 
@@ -139,7 +160,12 @@ class ChatModel:
         path = Path(folder).expanduser()
         if not path.is_dir():
             raise JobError(Reason.MODEL_NOT_FOUND, f"There is no folder {folder}: name an adapter's folder.")
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        with quiet_libraries():
+            return cls._load(path, base_model, with_adapter=with_adapter)
+
+    @classmethod
+    def _load(cls, path: Path, base_model: str | None, *, with_adapter: bool) -> Self:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         config_file = path / "adapter_config.json"
         revision: str | None = None
@@ -157,16 +183,18 @@ class ChatModel:
         else:
             raise JobError(
                 Reason.MODEL_NOT_FOUND,
-                f"{folder} holds neither an adapter (adapter_config.json) nor a model (config.json): name the folder "
+                f"{path} holds neither an adapter (adapter_config.json) nor a model (config.json): name the folder "
                 "`adapter` of a finished job.",
             )
         weights = fetch_model(base, None if base_model else revision).path
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         if tokenizer.chat_template is None:
             raise JobError(
-                Reason.INVALID_SPEC, f"{folder} has no chat template, so it is not known how the model is prompted."
+                Reason.INVALID_SPEC, f"{path} has no chat template, so it is not known how the model is prompted."
             )
-        model = AutoModelForCausalLM.from_pretrained(weights, dtype=_dtype(), local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=_dtype(), local_files_only=True)
+        # The base model's own stops and sampling must not be merged into what the folder declares.
+        model.generation_config = GenerationConfig()
         if with_adapter:
             from peft import PeftModel
 

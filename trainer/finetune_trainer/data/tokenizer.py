@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +36,7 @@ class ModelTokenizer:
 
     def fingerprint(self) -> str:
         """Digest of everything that decides how text becomes ids."""
-        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        # These two are set by whoever called the tokenizer last; we use neither.
-        backend["truncation"] = backend["padding"] = None
-        text = json.dumps([backend, self.automatic_bos], sort_keys=True)
+        text = f"{self.automatic_bos!r} {self.tokenizer.backend_tokenizer.to_str()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def ids(self, text: str) -> list[int]:

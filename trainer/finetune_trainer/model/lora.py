@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def continue_lora(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        with warnings.catch_warnings():
+            # PEFT's complaint about the context_length that we and others put beside its own keys.
+            warnings.filterwarnings("ignore", message="Unexpected keyword arguments")
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:  # PEFT lets whatever a foreign folder causes through.
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise JobError(

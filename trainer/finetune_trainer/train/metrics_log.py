@@ -94,7 +94,7 @@ def _keep_steps(path: Path, last_step: int) -> None:
     rewritten = path.with_name(f".{path.name}.tmp")
     with rewritten.open("wb") as file:
         for entry in read_metrics(path):
-            if entry["step"] <= last_step + 1:
+            if entry["step"] <= last_step:
                 file.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
         file.flush()
         os.fsync(file.fileno())
