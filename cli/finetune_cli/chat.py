@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune_cli.output import OutputFormat, OutputOption, fail, print_json
+from finetune_cli.output import SHARED_CPU, OutputFormat, OutputOption, fail, print_json
 
 if TYPE_CHECKING:
     from finetune_trainer.chat import ChatModel
@@ -29,7 +29,8 @@ def chat(
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Talk to a fine-tuned model: with --message once, otherwise until end of input (Ctrl-D)."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name, value in {**SHARED_CPU, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
+        os.environ.setdefault(name, value)
     from finetune_trainer.chat import ChatModel
     from finetune_trainer.errors import JobError
 

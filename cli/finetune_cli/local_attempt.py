@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from finetune_api.outcome import Reason, TerminationMessage, TrainerStatus
+from finetune_cli.output import SHARED_CPU
 from finetune_cli.progress import bar_state, progress_endpoint
 
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,7 +33,7 @@ def run_attempt(job_text: str) -> tuple[int, TerminationMessage | None]:
         token = secrets.token_urlsafe(32)
         token_file.touch(mode=0o600)
         token_file.write_text(token, encoding="ascii")
-        environ = {**os.environ, "FINETUNE_TERMINATION_MESSAGE_PATH": str(message)}
+        environ = {**SHARED_CPU, **os.environ, "FINETUNE_TERMINATION_MESSAGE_PATH": str(message)}
         console = Console(highlight=False)
         if console.is_terminal:
             exit_code = _with_bar(console, job, environ, token, token_file)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 INVALID_JOB_EXIT_CODE = 1
 
 
+SHARED_CPU = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""Set before torch is loaded, unless the user has: threads that wait by spinning make everything several times slower
+on a machine that does anything else besides, as a laptop does."""
+
+
 class OutputFormat(StrEnum):
     """What `-o` takes."""
 

@@ -142,15 +142,12 @@ class TerminationMessage(_Wire):
 
     def to_bytes(self) -> bytes:
         """UTF-8 JSON of at most TERMINATION_MESSAGE_LIMIT_BYTES; a message too long for that is shortened with "…"."""
-        data = self._json()
+        data = _json(self)
         message = self.message
         while len(data) > TERMINATION_MESSAGE_LIMIT_BYTES and message:
             message = message[: len(message) * 3 // 4]
-            data = self.model_copy(update={"message": message + "…"})._json()
+            data = _json(self.model_copy(update={"message": message + "…"}))
         return data
-
-    def _json(self) -> bytes:
-        return self.model_dump_json(exclude_none=True, exclude_defaults=False).encode()
 
     @classmethod
     def parse(cls, data: bytes | str) -> Self | None:
@@ -159,6 +156,10 @@ class TerminationMessage(_Wire):
             return cls.model_validate_json(data)
         except ValidationError:
             return None
+
+
+def _json(message: TerminationMessage) -> bytes:
+    return message.model_dump_json(exclude_none=True).encode()
 
 
 class Metric(_Wire):

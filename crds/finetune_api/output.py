@@ -20,5 +20,10 @@ def output_address(job: FineTuneJob) -> str | None:
         return None
     if job.metadata.uid is None:
         return base
-    parts = [base.rstrip("/"), job.metadata.namespace or "default", job.metadata.name, job.metadata.uid[:UID_CHARACTERS]]
+    parts = [
+        base.rstrip("/"),
+        job.metadata.namespace or "default",
+        job.metadata.name,
+        job.metadata.uid[:UID_CHARACTERS],
+    ]
     return "/".join(parts)

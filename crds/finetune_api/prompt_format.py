@@ -177,9 +177,12 @@ class PromptFormat(BaseModel):
                 "system_in_last_user has no effect: it changes prompts at inference only, so they would differ from "
                 "the training text; the system message stays in the first user message."
             )
-        for key in ("trailing_assistant", "bos", "default_system_message"):
-            if "{instruction}" in getattr(self, key) or "{system}" in getattr(self, key):
-                found.append(f"{key} is used verbatim: the placeholder in it is not replaced.")
+        verbatim = ("trailing_assistant", "bos", "default_system_message")
+        found.extend(
+            f"{key} is used verbatim: the placeholder in it is not replaced."
+            for key in verbatim
+            if "{instruction}" in getattr(self, key) or "{system}" in getattr(self, key)
+        )
         return found
 
     def render(self, messages: Sequence[Message]) -> Rendering:

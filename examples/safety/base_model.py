@@ -69,7 +69,7 @@ def _convert(target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
     # The weights are ordinary float32 by now; the markers would make save_pretrained refuse.
     del model.config.quantization_config
-    model.hf_quantizer = None
+    vars(model)["hf_quantizer"] = None
     model.config.rms_norm_eps = 1e-5
     model.save_pretrained(target)
 

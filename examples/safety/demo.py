@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from examples.safety.base_model import MODEL_ID, base_model
+from finetune_cli.output import SHARED_CPU
 from finetune_trainer.chat import ChatModel
 
 HERE = Path(__file__).parent
@@ -90,8 +91,7 @@ def _marked(answer: str, request: Request) -> Text:
 def main() -> int:
     """Run the demo; the exit code is that of `finetune run`."""
     console = Console(highlight=False)
-    # Bars of libraries would tear ours apart.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.update(SHARED_CPU | os.environ)
     base = base_model()
     requests = held_out()
     console.print(

@@ -5,6 +5,7 @@ What is generated here is what any server that reads the same files generates; n
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from finetune_api.generation import GenerationConfig as DeclaredGeneration
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.errors import JobError
+from finetune_trainer.launch.elastic import NodeSettings, worker_defaults
 from finetune_trainer.storage import fetch_model
 
 if TYPE_CHECKING:
@@ -186,6 +188,7 @@ class ChatModel:
                 f"{path} holds neither an adapter (adapter_config.json) nor a model (config.json): name the folder "
                 "`adapter` of a finished job.",
             )
+        _use_available_cores()
         weights = fetch_model(base, None if base_model else revision).path
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         if tokenizer.chat_template is None:
@@ -309,6 +312,15 @@ class _Reader:
             self._on_text(text[self._shown :])
             self._shown = len(text)
         return text
+
+
+def _use_available_cores() -> None:
+    """As many threads as this process may use: in a container torch counts the cores of the whole machine."""
+    import torch
+
+    defaults = worker_defaults(NodeSettings(nproc=1, alone=True), os.environ)
+    if "OMP_NUM_THREADS" in defaults:
+        torch.set_num_threads(int(defaults["OMP_NUM_THREADS"]))
 
 
 def _device() -> str:

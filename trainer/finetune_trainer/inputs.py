@@ -9,9 +9,8 @@ from typing import Any
 from finetune_api.generation import GenerationConfig
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.outcome import Reason
-from finetune_api.prompt_format import PromptFormat
+from finetune_api.prompt_format import PromptFormat, PromptFormatSpec
 from finetune_api.training import HubRepository
-
 from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.dataset import DataSource
 from finetune_trainer.data.render import make_renderer
@@ -66,6 +65,8 @@ class ModelInputs:
     """transformers' configuration."""
     tokenizer: ModelTokenizer
     generation: GenerationConfig
+    prompt_format: PromptFormatSpec
+    """`generation`'s, which is never missing here."""
     context_length: int | None
     """Tokens after which rows are cut."""
     warnings: list[str]
@@ -101,13 +102,21 @@ def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
             f"{spec.model_id} has no published prompt format: write generation_config.prompt_format.",
         )
     warnings = tokenizer_warnings(tokenizer, generation)
-    return ModelInputs(source, fetched.resolved_revision, config, tokenizer, generation, context_length, warnings)
+    return ModelInputs(
+        source,
+        fetched.resolved_revision,
+        config,
+        tokenizer,
+        generation,
+        generation.prompt_format,
+        context_length,
+        warnings,
+    )
 
 
 def data_source(spec: FineTuneJobSpec, inputs: ModelInputs, address: str) -> DataSource:
     """The data file at `address`, fetched, with the rules of the job."""
-    prompt_format = inputs.generation.prompt_format
-    assert prompt_format is not None  # load_model_inputs refuses that
+    prompt_format = inputs.prompt_format
     train_all = spec.task == "causal_lm"
     strip = isinstance(prompt_format, PromptFormat) and prompt_format.strip_whitespace
     return DataSource(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
 from finetune_api.job import FineTuneJob
 from finetune_api.outcome import Reason
 from finetune_api.output import output_address
-
 from finetune_trainer.errors import JobError
 from finetune_trainer.publish.report import curves_from_metrics
 from finetune_trainer.storage import ObjectStore, open_store

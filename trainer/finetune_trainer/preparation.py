@@ -13,7 +13,6 @@ from typing import Any
 from finetune_api.defaults import default_batch_size
 from finetune_api.job import FineTuneJob
 from finetune_api.outcome import DatasetResult, TerminationMessage
-
 from finetune_trainer import inputs
 from finetune_trainer.data.dataset import DataSource, TokenizedData, prepare
 from finetune_trainer.data.read import file_sha256

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.outcome import Reason, TerminationMessage
-
 from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
 from finetune_api.defaults import effective_job
 from finetune_api.load import load_job_file
 from finetune_api.outcome import Reason, TerminationMessage
-
 from finetune_trainer.errors import JobError
 from finetune_trainer.train.collective import TIMEOUT, Ranks
 

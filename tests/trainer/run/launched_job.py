@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune_api.outcome import TerminationMessage
-
 from tests.trainer.run.tiny_job import TinyJob
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_api.outcome import EXIT_CODES, Reason
 from safetensors.torch import load_file
 
+from finetune_api.outcome import EXIT_CODES, Reason
 from tests.trainer.run.launched_job import LaunchedJob, run_to_end
 from tests.trainer.run.tiny_job import TinyJob
 

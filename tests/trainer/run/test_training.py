@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
+
 from finetune_api.outcome import Reason, TerminationMessage
 from finetune_trainer.errors import JobError
 from finetune_trainer.inputs import data_source, load_model_inputs
 from finetune_trainer.storage import MANIFEST_NAME, open_store, read_manifest
-
 from tests.s3_server import S3Server
 from tests.trainer.run.tiny_job import TinyJob, rows, write_rows
 
@@ -157,8 +157,17 @@ def test_a_damaged_checkpoint_is_refused_not_trained_from(tmp_path: Path) -> Non
 
 
 def test_the_published_adapter_is_that_of_the_lowest_validation_loss(tmp_path: Path) -> None:
-    # So high a rate that the loss rises again.
-    job = TinyJob(tmp_path, learning_rate=0.5, num_epochs=3, num_checkpoints_to_keep=2)
+    # What is learnt from the training rows makes these answers less likely, so the loss soon rises.
+    odd = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Purple elephants dance quietly."}]
+    job = TinyJob(
+        tmp_path,
+        learning_rate=0.02,
+        lr_scheduler_type="constant",
+        num_epochs=3,
+        num_checkpoints_to_keep=2,
+        lora_config={"r": 8, "lora_alpha": 64, "lora_dropout": 0.0},
+    )
+    write_rows(tmp_path / "valid.jsonl", [{"messages": odd}])
     message = job.run()
     losses = job.eval_losses()
     best = min(losses, key=lambda step: losses[step])
@@ -202,7 +211,7 @@ def test_the_loss_is_the_mean_over_all_trained_tokens_of_a_step(tmp_path: Path, 
             with torch.no_grad():
                 logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0, :-1]
             wanted = torch.from_numpy(trained)[1:]
-            total += F.cross_entropy(logits[wanted], torch.from_numpy(ids)[1:][wanted], reduction="sum").item()
+            total += functional.cross_entropy(logits[wanted], torch.from_numpy(ids)[1:][wanted], reduction="sum").item()
             count += int(wanted.sum())
     # Before the first step the adapter changes nothing.
     assert job.losses()[1] == pytest.approx(total / count, rel=1e-5)
@@ -219,9 +228,7 @@ def test_padding_does_not_change_the_losses(tmp_path: Path) -> None:
 def test_accumulation_does_not_change_the_losses(tmp_path: Path) -> None:
     whole = TinyJob(tmp_path / "whole", train_batch_size_per_device=6, num_epochs=1)
     whole.run()
-    parts = TinyJob(
-        tmp_path / "parts", train_batch_size_per_device=2, gradient_accumulation_steps=3, num_epochs=1
-    )
+    parts = TinyJob(tmp_path / "parts", train_batch_size_per_device=2, gradient_accumulation_steps=3, num_epochs=1)
     parts.run()
     assert parts.losses() == pytest.approx(whole.losses(), rel=1e-5)
 

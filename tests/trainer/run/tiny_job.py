@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import yaml
+
 from finetune_api.defaults import effective_job
 from finetune_api.job import FineTuneJob
 from finetune_api.load import load_job
 from finetune_api.outcome import TerminationMessage
-
 from tests.models import random_llama
 
 CHATML = {

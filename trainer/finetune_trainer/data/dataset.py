@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finetune_api.outcome import Reason
-from finetune_api.prompt_format import Rendering, RenderError
 
+from finetune_api.outcome import Reason
+from finetune_api.prompt_format import RenderError, Rendering
 from finetune_trainer.data.conversation import RowError, RowRules
 from finetune_trainer.data.read import ReadReport, Row, check_report, count_lines, file_sha256, read_rows
 from finetune_trainer.data.render import Renderer
@@ -176,9 +176,7 @@ def _code_version() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _write(
-    source: DataSource, checksum: str, folder: Path, on_progress: OnProgress | None
-) -> None:
+def _write(source: DataSource, checksum: str, folder: Path, on_progress: OnProgress | None) -> None:
     stats = DataStats(sha256=checksum)
     report = ReadReport()
     sequence_starts, row_starts, lines = [0], [0], []
@@ -222,9 +220,7 @@ def _tokenized_rows(
                 on_progress(batch[-1][0].line, max(total, batch[-1][0].line))
 
 
-def _rendered_batches(
-    source: DataSource, report: ReadReport
-) -> Iterator[list[tuple[Row, list[Rendering]]]]:
+def _rendered_batches(source: DataSource, report: ReadReport) -> Iterator[list[tuple[Row, list[Rendering]]]]:
     rows = _rendered_rows(source, read_rows(source.path, source.rules, report), report)
     while batch := list(islice(rows, _BATCH_ROWS)):
         yield batch
@@ -244,9 +240,7 @@ def _rendered_rows(
             yield row, renderings
 
 
-def _tokenize_batch(
-    source: DataSource, batch: list[tuple[Row, list[Rendering]]]
-) -> Iterator[tuple[Row, TokenizedRow]]:
+def _tokenize_batch(source: DataSource, batch: list[tuple[Row, list[Rendering]]]) -> Iterator[tuple[Row, TokenizedRow]]:
     flat = [rendering for _, renderings in batch for rendering in renderings]
     tokenized = iter(source.tokenizer.tokenize(flat, train_all=source.train_all))
     for row, renderings in batch:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from finetune_api.job import FineTuneJob
-from finetune_api.prompt_format import Message, Rendering, RenderError
-
+from finetune_api.prompt_format import Message, RenderError, Rendering
 from finetune_trainer.data.conversation import RowError
 from finetune_trainer.data.dataset import DataSource, merge
 from finetune_trainer.data.read import ReadReport, check_report, read_rows
@@ -65,7 +64,9 @@ def _preview_row(
     if tokenized.retokenized:
         notes.append("a token straddles the seam between prompt and answer: tokenized again, split at the seam")
     if len(tokenized.sequences) > 1:
-        notes.append(f"trained as {len(tokenized.sequences)} sequences, since one cannot begin with every turn's prompt")
+        notes.append(
+            f"trained as {len(tokenized.sequences)} sequences, since one cannot begin with every turn's prompt"
+        )
     if source.context_length is not None and len(main.ids) > source.context_length:
         notes.append(f"cut from {len(main.ids)} to {source.context_length} tokens")
         main = main.truncated(source.context_length)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.outcome import Reason
-
 from finetune_trainer.data.conversation import Conversation, RowError, RowRules, parse_row
 from finetune_trainer.errors import JobError
 

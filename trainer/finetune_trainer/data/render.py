@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from finetune_api.outcome import Reason
 from finetune_api.prompt_format import HuggingFaceChatTemplate, Message, PromptFormat, PromptFormatSpec, Rendering, Turn
-
 from finetune_trainer.data.conversation import RowError
 from finetune_trainer.data.tokenizer import ModelTokenizer
-from finetune_trainer.errors import JobError, Reason
+from finetune_trainer.errors import JobError
 
 
 class Renderer(Protocol):

@@ -87,7 +87,10 @@ class RowTokenizer:
         """
         encoded = self._encode([rendering.text for rendering in renderings])
         if train_all:
-            return [TokenizedRow((_all_trained(tokens, rendering),), False) for tokens, rendering in zip(encoded, renderings, strict=True)]
+            return [
+                TokenizedRow((_all_trained(tokens, rendering),), False)
+                for tokens, rendering in zip(encoded, renderings, strict=True)
+            ]
         self._remember_tails(encoded, renderings)
         return [self._row(tokens, rendering) for tokens, rendering in zip(encoded, renderings, strict=True)]
 

@@ -11,7 +11,6 @@ from typing import Any
 from finetune_api.generation import GenerationConfig
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
-
 from finetune_trainer.data.tokenize import RowTokenizer
 from finetune_trainer.errors import JobError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.outcome import Reason
 
+from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 
 
@@ -81,7 +81,7 @@ def _unsupported(folder: Path, error: Exception, trusted: bool) -> JobError:
     if "trust_remote_code" in str(error) and not trusted:
         return JobError(
             Reason.MODEL_UNSUPPORTED,
-            f"The model in {folder} brings Python code of its own: set trust_remote_code: true if you trust its author.",
+            f"The model in {folder} brings Python code of its own: set trust_remote_code: true if you trust it.",
         )
     return JobError(
         Reason.MODEL_UNSUPPORTED,

@@ -9,7 +9,6 @@ from typing import Any
 
 from finetune_api.lora import LoraConfig
 from finetune_api.outcome import Reason
-
 from finetune_trainer.errors import JobError
 
 

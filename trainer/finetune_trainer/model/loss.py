@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from finetune_trainer.train.batches import IGNORED, Batch
 
@@ -36,7 +36,7 @@ def target_logits(model: Any, batch: Batch, *, keep: bool) -> tuple[torch.Tensor
 
 def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """float32 []: sum of the cross-entropy, in nats, over targets that are not IGNORED."""
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def correct_targets(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

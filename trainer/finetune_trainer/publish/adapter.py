@@ -1,10 +1,10 @@
 """The adapter folder: with the base model it is all that is needed to answer as trained.
 
-    adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load
-    tokenizer files, chat_template.jinja             render the trained prompt
-    generation_config.json                           the ids that end an answer
-    prompt_format.yaml                               the declared format and stops, for people and other servers
-    report.html, manifest.json                       what was trained on; digests, written last
+adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load
+tokenizer files, chat_template.jinja             render the trained prompt
+generation_config.json                           the ids that end an answer
+prompt_format.yaml                               the declared format and stops, for people and other servers
+report.html, manifest.json                       what was trained on; digests, written last
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import save_file
+
 from finetune_api.chat_template import chat_template
 from finetune_api.generation import GenerationConfig
 from finetune_api.outcome import AdapterResult, MetricsResult, Reason
 from finetune_api.prompt_format import PromptFormat
-from safetensors.torch import save_file
-
 from finetune_trainer.data.tokenizer import ModelTokenizer, single_token_stops
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage import Manifest, ObjectStore, read_manifest, write_manifest
@@ -142,5 +142,3 @@ def finished_adapter(store: ObjectStore, identity: dict[str, Any]) -> Manifest |
 def metrics_of(manifest: Manifest) -> MetricsResult:
     """The final figures in an adapter's manifest."""
     return MetricsResult.model_validate(manifest.details.get("metrics", {}))
-
-

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
-from finetune_api.job import FineTuneJob
-from finetune_api.outcome import DatasetResult, MetricsResult, Reason, TerminationMessage
 from safetensors.torch import load_file
 
+from finetune_api.job import FineTuneJob
+from finetune_api.outcome import DatasetResult, MetricsResult, Reason, TerminationMessage
 from finetune_trainer.data.dataset import DataStats, TokenizedData
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
@@ -51,7 +51,7 @@ def publish_best(
     folder = around.scratch / "adapter"
     folder.mkdir()
     parts = AdapterParts(
-        model=trainer.accelerator.unwrap_model(trainer.model),
+        model=trainer.peft_model,
         weights=load_file(weights),
         tokenizer=prepared.model.tokenizer,
         generation=prepared.model.generation,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
+
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.outcome import Reason
 from finetune_api.training import Logger
-from transformers import TrainingArguments
-
 from finetune_trainer.errors import JobError
 from finetune_trainer.train.collective import TIMEOUT
 from finetune_trainer.train.plan import TrainingPlan

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.outcome import CheckpointResult, Reason
-
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage import MANIFEST_NAME, Manifest, ObjectStore, read_manifest, write_manifest
 
@@ -89,7 +88,9 @@ class Checkpoints:
         found = found if isinstance(found, dict) else {}
         names = [name for name in {**found, **self._identity} if found.get(name) != self._identity.get(name)]
         if names:
-            shown = ", ".join(f"{name} was {found.get(name)!r} and is now {self._identity.get(name)!r}" for name in names)
+            shown = ", ".join(
+                f"{name} was {found.get(name)!r} and is now {self._identity.get(name)!r}" for name in names
+            )
             raise JobError(
                 Reason.CHECKPOINT_MISMATCH,
                 f"{self._store.uri_of(checkpoint.key)} belongs to another run ({shown[:1500]}): choose another output, "

@@ -78,4 +78,3 @@ def save_steps(*, total_steps: int, every: int, at_most: int | None) -> frozense
     if at_most is not None:
         every = max(every, math.ceil(total_steps / at_most))
     return frozenset([*range(every, total_steps + 1, every), total_steps])
-

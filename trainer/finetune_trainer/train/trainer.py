@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.outcome import CheckpointResult, Reason
 from safetensors.torch import save_file
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from typing_extensions import override
 
+from finetune_api.outcome import CheckpointResult, Reason
 from finetune_trainer.data.dataset import TokenizedData
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.loss import correct_targets, summed_loss, takes_logits_to_keep, target_logits
@@ -39,7 +40,7 @@ class Evaluation:
     rows_per_batch: int
 
 
-class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+class StepTrainer(Trainer):
     """Trains one job by its plan.
 
     Args:
@@ -70,6 +71,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=steps, callbacks=callbacks)
+        self._steps = steps
+        self._model = model
         # It prints raw dictionaries between our own lines.
         self.remove_callback(PrinterCallback)
         self._keep = takes_logits_to_keep(model.get_base_model())
@@ -83,20 +86,30 @@ class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._evaluated_step: int | None = None
         self.last_checkpoint: CheckpointResult | None = None
 
+    @property
+    def peft_model(self) -> Any:
+        """The PeftModel, not wrapped."""
+        return self._model
+
     # One item of the loader is one optimizer step.
 
+    @override
     def get_train_dataloader(self) -> DataLoader[StepBatches]:
         """Items in the plan's order. Not prepared by accelerate, which would deal them out to the ranks again."""
-        sampler = BatchSampler(SequentialSampler(self.train_dataset), batch_size=1, drop_last=False)
-        return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=_only_item)
+        sampler = BatchSampler(SequentialSampler(self._steps), batch_size=1, drop_last=False)
+        return DataLoader(self._steps, batch_sampler=sampler, collate_fn=_only_item)
 
+    @override
     def get_batch_samples(
         self, epoch_iterator: Iterator[StepBatches], num_batches: int, device: torch.device
     ) -> tuple[list[StepBatches], None]:
         """The next item; it brings its own count of trained tokens."""
         return [item for _, item in zip(range(num_batches), epoch_iterator, strict=False)], None
 
-    def training_step(self, model: Any, inputs: StepBatches, num_items_in_batch: object = None) -> torch.Tensor:
+    @override
+    def training_step(  # type: ignore[override]  # the items are our loader's
+        self, model: Any, inputs: StepBatches, num_items_in_batch: object = None
+    ) -> torch.Tensor:
         """Forward and backward of one optimizer step.
 
         Returns:
@@ -120,6 +133,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             self._check_finite(total.item(), self.state.global_step + 1)
         return total
 
+    @override
     def floating_point_ops(self, inputs: object) -> int:
         """Not estimated."""
         return 0
@@ -132,6 +146,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
                 "broken rows in the data.",
             )
 
+    @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log figures, unless the loss is not a number."""
         if "loss" in logs:
@@ -140,20 +155,21 @@ class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     # Evaluation.
 
+    @override
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Loss per trained token, perplexity and token accuracy over all validation rows."""
         if self._evaluation is None:
             return {}
         if self._evaluated_step == self.state.global_step and self._eval_metrics is not None:
             return self._eval_metrics
-        self.model.eval()
+        self._model.eval()
         loss, correct = 0.0, 0.0
         with torch.no_grad(), self.compute_loss_context_manager():
             for batch in self._eval_batches(self._evaluation):
                 logits, targets = target_logits(self.model_wrapped, batch.to(self.args.device), keep=self._keep)
                 loss += summed_loss(logits, targets).item()
                 correct += correct_targets(logits, targets).item()
-        self.model.train()
+        self._model.train()
         loss, correct = self._ranks.sums([loss, correct])
         count = int(self._evaluation.data.row_trained_tokens.sum())
         mean = loss / count
@@ -182,9 +198,10 @@ class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     # Checkpoints.
 
+    @override
     def _save_checkpoint(self, model: Any, trial: object) -> None:
         """Save everything a resume needs. Called by the loop on all ranks when a callback asks for it."""
-        adapter = saved.adapter_state(self.accelerator.unwrap_model(self.model), model)
+        adapter = saved.adapter_state(self._model, model)
         optimizer = saved.optimizer_state(model, self.optimizer)
         random_states = self._ranks.gather(saved.random_state())
         if not self._ranks.is_first:
@@ -193,7 +210,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         folder.mkdir(parents=True)
         save_file(adapter, folder / saved.ADAPTER, metadata={"format": "pt"})
         torch.save(optimizer, folder / saved.OPTIMIZER)
-        torch.save(self.lr_scheduler.state_dict(), folder / saved.SCHEDULER)
+        torch.save(self._schedule().state_dict(), folder / saved.SCHEDULER)
         torch.save(random_states, folder / saved.RANDOM)
         self.state.save_to_json(str(folder / saved.TRAINER_STATE))
         evaluated = self._eval_metrics if self._evaluated_step == self.state.global_step else None
@@ -207,22 +224,29 @@ class StepTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             file.unlink()
         folder.rmdir()
 
+    @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the adapter's weights were put in place before the model was wrapped."""
 
+    @override
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         folder = Path(checkpoint)
         saved.load_optimizer_state(self.model_wrapped, self.optimizer, folder)
-        self.lr_scheduler.load_state_dict(torch.load(folder / saved.SCHEDULER, weights_only=True))
+        self._schedule().load_state_dict(torch.load(folder / saved.SCHEDULER, weights_only=True))
 
+    def _schedule(self) -> Any:
+        """The learning-rate schedule, which exists as soon as the loop has begun."""
+        return self.lr_scheduler
+
+    @override
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             saved.load_random_state(Path(checkpoint), self._ranks)
 
 
-class RunControl(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+class RunControl(TrainerCallback):
     """Says when to evaluate, save and stop.
 
     Args:
@@ -241,6 +265,7 @@ class RunControl(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         self._ranks = ranks
         self.stopped = False
 
+    @override
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each optimizer step, before it is logged."""
         state.epoch = self._plan.epoch_after(state.global_step)
