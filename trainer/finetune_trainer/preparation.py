@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune_api.defaults import default_batch_size
 from finetune_api.job import FineTuneJob
 from finetune_api.outcome import DatasetResult, TerminationMessage
@@ -19,7 +21,7 @@ from finetune_trainer.data.read import file_sha256
 from finetune_trainer.job_output import JobOutput
 from finetune_trainer.publish.adapter import adapter_result, finished_adapter, metrics_of
 from finetune_trainer.storage import default_cache_dir, fetch_file
-from finetune_trainer.train.arguments import set_up_tracker
+from finetune_trainer.train.arguments import set_up_tracker, sharding_notice
 from finetune_trainer.train.checkpoint import Checkpoint, Checkpoints
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
@@ -59,14 +61,14 @@ class Prepared:
     notices: list[str]
 
 
-def prepare_run(job: FineTuneJob, notices: list[str], around: Surroundings) -> Prepared | TerminationMessage:
+def prepare_run(job: FineTuneJob, notices: list[str], around: Surroundings, device: torch.device) -> Prepared | TerminationMessage:
     """Everything up to the weights; or the result, when an earlier attempt has published it.
 
     Raises:
         JobError: data, model, output or checkpoint are not as the job needs them.
     """
     spec, ranks = job.spec, around.ranks
-    told = set_up_tracker(spec.logger)
+    told = set_up_tracker(spec.logger) + sharding_notice(spec.sharding, device=device, world_size=ranks.world_size)
     train_file = ranks.on_node_first(lambda: fetch_file(spec.train_path))
     identity = inputs.identity(job, ranks.on_node_first(lambda: file_sha256(train_file)))
     done = ranks.on_first(lambda: _finished(around, identity))

@@ -54,7 +54,7 @@ def run_job(job: FineTuneJob, notices: list[str], device: torch.device, ranks: R
             # Until training starts nothing would be lost, so a stop ends the run at once.
             with stop_at_once():
                 around.reporter.start()
-                prepared = prepare_run(job, notices, around)
+                prepared = prepare_run(job, notices, around, device)
                 if isinstance(prepared, TerminationMessage):
                     return prepared
             # From here on a stop waits for the step under way and a checkpoint.

@@ -8,9 +8,10 @@ training the turns whose prompt it really begins with.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from finetune_api.prompt_format import Rendering, Turn
@@ -38,16 +39,26 @@ class FastTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedSequence:
-    """Token ids with the loss mask of the same length: True where the model must produce the token."""
+    """Token ids with the stretches of them that the model must produce."""
 
     ids: list[int]
-    trained: list[bool]
+    spans: tuple[tuple[int, int], ...]
+    """(first token, token after the last) of each trained stretch, apart from each other."""
     prompt_length: int
     """Tokens of the inference prompt of the last turn that is trained here; `ids[:prompt_length]` is that prompt."""
 
+    @property
+    def trained(self) -> list[bool]:
+        """The loss mask, as long as `ids`: True where the model must produce the token."""
+        mask = [False] * len(self.ids)
+        for first, end in self.spans:
+            mask[first:end] = [True] * (end - first)
+        return mask
+
     def truncated(self, length: int) -> TokenizedSequence:
         """The first `length` tokens."""
-        return TokenizedSequence(self.ids[:length], self.trained[:length], min(self.prompt_length, length))
+        spans = tuple((first, min(end, length)) for first, end in self.spans if first < length)
+        return TokenizedSequence(self.ids[:length], spans, min(self.prompt_length, length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +71,67 @@ class TokenizedRow:
     """Whether any turn had to be tokenized again, split at its seam."""
 
 
-@dataclass(slots=True)
-class _Encoded:
-    """Tokens of a text with their character positions."""
+class _Tokens:
+    """Tokens of a text that can be asked where they stand in it.
 
-    ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    Only seams are asked about, so the encoding answers; all offsets as Python objects would cost more than the rest.
+    """
+
+    def __init__(self, length: int, encoding: Any) -> None:
+        self.length = length
+        """Characters of the text."""
+        self.ids: list[int] = encoding.ids
+        self._encoding = encoding
+
+    @cached_property
+    def offsets(self) -> list[tuple[int, int]]:
+        """(start, end) of each token in characters."""
+        return list(self._encoding.offsets)
+
+    def count_before(self, position: int) -> int:
+        """Tokens that end at or before `position`."""
+        if position >= self.length:
+            return len(self.ids)
+        found: int | None = self._encoding.char_to_token(position)
+        # A character without a token: white space that some tokenizers leave out of the offsets.
+        return bisect_right(self.offsets, position, key=lambda offset: offset[1]) if found is None else found
+
+    def span(self, index: int) -> tuple[int, int]:
+        """(start, end) of one token, white space in front of it included where the tokenizer's offsets omit it."""
+        start, end = self._raw_span(index)
+        return (min(start, self._raw_span(index - 1)[1]) if index else 0), end
+
+    def _raw_span(self, index: int) -> tuple[int, int]:
+        found: tuple[int, int] | None = self._encoding.token_to_chars(index)
+        return self.offsets[index] if found is None else found
+
+
+class _JoinedTokens(_Tokens):
+    """Tokens of pieces of a text, one piece after the other."""
+
+    def __init__(self, pieces: Sequence[_Tokens]) -> None:
+        self.length = 0
+        self.ids = []
+        self.offsets = []
+        for piece in pieces:
+            self.offsets += [(start + self.length, end + self.length) for start, end in piece.offsets]
+            self.ids += piece.ids
+            self.length += piece.length
+
+    def count_before(self, position: int) -> int:
+        return bisect_right(self.offsets, position, key=lambda offset: offset[1])
+
+    def _raw_span(self, index: int) -> tuple[int, int]:
+        return self.offsets[index]
+
+
+class _TokensAfter(_Tokens):
+    """Tokens of a text without those of what was put in front of it."""
+
+    def __init__(self, both: _Tokens, count: int, characters: int) -> None:
+        self.length = both.length - characters
+        self.ids = both.ids[count:]
+        self.offsets = [(start - characters, end - characters) for start, end in both.offsets[count:]]
 
 
 @dataclass
@@ -74,8 +139,8 @@ class RowTokenizer:
     """Tokenizes rendered rows with one tokenizer."""
 
     backend: FastTokenizer
-    special_ids: frozenset[int]
-    """Ids that the tokenizer cuts out of the text before anything else, so tokens never reach across them."""
+    special: Mapping[int, str]
+    """Tokens that the tokenizer cuts out of the text before anything else, so that no other reaches across them."""
     _tails: dict[str, list[int]] = field(default_factory=dict)
 
     def tokenize(self, renderings: Sequence[Rendering], *, train_all: bool = False) -> list[TokenizedRow]:
@@ -86,26 +151,21 @@ class RowTokenizer:
             train_all: causal language modelling: every token but the first is trained.
         """
         encoded = self._encode([rendering.text for rendering in renderings])
+        pairs = list(zip(encoded, renderings, strict=True))
         if train_all:
-            return [
-                TokenizedRow((_all_trained(tokens, rendering),), False)
-                for tokens, rendering in zip(encoded, renderings, strict=True)
-            ]
-        self._remember_tails(encoded, renderings)
-        return [self._row(tokens, rendering) for tokens, rendering in zip(encoded, renderings, strict=True)]
+            return [TokenizedRow((_all_trained(tokens, rendering),), False) for tokens, rendering in pairs]
+        self._remember_tails(pairs)
+        return [self._row(tokens, rendering) for tokens, rendering in pairs]
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of an inference prompt, as a server makes them from the same text."""
         return self._encode([prompt])[0].ids
 
-    def _encode(self, texts: list[str]) -> list[_Encoded]:
-        found = []
-        for encoding in self.backend.encode_batch(texts, add_special_tokens=False):
-            offsets = encoding.offsets
-            found.append(_Encoded(encoding.ids, [start for start, _ in offsets], [end for _, end in offsets]))
-        return found
+    def _encode(self, texts: list[str]) -> list[_Tokens]:
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [_Tokens(len(text), encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
-    def _row(self, tokens: _Encoded, rendering: Rendering) -> TokenizedRow:
+    def _row(self, tokens: _Tokens, rendering: Rendering) -> TokenizedRow:
         """All turns into as few sequences as possible, the last turn first: it is the one with the whole text."""
         waiting = list(rendering.turns)
         sequences: list[TokenizedSequence] = []
@@ -115,113 +175,108 @@ class RowTokenizer:
             if sequences:
                 text = rendering.text[: last.end]
                 tokens = self._encode([text])[0]
-            prompt_length = self._clean_prompt_length(tokens, text, last)
-            if prompt_length is None:
+            span = self._span(tokens, text, last)
+            if span is None:
                 retokenized = True
-                tokens, prompt_length = self._split(text, last.prompt_end)
-            trained = [False] * len(tokens.ids)
-            _mark(trained, tokens, prompt_length, last)
-            left = []
-            for turn in waiting:
-                length = self._clean_prompt_length(tokens, text, turn)
-                if length is None:
+                tokens, span = self._split(text, last)
+            spans, left = [span], []
+            for turn in reversed(waiting):
+                earlier = self._span(tokens, text, turn)
+                if earlier is None:
                     left.append(turn)
                 else:
-                    _mark(trained, tokens, length, turn)
-            waiting = left
-            sequences.append(TokenizedSequence(tokens.ids, trained, prompt_length))
+                    spans.append(earlier)
+            waiting = left[::-1]
+            sequences.append(TokenizedSequence(tokens.ids, _trainable(spans), span[0]))
         return TokenizedRow(tuple(sequences), retokenized or len(sequences) > 1)
 
-    def _clean_prompt_length(self, tokens: _Encoded, text: str, turn: Turn) -> int | None:
-        """Tokens of this turn's prompt if they begin `tokens`, else None."""
-        length = bisect_right(tokens.ends, turn.prompt_end)
-        if length < len(tokens.ids) and tokens.starts[length] < turn.prompt_end:
-            return None
-        first, tail = self._tail(tokens, text, length, turn.prompt_end)
-        return length if self._tail_ids(tail) == tokens.ids[first:length] else None
+    def _span(self, tokens: _Tokens, text: str, turn: Turn) -> tuple[int, int] | None:
+        """(tokens of the turn's prompt, tokens to its end), or None if `tokens` do not begin with that prompt.
 
-    def _tail(self, tokens: _Encoded, text: str, length: int, prompt_end: int) -> tuple[int, str]:
+        None also where the turn's last token is shared with what follows, unless a special token stops the model
+        earlier: it would learn to produce a part of the next message.
+        """
+        first = tokens.count_before(turn.prompt_end)
+        if first < len(tokens.ids) and tokens.span(first)[0] < turn.prompt_end:
+            return None
+        begin, tail = self._tail(tokens, text, first, turn.prompt_end)
+        if self._tail_ids(tail) != tokens.ids[begin:first]:
+            return None
+        end = tokens.count_before(turn.end)
+        if end < len(tokens.ids) and tokens.span(end)[0] < turn.end:
+            stopped = any(token in self.special for token in tokens.ids[first:end])
+            return (first, end) if stopped else None
+        # Tokens without a character of their own (the space SentencePiece puts first) belong to what follows.
+        while end > first and tokens.span(end - 1)[0] >= turn.end:
+            end -= 1
+        return first, end
+
+    def _tail(self, tokens: _Tokens, text: str, first: int, prompt_end: int) -> tuple[int, str]:
         """(index of the first token, text) of the prompt's end that alone decides how the prompt is tokenized."""
-        for index in range(length - 1, -1, -1):
-            if tokens.ids[index] in self.special_ids:
-                return index, text[tokens.starts[index] : prompt_end]
+        for index in range(first - 1, -1, -1):
+            special = self.special.get(tokens.ids[index])
+            if special is not None:
+                start, end = tokens.span(index)
+                # Otherwise the model's own vocabulary made it (an unknown character, say), from its surroundings.
+                if special in text[start:end]:
+                    return index, text[start:prompt_end]
         return 0, text[:prompt_end]
 
     def _tail_ids(self, tail: str) -> list[int]:
         known = self._tails.get(tail)
-        if known is None:
-            known = self._encode([tail])[0].ids
-            self._keep(tail, known)
-        return known
+        return self._encode([tail])[0].ids if known is None else known
 
-    def _keep(self, tail: str, ids: list[int]) -> None:
-        if len(tail) <= _CACHED_TAIL_CHARACTERS and len(self._tails) < _CACHE_ENTRIES:
-            self._tails[tail] = ids
-
-    def _remember_tails(self, encoded: Sequence[_Encoded], renderings: Sequence[Rendering]) -> None:
+    def _remember_tails(self, pairs: Sequence[tuple[_Tokens, Rendering]]) -> None:
         """Tokenize the unknown tails of a whole batch in one call, which uses all cores."""
+        if len(self._tails) > _CACHE_ENTRIES:
+            self._tails = {}
         self._tails = {tail: ids for tail, ids in self._tails.items() if len(tail) <= _CACHED_TAIL_CHARACTERS}
         unknown: dict[str, None] = {}
-        for tokens, rendering in zip(encoded, renderings, strict=True):
+        for tokens, rendering in pairs:
             for turn in rendering.turns:
-                length = bisect_right(tokens.ends, turn.prompt_end)
-                _, tail = self._tail(tokens, rendering.text, length, turn.prompt_end)
+                first = tokens.count_before(turn.prompt_end)
+                _, tail = self._tail(tokens, rendering.text, first, turn.prompt_end)
                 if tail not in self._tails:
                     unknown[tail] = None
         for tail, found in zip(unknown, self._encode(list(unknown)), strict=True):
             self._tails[tail] = found.ids
 
-    def _split(self, text: str, seam: int) -> tuple[_Encoded, int]:
-        """`text` tokenized as its part before `seam` and its part after it, and the number of tokens before."""
-        before = self._encode([text[:seam]])[0]
-        after = self._continuation(text[seam:])
-        return (
-            _Encoded(
-                before.ids + after.ids,
-                before.starts + [start + seam for start in after.starts],
-                before.ends + [end + seam for end in after.ends],
-            ),
-            len(before.ids),
-        )
+    def _split(self, text: str, turn: Turn) -> tuple[_Tokens, tuple[int, int]]:
+        """`text` tokenized as the turn's prompt, the turn and the rest, and the turn's span."""
+        prompt = self._encode([text[: turn.prompt_end]])[0]
+        answer = self._continuation(text[turn.prompt_end : turn.end])
+        pieces = [prompt, answer]
+        if turn.end < len(text):
+            pieces.append(self._continuation(text[turn.end :]))
+        return _JoinedTokens(pieces), (len(prompt.ids), len(prompt.ids) + len(answer.ids))
 
-    def _continuation(self, text: str) -> _Encoded:
+    def _continuation(self, text: str) -> _Tokens:
         """Tokens of `text` as the continuation of another.
 
         Some tokenizers put a space in front of whatever they are given. There a sentinel is tokenized with the text
         and taken off again.
         """
         plain = self._encode([text])[0]
-        if self.backend.decode(plain.ids, skip_special_tokens=False) == text and not self._prepends_space():
+        if not self._prepends_space and self.backend.decode(plain.ids, skip_special_tokens=False) == text:
             return plain
         for sentinel in _SENTINELS:
             alone, both = self._encode([sentinel, sentinel + text])
             count = len(alone.ids)
-            if both.ids[:count] == alone.ids and (count == len(both.ids) or both.starts[count] >= len(sentinel)):
-                shift = len(sentinel)
-                return _Encoded(
-                    both.ids[count:],
-                    [start - shift for start in both.starts[count:]],
-                    [end - shift for end in both.ends[count:]],
-                )
+            if both.ids[:count] == alone.ids and both.count_before(len(sentinel)) == count:
+                return _TokensAfter(both, count, len(sentinel))
         return plain
 
+    @cached_property
     def _prepends_space(self) -> bool:
         alone, after = self._encode(["a", "\na"])
         return after.ids[-len(alone.ids) :] != alone.ids
 
 
-def _mark(trained: list[bool], tokens: _Encoded, prompt_length: int, turn: Turn) -> None:
-    """Mark the tokens after the prompt that begin before the turn's end.
-
-    The very first token of a sequence is never trained: nothing predicts it.
-    """
-    end = bisect_left(tokens.starts, turn.end)
-    for index in range(max(prompt_length, 1), end):
-        trained[index] = True
+def _trainable(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """`spans` in order, without the very first token of the sequence: nothing predicts it."""
+    return tuple((max(first, 1), end) for first, end in sorted(spans) if end > max(first, 1))
 
 
-def _all_trained(tokens: _Encoded, rendering: Rendering) -> TokenizedSequence:
-    trained = [True] * len(tokens.ids)
-    trained[:1] = [False]
+def _all_trained(tokens: _Tokens, rendering: Rendering) -> TokenizedSequence:
     prompt_end = rendering.turns[-1].prompt_end if rendering.turns else 0
-    return TokenizedSequence(tokens.ids, trained[: len(tokens.ids)], bisect_right(tokens.ends, prompt_end))
+    return TokenizedSequence(tokens.ids, _trainable([(0, len(tokens.ids))]), tokens.count_before(prompt_end))

@@ -117,16 +117,22 @@ def set_up_tracker(logger: Logger | None, environ: MutableMapping[str, str] = os
     return [f"logger.provider_config.{key} has no effect." for key in unknown]
 
 
+def sharding_notice(asked: str, *, device: torch.device, world_size: int) -> list[str]:
+    """Why `sharding: fsdp` has no effect here, if it has none."""
+    if asked != "fsdp" or (world_size > 1 and device.type == "cuda"):
+        return []
+    where = "on CPU" if device.type != "cuda" else "in one process"
+    return [f"sharding: fsdp has no effect {where}: the model is held whole."]
+
+
 def choose_sharding(asked: str, *, device: torch.device, world_size: int, base_bytes: int) -> bool:
     """Whether the model is sharded (FSDP2) instead of held whole by each process (DDP).
 
-    `auto` shards when the frozen weights alone take more than 60 % of a GPU's memory; the rest is for activations,
+    Only GPUs share a model: accelerate wraps nothing on CPU. `auto` shards when the frozen weights alone take more than 60 % of a GPU's memory; the rest is for activations,
     LoRA and optimizer.
     """
-    if world_size == 1 or asked == "ddp":
+    if world_size == 1 or asked == "ddp" or device.type != "cuda":
         return False
     if asked == "fsdp":
         return True
-    if device.type != "cuda":
-        return False
     return base_bytes > 0.6 * torch.cuda.get_device_properties(device).total_memory

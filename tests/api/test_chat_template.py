@@ -1,0 +1,149 @@
+"""The Jinja chat template renders what the format renders, byte for byte, in the engine that transformers uses."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import jinja2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from finetune_api.chat_template import chat_template
+from finetune_api.prompt_format import Message, PromptFormat, Rendering, RenderError
+from tests.api.formats import FORMATS, assistant, conversations, escaped, plain, prompt_formats, system, texts, user
+
+BOS = [None, "<s>", "<|begin_of_text|>"]
+"""What tokenizers add by themselves."""
+
+
+def raise_exception(message: str) -> NoReturn:
+    """What transformers gives to templates under this name."""
+    raise jinja2.TemplateError(message)
+
+
+ENVIRONMENT = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+ENVIRONMENT.globals["raise_exception"] = raise_exception
+
+
+def by_template(
+    made: PromptFormat, messages: list[dict[str, Any]], automatic_bos: str | None, *, prompt: bool = False
+) -> str:
+    """The messages rendered as `tokenizer.apply_chat_template` renders them."""
+    template = ENVIRONMENT.from_string(chat_template(made, automatic_bos))
+    return template.render(messages=messages, tools=None, documents=None, add_generation_prompt=prompt)
+
+
+def assert_same(made: PromptFormat, messages: list[Message], automatic_bos: str | None) -> None:
+    """Template and format agree on training text and inference prompt."""
+    text = made.render(messages).with_bos(automatic_bos).text
+    assert by_template(made, plain(messages), automatic_bos) == text
+    prompt = Rendering(made.render_prompt(messages), ()).with_bos(automatic_bos).text
+    assert by_template(made, plain(messages), automatic_bos, prompt=True) == prompt
+
+
+CONVERSATIONS = [
+    [user("u1")],
+    [system("s"), user("u1"), assistant("a1"), user("u2"), assistant("a2")],
+    [user("u1"), assistant("a1"), system("s"), user("u2")],
+    [system(""), user("u1"), assistant("a1")],
+    [system(" s "), user(" u\n"), assistant("\ta ")],
+    [assistant("a1"), user("u1"), user("u2")],
+    [system("it's \"{{ quoted }}\" {% if x %}"), user("a\\b\\n"), assistant("{# no comment #}\r\n\u2028")],
+    [user("<s>u1"), assistant("<|begin_of_text|>")],
+    [],
+]
+
+VARIATIONS: list[dict[str, Any]] = [
+    {},
+    {"default_system_message": "it's the \\default"},
+    {"add_system_tags_even_if_message_is_empty": True},
+    {"strip_whitespace": True},
+    {"strip_whitespace": True, "default_system_message": " d ", "add_system_tags_even_if_message_is_empty": True},
+]
+
+
+@pytest.mark.parametrize("automatic_bos", BOS)
+@pytest.mark.parametrize("variation", VARIATIONS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_published_format(name: str, variation: dict[str, Any], automatic_bos: str | None) -> None:
+    made = FORMATS[name].model_copy(update=variation)
+    for messages in CONVERSATIONS:
+        assert_same(made, messages, automatic_bos)
+
+
+@given(prompt_formats(), conversations(), st.sampled_from(BOS))
+def test_any_format_and_conversation(made: PromptFormat, messages: list[Message], automatic_bos: str | None) -> None:
+    assert_same(made, messages, automatic_bos)
+
+
+@given(texts, texts, texts)
+def test_any_literal_text_survives(literal: str, content: str, automatic_bos: str) -> None:
+    quoted = escaped(literal)
+    made = PromptFormat(
+        system=f"{quoted}{{instruction}}{quoted}",
+        user=f"{quoted}{{system}}{quoted}{{instruction}}{quoted}",
+        assistant=f"{quoted}{{instruction}}{quoted}",
+        trailing_assistant=literal,
+        bos=literal,
+        default_system_message=literal,
+        system_in_user=True,
+    )
+    assert_same(made, [user(content), assistant(content)], automatic_bos)
+
+
+@given(conversations(), prompt_formats(), st.integers(0, 6))
+def test_a_system_message_in_any_place(messages: list[Message], made: PromptFormat, place: int) -> None:
+    others = [message for message in messages if message.role != "system"]
+    assert_same(made, [*others[:place], system("s"), *others[place:]], "<s>")
+
+
+@given(prompt_formats(), st.sampled_from(BOS))
+def test_a_template_is_ascii_lines_without_control_characters(made: PromptFormat, automatic_bos: str | None) -> None:
+    template = chat_template(made, automatic_bos)
+    # Line ends inside a template's texts would be at the mercy of every tool that copies the file.
+    assert template.splitlines() == template.split("\n")
+    assert all(character == "\n" or ord(character) >= 32 for character in template)
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([system("s"), user("u"), system("t")], "Only one system message can be given in a conversation."),
+        ([Message("tool", "t")], "Unknown role: roles are system, user and assistant."),
+        ([Message("", "t")], "Unknown role: roles are system, user and assistant."),
+    ],
+)
+def test_what_the_format_refuses_the_template_refuses(messages: list[Message], sentence: str) -> None:
+    made = FORMATS["google/gemma-2-27b-it"]
+    with pytest.raises(RenderError):
+        made.render(messages)
+    with pytest.raises(jinja2.TemplateError, match=sentence):
+        by_template(made, plain(messages), None)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "u"}]},
+        {"role": "user", "content": None},
+        {"role": "assistant", "content": 1},
+        {"role": "user"},
+    ],
+)
+def test_a_content_that_is_not_text_is_refused_rather_than_printed(message: dict[str, Any]) -> None:
+    with pytest.raises(jinja2.TemplateError, match="The content of a message must be text."):
+        by_template(FORMATS["guard 2"], [message], None)
+
+
+def test_a_message_without_a_role_is_refused() -> None:
+    with pytest.raises(jinja2.TemplateError, match="Unknown role"):
+        by_template(FORMATS["guard 2"], [{"content": "u"}], None)
+
+
+def test_rendering_twice_gives_the_same_since_the_template_keeps_nothing() -> None:
+    template = ENVIRONMENT.from_string(chat_template(FORMATS["mistralai/Mistral-7B"], "<s>"))
+    messages = plain([system("s"), user("u")])
+    first = template.render(messages=messages, add_generation_prompt=True)
+    assert template.render(messages=messages, add_generation_prompt=True) == first == "<s>[INST] s + u [/INST]"
