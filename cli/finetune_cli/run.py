@@ -92,14 +92,14 @@ def _show_result(job: FineTuneJob, message: TerminationMessage) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     for label, value in result_lines(job, message):
-        console.print(Text.assemble((f"{label:<8}", "bold green"), value))
+        console.print(Text.assemble((f"{label:<9}", "bold green"), value))
 
 
 def result_lines(job: FineTuneJob, message: TerminationMessage) -> list[tuple[str, str]]:
     """What to say after success: (label, value) per line."""
     if message.adapter is None:
         return []
-    adapter = message.adapter.uri.removeprefix("file://")
+    adapter = _shortest(message.adapter.uri.removeprefix("file://"))
     lines = [("Adapter", adapter), ("Report", f"{adapter.rstrip('/').removesuffix('/adapter')}/report.html")]
     if "://" not in adapter:
         command = ["finetune", "chat", adapter]
@@ -108,3 +108,9 @@ def result_lines(job: FineTuneJob, message: TerminationMessage) -> list[tuple[st
             command += ["--base-model", weights]
         lines.append(("Try it", shlex.join(command)))
     return lines
+
+
+def _shortest(place: str) -> str:
+    """A path below the working directory without it; anything else as it is."""
+    path = Path(place)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else place

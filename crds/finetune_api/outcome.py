@@ -7,12 +7,15 @@ progress that was posted in between. All three are defined here, so neither side
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 TERMINATION_MESSAGE_LIMIT_BYTES = 4096
 """What the kubelet keeps of a container's termination message file."""
+
+MESSAGE_ROOM_BYTES = 512
+"""What addresses leave for the sentence: it says what to do, and an address can be found again."""
 
 PROGRESS_BODY_LIMIT_BYTES = 64 * 1024
 """Largest progress report that is read; a real one has a few hundred bytes."""
@@ -123,6 +126,13 @@ class CheckpointResult(_Wire):
     step: int = Field(ge=0)
 
 
+def _sayable(message: Any) -> Any:
+    """Last words must not fail on their own text: odd file names bring lone surrogates, odd data any length."""
+    if not isinstance(message, str):
+        return message
+    return message.encode(errors="replace").decode()[:TERMINATION_MESSAGE_LIMIT_BYTES]
+
+
 class TerminationMessage(_Wire):
     """What one attempt leaves behind, as JSON in the container's termination message."""
 
@@ -130,7 +140,7 @@ class TerminationMessage(_Wire):
     succeeded: bool
     reason: Reason | None = None
     """Why it failed; absent after success."""
-    message: str = Field(default="", max_length=4096)
+    message: Annotated[str, BeforeValidator(_sayable)] = ""
     """One sentence for the person who applied the job."""
     collateral: bool = False
     """True when this pod failed only because another one did: its reason must not outweigh the other's."""
@@ -141,12 +151,22 @@ class TerminationMessage(_Wire):
     checkpoint: CheckpointResult | None = None
 
     def to_bytes(self) -> bytes:
-        """UTF-8 JSON of at most TERMINATION_MESSAGE_LIMIT_BYTES; a message too long for that is shortened with "…"."""
-        data = _json(self)
+        """UTF-8 JSON of at most TERMINATION_MESSAGE_LIMIT_BYTES.
+
+        A message too long for that is shortened with "…". Where addresses leave it no room, the checkpoint and then
+        the adapter are left out.
+        """
+        shortened = self
+        data = _json(shortened)
+        for address in ("checkpoint", "adapter"):
+            room = TERMINATION_MESSAGE_LIMIT_BYTES - len(_json(shortened.model_copy(update={"message": ""})))
+            if len(data) > TERMINATION_MESSAGE_LIMIT_BYTES and room < MESSAGE_ROOM_BYTES:
+                shortened = shortened.model_copy(update={address: None})
+                data = _json(shortened)
         message = self.message
         while len(data) > TERMINATION_MESSAGE_LIMIT_BYTES and message:
             message = message[: len(message) * 3 // 4]
-            data = _json(self.model_copy(update={"message": message + "…"}))
+            data = _json(shortened.model_copy(update={"message": message + "…"}))
         return data
 
     @classmethod

@@ -271,7 +271,10 @@ def template_pieces(template: str) -> list[tuple[str, str | None]]:
         ) from error
     for _, field, spec, conversion in parsed:
         if field is not None and (spec or conversion):
-            raise ValueError(f"{{{field}}} in {template!r} takes no format or conversion: write it plainly.")
+            raise ValueError(
+                f"{{{field}}} in {template!r} takes no format or conversion: write it plainly, and literal braces as "
+                "{{ and }}."
+            )
     return [(literal, field) for literal, field, _, _ in parsed]
 
 

@@ -98,9 +98,11 @@ def _in_container(scheme: Scheme, uri: str, rest: str, pattern: re.Pattern[str],
 
 def _hub_dataset(uri: str, rest: str) -> StorageUri:
     match = _HUB_DATASET.match(rest)
-    if match is None:
+    path = match.group(3).strip("/") if match else ""
+    # "owner/name" alone also reads as a data set without owner and its file "name"; files have an extension.
+    if match is None or not path or ("/" not in match.group(1) and "." not in path):
         raise UriError(f"{uri!r} does not have the form hf://datasets/owner/name/file.jsonl.")
-    return StorageUri(Scheme.HUB_DATASET, match.group(1), match.group(3).strip("/"), match.group(2))
+    return StorageUri(Scheme.HUB_DATASET, match.group(1), path, match.group(2))
 
 
 def _without_trailing_slash(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Prompt formats and conversations that the tests of rendering start from, and random ones for their universal rules."""
+"""Prompt formats and conversations that the tests of rendering start from, and random ones for universal rules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from hypothesis import strategies as st
 
 from finetune_api.native_models import native_generation_config
 from finetune_api.prompt_format import Message, PromptFormat
+
+APART: dict[str, Any] = {
+    "system": "<S>{instruction}</S>",
+    "user": "<U>{instruction}</U>",
+    "assistant": "<A>{instruction}</A>",
+}
+"""A format that shows where each part begins and ends."""
+
+IN_USER: dict[str, Any] = {**APART, "user": "<U>{system}{instruction}</U>", "system_in_user": True}
+"""The same with the system message inside the first user message."""
 
 GUARD_2 = PromptFormat(system="{instruction}", user="{instruction}", assistant="{instruction} </s>")
 """The guide's pass-through format: the data is formatted already."""
@@ -124,22 +134,21 @@ def escaped(literal: str) -> str:
 
 
 @st.composite
-def prompt_formats(draw: st.DrawFn, **fixed: Any) -> PromptFormat:
-    """A format that is accepted; `fixed` keys are as given."""
-    head, in_user = draw(texts), fixed.get("system_in_user", draw(st.booleans()))
+def prompt_formats(draw: st.DrawFn) -> PromptFormat:
+    """A format that is accepted."""
+    head, in_user = draw(texts), draw(st.booleans())
     fields = draw(st.permutations(["{system}", "{instruction}"])) if in_user else ["{instruction}"]
-    values = {
-        "system": escaped(draw(texts)) + "{instruction}" + escaped(draw(texts)),
-        "user": "".join(escaped(draw(texts)) + field for field in fields) + escaped(draw(texts)),
-        "assistant": escaped(head) + "{instruction}" + escaped(draw(texts)),
-        "trailing_assistant": head[: draw(st.integers(0, len(head)))],
-        "bos": draw(st.sampled_from(["", "<s>", "<s> ", "<|begin_of_text|>"]) | texts),
-        "system_in_user": in_user,
-        "default_system_message": draw(st.just("") | texts),
-        "add_system_tags_even_if_message_is_empty": draw(st.booleans()),
-        "strip_whitespace": draw(st.booleans()),
-    }
-    return PromptFormat(**{**values, **fixed})
+    return PromptFormat(
+        system=escaped(draw(texts)) + "{instruction}" + escaped(draw(texts)),
+        user="".join(escaped(draw(texts)) + field for field in fields) + escaped(draw(texts)),
+        assistant=escaped(head) + "{instruction}" + escaped(draw(texts)),
+        trailing_assistant=head[: draw(st.integers(0, len(head)))],
+        bos=draw(st.sampled_from(["", "<s>", "<s> ", "<|begin_of_text|>"]) | texts),
+        system_in_user=in_user,
+        default_system_message=draw(st.just("") | texts),
+        add_system_tags_even_if_message_is_empty=draw(st.booleans()),
+        strip_whitespace=draw(st.booleans()),
+    )
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NoReturn
 
 import jinja2
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from finetune_api.chat_template import chat_template
-from finetune_api.prompt_format import Message, PromptFormat, Rendering, RenderError
+from finetune_api.prompt_format import Message, PromptFormat, RenderError, Rendering
 from tests.api.formats import FORMATS, assistant, conversations, escaped, plain, prompt_formats, system, texts, user
 
 BOS = [None, "<s>", "<|begin_of_text|>"]
@@ -31,8 +32,14 @@ def by_template(
     made: PromptFormat, messages: list[dict[str, Any]], automatic_bos: str | None, *, prompt: bool = False
 ) -> str:
     """The messages rendered as `tokenizer.apply_chat_template` renders them."""
-    template = ENVIRONMENT.from_string(chat_template(made, automatic_bos))
+    template = compiled(chat_template(made, automatic_bos))
     return template.render(messages=messages, tools=None, documents=None, add_generation_prompt=prompt)
+
+
+@functools.lru_cache
+def compiled(template: str) -> jinja2.Template:
+    """A template ready to be rendered; reading it costs far more than rendering."""
+    return ENVIRONMENT.from_string(template)
 
 
 def assert_same(made: PromptFormat, messages: list[Message], automatic_bos: str | None) -> None:
@@ -50,10 +57,14 @@ CONVERSATIONS = [
     [system(""), user("u1"), assistant("a1")],
     [system(" s "), user(" u\n"), assistant("\ta ")],
     [assistant("a1"), user("u1"), user("u2")],
-    [system("it's \"{{ quoted }}\" {% if x %}"), user("a\\b\\n"), assistant("{# no comment #}\r\n\u2028")],
+    [system('it\'s "{{ quoted }}" {% if x %}'), user("a\\b\\n"), assistant("{# no comment #}\r\n\u2028")],
     [user("<s>u1"), assistant("<|begin_of_text|>")],
     [],
 ]
+
+BY_TEXT = {made.model_dump_json(): name for name, made in FORMATS.items()}
+DISTINCT = {name: FORMATS[name] for name in BY_TEXT.values()}
+"""One model of each published format."""
 
 VARIATIONS: list[dict[str, Any]] = [
     {},
@@ -66,9 +77,9 @@ VARIATIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("automatic_bos", BOS)
 @pytest.mark.parametrize("variation", VARIATIONS)
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_published_format(name: str, variation: dict[str, Any], automatic_bos: str | None) -> None:
-    made = FORMATS[name].model_copy(update=variation)
+@pytest.mark.parametrize("made", DISTINCT.values(), ids=DISTINCT.keys())
+def test_a_published_format(made: PromptFormat, variation: dict[str, Any], automatic_bos: str | None) -> None:
+    made = made.model_copy(update=variation)
     for messages in CONVERSATIONS:
         assert_same(made, messages, automatic_bos)
 
@@ -100,7 +111,9 @@ def test_a_system_message_in_any_place(messages: list[Message], made: PromptForm
 
 
 @given(prompt_formats(), st.sampled_from(BOS))
-def test_a_template_is_ascii_lines_without_control_characters(made: PromptFormat, automatic_bos: str | None) -> None:
+def test_a_templates_only_control_characters_are_its_own_line_ends(
+    made: PromptFormat, automatic_bos: str | None
+) -> None:
     template = chat_template(made, automatic_bos)
     # Line ends inside a template's texts would be at the mercy of every tool that copies the file.
     assert template.splitlines() == template.split("\n")
@@ -133,7 +146,7 @@ def test_what_the_format_refuses_the_template_refuses(messages: list[Message], s
     ],
 )
 def test_a_content_that_is_not_text_is_refused_rather_than_printed(message: dict[str, Any]) -> None:
-    with pytest.raises(jinja2.TemplateError, match="The content of a message must be text."):
+    with pytest.raises(jinja2.TemplateError, match="The content of a message must be text"):
         by_template(FORMATS["guard 2"], [message], None)
 
 

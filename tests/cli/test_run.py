@@ -85,6 +85,11 @@ def test_warnings_and_last_words_stand_out(line: str, style: str) -> None:
     assert styled_line(line).plain == line
 
 
+def test_a_result_below_the_working_directory_is_named_from_there() -> None:
+    lines = dict(result_lines(_job(), _succeeded(str(Path.cwd() / "finetune-output/guard/adapter"))))
+    assert lines["Try it"] == "finetune chat finetune-output/guard/adapter"
+
+
 def test_an_invalid_job_ends_before_anything_starts(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text("model_id: acme/model\ntrain_path: train.jsonl\n")

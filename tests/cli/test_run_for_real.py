@@ -72,8 +72,8 @@ def test_a_run_shows_progress_and_ends_with_an_adapter_that_answers(folder: Path
     assert exit_code == 0, shown
     assert "Running" in shown
     output = folder / "finetune-output" / "job"
-    assert f"Adapter {output}/adapter" in shown
-    assert f"finetune chat {output}/adapter" in shown
+    assert "Adapter  finetune-output/job/adapter" in shown
+    assert "finetune chat finetune-output/job/adapter" in shown
 
     effective = load_job_file(output / "job.yaml").job
     assert effective is not None

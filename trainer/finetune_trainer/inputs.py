@@ -91,7 +91,7 @@ def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
         JobError: the model cannot be had, has no usable tokenizer, or is too short for context_length.
     """
     source = model_source(spec)
-    fetched = fetch_tokenizer(source.address, source.revision)
+    fetched = fetch_tokenizer(source.address, source.revision, code=spec.trust_remote_code)
     config = load_config(fetched.path, trust_remote_code=spec.trust_remote_code)
     context_length = check_context_length(spec.context_length, config, spec.model_id)
     tokenizer = load_tokenizer(fetched.path, trust_remote_code=spec.trust_remote_code)
@@ -123,7 +123,7 @@ def data_source(spec: FineTuneJobSpec, inputs: ModelInputs, address: str) -> Dat
         path=fetch_file(address),
         name=address,
         rules=RowRules(needs_answer=not train_all, strip_whitespace=strip),
-        renderer=make_renderer(prompt_format, inputs.tokenizer),
+        renderer=make_renderer(prompt_format, inputs.tokenizer, train_all=train_all),
         tokenizer=inputs.tokenizer.row_tokenizer(),
         settings={
             "tokenizer": inputs.tokenizer.fingerprint(),

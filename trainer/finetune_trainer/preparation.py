@@ -52,8 +52,8 @@ class Prepared:
     valid: TokenizedData | None
     plan: TrainingPlan
     rows_per_batch: int
-    context_length: int
-    """Tokens that rows may have: the job's value, else the longest row, at most what the model supports."""
+    row_limit: int
+    """Most tokens that a row has after truncation."""
     identity: dict[str, Any]
     checkpoints: Checkpoints
     resume: Checkpoint | None
@@ -61,7 +61,9 @@ class Prepared:
     notices: list[str]
 
 
-def prepare_run(job: FineTuneJob, notices: list[str], around: Surroundings, device: torch.device) -> Prepared | TerminationMessage:
+def prepare_run(
+    job: FineTuneJob, notices: list[str], around: Surroundings, device: torch.device
+) -> Prepared | TerminationMessage:
     """Everything up to the weights; or the result, when an earlier attempt has published it.
 
     Raises:
@@ -79,8 +81,8 @@ def prepare_run(job: FineTuneJob, notices: list[str], around: Surroundings, devi
     train = _tokenized(around, train_source)
     valid = _tokenized(around, inputs.data_source(spec, model, spec.valid_path)) if spec.valid_path else None
     told += model.warnings + train.stats.notices + (valid.stats.notices if valid else [])
-    context_length = _context_length(spec.context_length or model.context_length, train, valid)
-    rows_per_batch = spec.train_batch_size_per_device or default_batch_size(context_length)
+    row_limit = _row_limit(model.context_length, train, valid)
+    rows_per_batch = spec.train_batch_size_per_device or default_batch_size(row_limit)
     plan = make_plan(
         rows=len(train),
         rows_per_step=rows_per_batch * spec.gradient_accumulation_steps * ranks.world_size,
@@ -105,7 +107,7 @@ def prepare_run(job: FineTuneJob, notices: list[str], around: Surroundings, devi
         valid,
         plan,
         rows_per_batch,
-        context_length,
+        row_limit,
         identity,
         checkpoints,
         resume,
@@ -154,7 +156,7 @@ def _tokenized(around: Surroundings, source: DataSource) -> TokenizedData:
     return TokenizedData(around.ranks.on_node_first(tokenize))
 
 
-def _context_length(limit: int | None, train: TokenizedData, valid: TokenizedData | None) -> int:
+def _row_limit(limit: int | None, train: TokenizedData, valid: TokenizedData | None) -> int:
     longest = max(data.stats.longest_row for data in (train, valid) if data)
     return min(limit or longest, longest)
 

@@ -18,7 +18,7 @@ from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
 from finetune_trainer.model.load import load_model, training_dtype
-from finetune_trainer.model.lora import add_lora, continue_lora, trainable_parameters
+from finetune_trainer.model.lora import add_lora, continue_lora, kept_settings, trainable_parameters
 from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
 from finetune_trainer.publish.publication import publish_best
 from finetune_trainer.signals import StopFlag, stop_at_once
@@ -113,6 +113,8 @@ def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings,
         model = add_lora(base, spec.lora_config)
     else:
         model = continue_lora(base, ranks.on_node_first(lambda: fetch_adapter(initial.address).path))
+        for sentence in kept_settings(model, spec.lora_config):
+            around.console.warning(sentence)
     if prepared.resume_folder is not None:
         saved.load_adapter_state(model, prepared.resume_folder)
     return model
@@ -139,7 +141,7 @@ def _trainer(
         world_size=ranks.world_size,
         rows_per_batch=prepared.rows_per_batch,
         pad_id=pad_id,
-        length=prepared.context_length if spec.padding == "max_length" else None,
+        length=(spec.context_length or prepared.row_limit) if spec.padding == "max_length" else None,
     )
     evaluation = None
     if prepared.valid is not None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
 from finetune_api.outcome import Reason
 from finetune_api.training import Logger
 from finetune_trainer.errors import JobError
-from finetune_trainer.train import arguments
 from finetune_trainer.train.arguments import choose_sharding, set_up_tracker, sharding_notice, training_arguments
 from finetune_trainer.train.plan import TrainingPlan
-
 from tests.trainer.run.tiny_job import TinyJob
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_logger_settings_reach_the_tracker_and_others_are_named() -> None:
 
 
 def test_a_logger_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(JobError, match="mlflow, whose Python package is not installed") as caught:
         set_up_tracker(Logger(provider="mlflow"), {})
     assert caught.value.reason is Reason.INVALID_SPEC

@@ -14,6 +14,11 @@ from finetune_api.prompt_format import Message
 
 ROLES = ("system", "user", "assistant")
 
+_SHOWN_CHARACTERS = 60
+"""How much of a row's own text a sentence repeats."""
+
+_LIST = "is a JSON list: write one object per line, not one list for the whole file."
+
 
 class RowError(ValueError):
     """A row that cannot be trained on; the text is one sentence without the line number."""
@@ -47,9 +52,11 @@ def parse_row(line: bytes, rules: RowRules) -> Conversation:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        if line.lstrip().startswith(b"["):
+            raise RowError(_LIST) from None
         raise RowError(f"is not JSON ({error.msg} at column {error.colno}).") from None
     if isinstance(row, list):
-        raise RowError("is a JSON list: write one object per line, not one list for the whole file.")
+        raise RowError(_LIST)
     if not isinstance(row, dict):
         raise RowError('is not a JSON object with "messages".')
     if "messages" not in row:
@@ -71,15 +78,13 @@ def _message(number: int, message: Any, rules: RowRules) -> Message:
         raise RowError(f"message {number} is not an object with role and content.")
     role = message.get("role")
     if role not in ROLES:
-        known = "has no role" if role is None else f"has the unknown role {role!r}"
+        known = "has no role" if role is None else f"has the unknown role {_cut(repr(role))}"
         raise RowError(f"message {number} {known}: roles are system, user and assistant.")
     if "content" not in message:
         raise RowError(f"message {number} ({role}) has no content.")
     content = message["content"]
     if not isinstance(content, str):
-        raise RowError(
-            f"message {number} ({role}) has a content that is {_kind(content)}, not text: join its parts to one string."
-        )
+        raise RowError(f"message {number} ({role}) has a content that is {_kind(content)}: write it as one string.")
     if not content or (rules.strip_whitespace and not content.strip()):
         raise RowError(f"message {number} ({role}) has an empty content.")
     return Message(role, content)
@@ -95,7 +100,11 @@ def _check_roles(roles: list[str], rules: RowRules) -> None:
 
 
 def _names(row: dict[str, Any]) -> str:
-    return ", ".join(f'"{key}"' for key in list(row)[:5]) or "no keys"
+    return ", ".join(f'"{_cut(key)}"' for key in list(row)[:5]) or "no keys"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
 def _kind(value: Any) -> str:

@@ -7,6 +7,7 @@ Files of a folder, for R rows, S sequences and T tokens:
     ids.bin       uint32 [T]    token ids, sequence after sequence
     trained.bin   uint8  [T]    1 where the model must produce the token
     sequences.npy int64  [S+1]  first token of each sequence
+    trained.npy   int64  [S]    trained tokens of each sequence
     rows.npy      int64  [R+1]  first sequence of each row
     lines.npy     int64  [R]    line number in the source file
     stats.json    DataStats
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class TokenizedData:
         self._sequences: Array = np.load(folder / "sequences.npy", mmap_mode="r")
         self._rows: Array = np.load(folder / "rows.npy", mmap_mode="r")
         self.lines: Array = np.load(folder / "lines.npy", mmap_mode="r")
-        self.row_trained_tokens: Array = self._per_row(np.add.reduceat(self._trained, self._starts(), dtype=np.int64))
+        self.row_trained_tokens: Array = self._per_row(np.load(folder / "trained.npy"))
         """Trained tokens of each row, int64 [R]."""
         self.row_tokens: Array = self._per_row(np.diff(self._sequences))
         """Tokens of each row over all its sequences, int64 [R]."""
@@ -110,9 +111,6 @@ class TokenizedData:
             span = slice(int(self._sequences[sequence]), int(self._sequences[sequence + 1]))
             found.append((self._ids[span].astype(np.int64), self._trained[span].astype(bool)))
         return found
-
-    def _starts(self) -> Array:
-        return np.asarray(self._sequences[:-1])
 
     def _per_row(self, per_sequence: Array) -> Array:
         return np.add.reduceat(per_sequence, np.asarray(self._rows[:-1]), dtype=np.int64)
@@ -149,7 +147,7 @@ def prepare(source: DataSource, cache: Path, on_progress: OnProgress | None = No
 
 def _rename_unless_there(scratch: Path, folder: Path) -> None:
     try:
-        os.rename(scratch, folder)
+        scratch.rename(folder)
     except OSError:
         if not folder.exists():
             raise
@@ -172,42 +170,63 @@ def _code_version() -> str:
     """Digest of the code between a row and its tokens."""
     import finetune_api.prompt_format as prompt_format
 
-    files = sorted(Path(__file__).parent.glob("*.py")) + [Path(prompt_format.__file__)]
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(prompt_format.__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+class _Writer:
+    """Writes the files of a folder row by row; eight bytes per row and sequence are kept until the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sequences, self._trained = array("q", [0]), array("q")
+        self.rows, self.lines = array("q", [0]), array("q")
+
+    def add(self, batch: Sequence[tuple[int, Sequence[TokenizedSequence]]]) -> None:
+        """Append rows: (line, sequences) each. A batch is written at once, since small arrays cost more to make."""
+        sequences = [sequence for _, kept in batch for sequence in kept]
+        first = self._sequences[-1]
+        for line, kept in batch:
+            self.lines.append(line)
+            self.rows.append(self.rows[-1] + len(kept))
+        for sequence in sequences:
+            self._sequences.append(self._sequences[-1] + len(sequence.ids))
+            self._trained.append(sum(end - start for start, end in sequence.spans))
+        ids = list(chain.from_iterable(sequence.ids for sequence in sequences))
+        mask = np.zeros(len(ids), dtype=np.uint8)
+        for sequence, offset in zip(sequences, self._sequences[-1 - len(sequences) : -1], strict=True):
+            for start, end in sequence.spans:
+                mask[offset - first + start : offset - first + end] = 1
+        for name, values in (("ids.bin", np.array(ids, dtype=np.uint32)), ("trained.bin", mask)):
+            with (self._folder / name).open("ab") as file:
+                values.tofile(file)
+
+    def finish(self, stats: DataStats) -> None:
+        """Write the index and `stats`, with what this writer counted."""
+        stats.kept_rows, stats.tokens, stats.trainable_tokens = len(self.lines), self._sequences[-1], sum(self._trained)
+        index = {"sequences": self._sequences, "trained": self._trained, "rows": self.rows, "lines": self.lines}
+        for name, values in index.items():
+            np.save(self._folder / f"{name}.npy", np.frombuffer(values, dtype=np.int64))
+        (self._folder / "stats.json").write_text(json.dumps(asdict(stats)))
 
 
 def _write(source: DataSource, checksum: str, folder: Path, on_progress: OnProgress | None) -> None:
     stats = DataStats(sha256=checksum)
     report = ReadReport()
-    sequence_starts, row_starts, lines = [0], [0], []
-    with (folder / "ids.bin").open("wb") as ids_file, (folder / "trained.bin").open("wb") as trained_file:
-        for row, tokenized in _tokenized_rows(source, report, on_progress):
-            stats.retokenized_rows += tokenized.retokenized
-            kept = _kept_sequences(tokenized, source.context_length, stats)
-            if not kept:
-                stats.dropped_rows += 1
-                continue
-            for sequence in kept:
-                np.asarray(sequence.ids, dtype=np.uint32).tofile(ids_file)
-                np.asarray(sequence.trained, dtype=np.uint8).tofile(trained_file)
-                sequence_starts.append(sequence_starts[-1] + len(sequence.ids))
-                stats.trainable_tokens += sum(sequence.trained)
-            row_starts.append(row_starts[-1] + len(kept))
-            lines.append(row.line)
+    writer = _Writer(folder)
+    for batch in _tokenized_batches(source, report, on_progress):
+        kept = [(row.line, _kept_sequences(tokenized, source.context_length, stats)) for row, tokenized in batch]
+        writer.add([(line, sequences) for line, sequences in kept if sequences])
     check_report(source.name, report, source.max_invalid_share)
     stats.rows, stats.invalid_rows = report.rows, report.invalid_rows
-    stats.kept_rows, stats.tokens = len(lines), sequence_starts[-1]
     stats.notices = _notices(source.name, report)
     _check_dropped(source, stats)
-    np.save(folder / "sequences.npy", np.asarray(sequence_starts, dtype=np.int64))
-    np.save(folder / "rows.npy", np.asarray(row_starts, dtype=np.int64))
-    np.save(folder / "lines.npy", np.asarray(lines, dtype=np.int64))
-    (folder / "stats.json").write_text(json.dumps(asdict(stats)))
+    writer.finish(stats)
 
 
-def _tokenized_rows(
+def _tokenized_batches(
     source: DataSource, report: ReadReport, on_progress: OnProgress | None
-) -> Iterator[tuple[Row, TokenizedRow]]:
+) -> Iterator[list[tuple[Row, TokenizedRow]]]:
     """Good rows with their tokens. A thread renders the next batch while the tokenizer's own threads work on this."""
     total = count_lines(source.path) if on_progress is not None else 0
     batches = _rendered_batches(source, report)
@@ -215,7 +234,7 @@ def _tokenized_rows(
         waiting = ahead.submit(next, batches, None)
         while (batch := waiting.result()) is not None:
             waiting = ahead.submit(next, batches, None)
-            yield from _tokenize_batch(source, batch)
+            yield _tokenize_batch(source, batch)
             if on_progress is not None:
                 on_progress(batch[-1][0].line, max(total, batch[-1][0].line))
 
@@ -240,11 +259,10 @@ def _rendered_rows(
             yield row, renderings
 
 
-def _tokenize_batch(source: DataSource, batch: list[tuple[Row, list[Rendering]]]) -> Iterator[tuple[Row, TokenizedRow]]:
+def _tokenize_batch(source: DataSource, batch: list[tuple[Row, list[Rendering]]]) -> list[tuple[Row, TokenizedRow]]:
     flat = [rendering for _, renderings in batch for rendering in renderings]
     tokenized = iter(source.tokenizer.tokenize(flat, train_all=source.train_all))
-    for row, renderings in batch:
-        yield row, merge(list(islice(tokenized, len(renderings))))
+    return [(row, merge(list(islice(tokenized, len(renderings))))) for row, renderings in batch]
 
 
 def merge(parts: list[TokenizedRow]) -> TokenizedRow:
@@ -256,20 +274,23 @@ def merge(parts: list[TokenizedRow]) -> TokenizedRow:
 
 
 def _kept_sequences(row: TokenizedRow, context_length: int | None, stats: DataStats) -> list[TokenizedSequence]:
-    """The sequences that still train something after truncation."""
-    longest = max(len(sequence.ids) for sequence in row.sequences)
+    """The sequences that still train something after truncation; the row is counted in `stats`."""
+    longest = max(len(sequence.ids) for sequence in row.sequences) if row.sequences else 0
     stats.longest_row = max(stats.longest_row, longest)
+    stats.retokenized_rows += row.retokenized
     sequences: Iterable[TokenizedSequence] = row.sequences
     if context_length is not None and longest > context_length:
         stats.truncated_rows += 1
         sequences = (sequence.truncated(context_length) for sequence in row.sequences)
-    return [sequence for sequence in sequences if any(sequence.trained)]
+    kept = [sequence for sequence in sequences if sequence.spans]
+    stats.dropped_rows += not kept
+    return kept
 
 
 def _check_dropped(source: DataSource, stats: DataStats) -> None:
     usable = stats.rows - stats.invalid_rows
     share = stats.dropped_rows / usable if usable else 0.0
-    if stats.kept_rows == 0 or share > source.max_dropped_share:
+    if stats.dropped_rows == usable or share > source.max_dropped_share:
         longest = f"the longest row has {stats.longest_row} tokens"
         limit = f" and context_length is {source.context_length}" if source.context_length else ""
         raise JobError(

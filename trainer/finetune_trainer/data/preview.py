@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from finetune_api.job import FineTuneJob
@@ -36,21 +37,23 @@ class PreviewRow:
 def preview(source: DataSource, count: int) -> list[PreviewRow]:
     """The first `count` rows of `source`, cut at its context length as in training.
 
+    Bad rows that the job allows are passed over; the numbers of the others show where.
+
     Raises:
-        JobError: DataInvalid, bad rows among those read; each is named.
+        JobError: DataInvalid, a bad row among those read that the job does not allow, or none that is good.
     """
     report = ReadReport()
     found: list[PreviewRow] = []
     for row in read_rows(source.path, source.rules, report):
+        messages = row.conversation.messages
         try:
-            renderings = source.renderer.render(row.conversation.messages)
+            found.append(_preview_row(source, row.line, messages, source.renderer.render(messages)))
         except (RowError, RenderError) as error:
             report.refuse(row.line, error)
-            continue
-        found.append(_preview_row(source, row.line, row.conversation.messages, renderings))
-        if len(found) + report.invalid_rows >= count:
+        if len(found) >= count or (report.invalid_rows and not source.max_invalid_share):
             break
-    check_report(source.name, report, source.max_invalid_share)
+    # Where the job allows bad rows their share of the whole file decides, which the first rows do not show.
+    check_report(source.name, report, 1.0 if source.max_invalid_share else 0.0)
     return found
 
 
@@ -70,7 +73,9 @@ def _preview_row(
     if source.context_length is not None and len(main.ids) > source.context_length:
         notes.append(f"cut from {len(main.ids)} to {source.context_length} tokens")
         main = main.truncated(source.context_length)
-    prompt = whole.inference_prompt() if whole.turns else source.renderer.prompt(messages)
+        if not any(sequence.truncated(source.context_length).spans for sequence in tokenized.sequences):
+            notes.append("nothing is left to train on, so the row is dropped")
+    prompt = whole.inference_prompt() if whole.turns else source.renderer.prompt(_before_last_answer(messages))
     return PreviewRow(
         row=line,
         text=whole.text,
@@ -81,6 +86,12 @@ def _preview_row(
         spans=[(whole.text, True)] if source.train_all else trained_spans(whole),
         notes=notes,
     )
+
+
+def _before_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    """What the last assistant message answers; all messages where it answers none."""
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant" and index]
+    return messages[: answers[-1]] if answers else messages
 
 
 def _loss_mask(sequence: TokenizedSequence) -> list[int]:

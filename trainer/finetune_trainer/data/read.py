@@ -26,7 +26,7 @@ class ReadReport:
     """Rows seen, bad ones included; blank lines are not rows."""
     invalid_rows: int = 0
     shown: list[str] = field(default_factory=list)
-    """The first bad rows: `line N: what is wrong`."""
+    """The first bad rows: `line N: what is wrong`, without a full stop, to be listed in a sentence."""
     unused_keys: Counter[str] = field(default_factory=Counter)
     """Rows per key that has no meaning here."""
 
@@ -34,7 +34,7 @@ class ReadReport:
         """Count a bad row, and keep its sentence if it is among the first."""
         self.invalid_rows += 1
         if len(self.shown) < SHOWN_ROWS:
-            self.shown.append(f"line {line}: {error}")
+            self.shown.append(f"line {line}: {str(error).removesuffix('.')}")
 
     @property
     def invalid_share(self) -> float:

@@ -47,11 +47,13 @@ class FormatRenderer:
 class TemplateRenderer:
     """Renders by the tokenizer's own chat template.
 
-    Templates may rewrite earlier turns (drop their reasoning, say). The turns whose prompt the whole text does not
-    begin with get a rendering of their own.
+    Its text is taken as it is, without a BOS it does not write: whoever prompts with the template tokenizes its text
+    without adding special tokens. Templates may rewrite earlier turns (drop their reasoning, say). The turns whose
+    prompt the whole text does not begin with get a rendering of their own.
     """
 
-    def __init__(self, tokenizer: Any, automatic_bos: str | None) -> None:
+    def __init__(self, tokenizer: Any, *, only_whole: bool = False) -> None:
+        """`only_whole`: no turn is told apart, since all of the text is trained on."""
         if not tokenizer.chat_template:
             raise JobError(
                 Reason.INVALID_SPEC,
@@ -59,11 +61,13 @@ class TemplateRenderer:
                 "has none: write system, user and assistant formats instead.",
             )
         self._tokenizer = tokenizer
-        self._bos = automatic_bos
+        self._only_whole = only_whole
 
     def render(self, messages: Sequence[Message]) -> list[Rendering]:
         """The whole conversation, and each turn apart that it does not cover."""
         whole = self._text(messages)
+        if self._only_whole:
+            return [Rendering(whole, ())]
         turns, apart = [], []
         for index, message in enumerate(messages):
             if message.role != "assistant":
@@ -79,12 +83,11 @@ class TemplateRenderer:
                     "cannot be rendered with the tokenizer's chat template: its text for the answer does not begin "
                     "with its own generation prompt; write a prompt_format instead."
                 )
-        renderings = ([Rendering(whole, tuple(turns))] if turns or not apart else []) + apart[::-1]
-        return [rendering.with_bos(self._bos) for rendering in renderings]
+        return ([Rendering(whole, tuple(turns))] if turns or not apart else []) + apart[::-1]
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The inference prompt after `messages`."""
-        return Rendering(self._text(messages, add_generation_prompt=True), ()).with_bos(self._bos).text
+        return self._text(messages, add_generation_prompt=True)
 
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         if not messages:
@@ -99,12 +102,17 @@ class TemplateRenderer:
         return str(text)
 
 
-def make_renderer(prompt_format: PromptFormatSpec, model: ModelTokenizer) -> Renderer:
+def make_renderer(prompt_format: PromptFormatSpec, model: ModelTokenizer, *, train_all: bool = False) -> Renderer:
     """The renderer for a job's prompt format.
+
+    Args:
+        prompt_format: the job's.
+        model: its tokenizer.
+        train_all: every token is trained on, so that turns need not be told apart.
 
     Raises:
         JobError: InvalidSpec, the tokenizer's chat template is asked for and there is none.
     """
     if isinstance(prompt_format, HuggingFaceChatTemplate):
-        return TemplateRenderer(model.tokenizer, model.automatic_bos)
+        return TemplateRenderer(model.tokenizer, only_whole=train_all)
     return FormatRenderer(prompt_format, model.automatic_bos)

@@ -28,8 +28,8 @@ _SENTINELS = ("\n", "<", "0", "a")
 class FastTokenizer(Protocol):
     """The part of `tokenizers.Tokenizer` that is used here."""
 
-    def encode_batch(self, input: list[str], *, add_special_tokens: bool) -> list[Any]:
-        """Encodings with `ids` and `offsets` for each text."""
+    def encode_batch(self, texts: list[str], /, *, add_special_tokens: bool) -> list[Any]:
+        """A `tokenizers.Encoding` for each text."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -72,66 +72,60 @@ class TokenizedRow:
 
 
 class _Tokens:
-    """Tokens of a text that can be asked where they stand in it.
+    """Tokens of a text that can be asked where they stand in it."""
 
-    Only seams are asked about, so the encoding answers; all offsets as Python objects would cost more than the rest.
-    """
-
-    def __init__(self, length: int, encoding: Any) -> None:
+    def __init__(self, length: int, ids: list[int], offsets: list[tuple[int, int]]) -> None:
         self.length = length
         """Characters of the text."""
-        self.ids: list[int] = encoding.ids
-        self._encoding = encoding
-
-    @cached_property
-    def offsets(self) -> list[tuple[int, int]]:
+        self.ids = ids
+        self.offsets = offsets
         """(start, end) of each token in characters."""
-        return list(self._encoding.offsets)
 
     def count_before(self, position: int) -> int:
         """Tokens that end at or before `position`."""
+        return bisect_right(self.offsets, position, key=lambda offset: offset[1])
+
+    def span(self, index: int) -> tuple[int, int]:
+        """(start, end) of one token, white space in front of it included where the tokenizer's offsets omit it."""
+        start, end = self._offset(index)
+        return (min(start, self._offset(index - 1)[1]) if index else 0), end
+
+    def _offset(self, index: int) -> tuple[int, int]:
+        return self.offsets[index]
+
+
+class _EncodedTokens(_Tokens):
+    """The same on an encoding, which answers by itself: all offsets as Python objects would cost more than the rest."""
+
+    def __init__(self, length: int, encoding: Any) -> None:
+        self.length = length
+        self.ids = encoding.ids
+        self._encoding = encoding
+
+    @cached_property
+    def offsets(self) -> list[tuple[int, int]]:  # type: ignore[override]  # mypy: only assigned attributes are writable
+        return list(self._encoding.offsets)
+
+    def count_before(self, position: int) -> int:
         if position >= self.length:
             return len(self.ids)
         found: int | None = self._encoding.char_to_token(position)
         # A character without a token: white space that some tokenizers leave out of the offsets.
-        return bisect_right(self.offsets, position, key=lambda offset: offset[1]) if found is None else found
+        return super().count_before(position) if found is None else found
 
-    def span(self, index: int) -> tuple[int, int]:
-        """(start, end) of one token, white space in front of it included where the tokenizer's offsets omit it."""
-        start, end = self._raw_span(index)
-        return (min(start, self._raw_span(index - 1)[1]) if index else 0), end
-
-    def _raw_span(self, index: int) -> tuple[int, int]:
+    def _offset(self, index: int) -> tuple[int, int]:
         found: tuple[int, int] | None = self._encoding.token_to_chars(index)
         return self.offsets[index] if found is None else found
 
 
-class _JoinedTokens(_Tokens):
+def _joined(pieces: Sequence[_Tokens]) -> _Tokens:
     """Tokens of pieces of a text, one piece after the other."""
-
-    def __init__(self, pieces: Sequence[_Tokens]) -> None:
-        self.length = 0
-        self.ids = []
-        self.offsets = []
-        for piece in pieces:
-            self.offsets += [(start + self.length, end + self.length) for start, end in piece.offsets]
-            self.ids += piece.ids
-            self.length += piece.length
-
-    def count_before(self, position: int) -> int:
-        return bisect_right(self.offsets, position, key=lambda offset: offset[1])
-
-    def _raw_span(self, index: int) -> tuple[int, int]:
-        return self.offsets[index]
-
-
-class _TokensAfter(_Tokens):
-    """Tokens of a text without those of what was put in front of it."""
-
-    def __init__(self, both: _Tokens, count: int, characters: int) -> None:
-        self.length = both.length - characters
-        self.ids = both.ids[count:]
-        self.offsets = [(start - characters, end - characters) for start, end in both.offsets[count:]]
+    whole = _Tokens(0, [], [])
+    for piece in pieces:
+        whole.offsets += [(start + whole.length, end + whole.length) for start, end in piece.offsets]
+        whole.ids += piece.ids
+        whole.length += piece.length
+    return whole
 
 
 @dataclass
@@ -161,9 +155,9 @@ class RowTokenizer:
         """Token ids of an inference prompt, as a server makes them from the same text."""
         return self._encode([prompt])[0].ids
 
-    def _encode(self, texts: list[str]) -> list[_Tokens]:
+    def _encode(self, texts: list[str]) -> Sequence[_Tokens]:
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        return [_Tokens(len(text), encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        return [_EncodedTokens(len(text), encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
     def _row(self, tokens: _Tokens, rendering: Rendering) -> TokenizedRow:
         """All turns into as few sequences as possible, the last turn first: it is the one with the whole text."""
@@ -248,7 +242,7 @@ class RowTokenizer:
         pieces = [prompt, answer]
         if turn.end < len(text):
             pieces.append(self._continuation(text[turn.end :]))
-        return _JoinedTokens(pieces), (len(prompt.ids), len(prompt.ids) + len(answer.ids))
+        return _joined(pieces), (len(prompt.ids), len(prompt.ids) + len(answer.ids))
 
     def _continuation(self, text: str) -> _Tokens:
         """Tokens of `text` as the continuation of another.
@@ -263,7 +257,9 @@ class RowTokenizer:
             alone, both = self._encode([sentinel, sentinel + text])
             count = len(alone.ids)
             if both.ids[:count] == alone.ids and both.count_before(len(sentinel)) == count:
-                return _TokensAfter(both, count, len(sentinel))
+                shift = len(sentinel)
+                offsets = [(start - shift, end - shift) for start, end in both.offsets[count:]]
+                return _Tokens(len(text), both.ids[count:], offsets)
         return plain
 
     @cached_property

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from finetune_api.generation import GenerationConfig
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
@@ -29,18 +31,26 @@ class ModelTokenizer:
 
     def row_tokenizer(self) -> RowTokenizer:
         """A fresh RowTokenizer on this tokenizer's fast implementation."""
-        backend = self.tokenizer.backend_tokenizer
-        special = frozenset(self.tokenizer.added_tokens_decoder)
-        return RowTokenizer(backend, special)
+        # Tokens that are searched in normalized text are not cut out before everything else.
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {token: text.content for token, text in added if not text.normalized}
+        return RowTokenizer(self._backend(), special)
 
     def fingerprint(self) -> str:
         """Digest of everything that decides how text becomes ids."""
-        text = f"{self.automatic_bos!r} {self.tokenizer.backend_tokenizer.to_str()}"
+        text = f"{tokenizers.__version__} {self.automatic_bos!r} {self._backend().to_str()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def ids(self, text: str) -> list[int]:
         """Token ids of `text` alone."""
-        return list(self.tokenizer.backend_tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
+        return list(self._backend().encode_batch([text], add_special_tokens=False)[0].ids)
+
+    def _backend(self) -> tokenizers.Tokenizer:
+        backend: tokenizers.Tokenizer = self.tokenizer.backend_tokenizer
+        # Some models are published with a tokenizer that cuts or pads whatever it is given.
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> ModelTokenizer:
@@ -56,7 +66,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> ModelTokenizer:
     except Exception as error:  # Whatever a foreign folder makes transformers raise means the same to the user.
         raise JobError(
             Reason.MODEL_UNSUPPORTED,
-            f"The tokenizer of {folder} cannot be loaded ({_first_line(error)}): check that the model folder holds one.",
+            f"The tokenizer of {folder} cannot be loaded ({_first_line(error)}): check that the model folder has one.",
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise JobError(
@@ -79,7 +89,7 @@ def tokenizer_warnings(model: ModelTokenizer, generation: GenerationConfig) -> l
     """What the declared format means to this tokenizer that its author may not expect, a sentence each."""
     prompt_format = generation.prompt_format
     if not isinstance(prompt_format, PromptFormat):
-        return []
+        return _template_warnings(model)
     found = []
     tokenizer = model.tokenizer
     eos = tokenizer.eos_token
@@ -104,13 +114,29 @@ def tokenizer_warnings(model: ModelTokenizer, generation: GenerationConfig) -> l
     return found
 
 
+def _template_warnings(model: ModelTokenizer) -> list[str]:
+    if model.automatic_bos is None or not model.tokenizer.chat_template:
+        return []
+    try:
+        text = model.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except Exception:  # Rows are refused with the template's own words; here it only goes unwarned.
+        return []
+    if text.startswith(model.automatic_bos):
+        return []
+    warning = (
+        f"the tokenizer's chat template does not write the BOS {model.automatic_bos!r} that the tokenizer adds to "
+        "plain text: rows are trained without it, since servers prompt with what the template writes."
+    )
+    return [warning]
+
+
 def single_token_stops(model: ModelTokenizer, generation: GenerationConfig) -> tuple[list[int], list[str]]:
     """(token ids, texts) that end an answer: stops that are one token, and those that must be matched as text."""
     ids = list(generation.stopping_tokens or [])
     texts = []
     prompt_format = generation.prompt_format
     tail = prompt_format.end_of_turn if isinstance(prompt_format, PromptFormat) else ""
-    trained = next((tag for tag in _TAG.findall(tail) if tail.lstrip().startswith(tag)), None)
+    trained = _first_stop(model, tail.lstrip())
     for stop in dict.fromkeys([*(generation.stopping_sequences or []), *([trained] if trained else [])]):
         found = model.ids(stop)
         if len(found) == 1 and found[0] in model.tokenizer.added_tokens_decoder:
@@ -118,6 +144,13 @@ def single_token_stops(model: ModelTokenizer, generation: GenerationConfig) -> t
         else:
             texts.append(stop)
     return list(dict.fromkeys(ids)), texts
+
+
+def _first_stop(model: ModelTokenizer, tail: str) -> str | None:
+    """The special token, or what looks like one, that `tail` begins with."""
+    added = [token.content for token in model.tokenizer.added_tokens_decoder.values()]
+    found = [text for text in [*added, *_TAG.findall(tail)] if text.strip() and tail.startswith(text)]
+    return max(found, key=len, default=None)
 
 
 def _ends_with_stop(model: ModelTokenizer, tail: str, generation: GenerationConfig) -> bool:

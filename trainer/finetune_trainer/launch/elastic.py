@@ -94,6 +94,9 @@ def worker_defaults(settings: NodeSettings, environ: Mapping[str, str]) -> dict[
             environment.threads_per_worker(cores=_usable_cores(), cpu_max=_cpu_max(), workers=settings.nproc)
         ),
     }
+    if not visible_gpus():
+        # Threads that spin while they wait take the cores of those that work, and a pod's CPU quota with them.
+        defaults |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     if settings.alone:
         # gloo otherwise looks the host name up, which fails without a network.
         defaults["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"

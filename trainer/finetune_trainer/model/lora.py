@@ -57,6 +57,16 @@ def continue_lora(model: Any, folder: Path) -> Any:
     return adapted
 
 
+def kept_settings(model: Any, config: LoraConfig) -> list[str]:
+    """What `config` asks for and a continued adapter keeps its own value of, a sentence each."""
+    own = model.peft_config["default"]
+    return [
+        f"lora_config.{key} is {getattr(config, key)}, but the continued adapter keeps its own {getattr(own, key)}."
+        for key in ("r", "lora_alpha", "lora_dropout", "use_rslora")
+        if getattr(own, key) != getattr(config, key)
+    ]
+
+
 def trainable_parameters(model: Any) -> int:
     """Number of parameters that training changes."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

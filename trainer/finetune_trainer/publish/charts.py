@@ -99,7 +99,8 @@ def histogram(name: str, lengths: ArrayLike, *, limit: int | None, limit_label: 
         # Whole numbers: never more bins than there are different lengths.
         bins = int(min(40, values.max() - values.min() + 1))
         axes.hist(values, bins=bins, color=_FIRST, rwidth=0.92)
-        if limit is not None:
+        # A limit far beyond the rows would leave them no room.
+        if limit is not None and limit <= 2 * values.max():
             axes.axvline(limit, color=_SECOND, linewidth=1.5, linestyle="--", label=f"{limit_label} {limit:,}")
             _legend(axes)
         axes.grid(visible=False, axis="x")

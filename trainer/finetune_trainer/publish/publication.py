@@ -57,7 +57,7 @@ def publish_best(
         generation=prepared.model.generation,
         base_model=_base_model(prepared.model.source),
         base_model_revision=prepared.model.revision,
-        context_length=prepared.context_length,
+        context_length=prepared.model.context_length,
     )
     write_adapter(folder, parts)
     metrics, dataset = _metrics(best, prepared, around), dataset_result(prepared.train.stats)
@@ -146,7 +146,7 @@ def _report(
         resumed_at_step=resume.step if resume else None,
         curves=curves_from_metrics(around.output.metrics_path),
         token_lengths=prepared.train.row_tokens,
-        context_length=prepared.context_length,
+        context_length=prepared.model.context_length,
         data=counts,
         rows=rows,
         versions=library_versions(),

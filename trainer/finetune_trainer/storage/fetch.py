@@ -98,11 +98,16 @@ def fetch_tokenizer(
     revision: str | None = None,
     *,
     cache_dir: Path | None = None,
+    code: bool = False,
     key: str = "model_id",
     sleep: Callable[[float], None] = time.sleep,
 ) -> FetchedModel:
-    """As fetch_model, without weights: enough for AutoTokenizer, AutoConfig and the chat template."""
-    return _fetch_folder(model_id, revision, tokenizer_files, "config.json", key, cache_dir, sleep)
+    """As fetch_model, without weights: enough for AutoTokenizer, AutoConfig and the chat template.
+
+    `code` fetches the repository's Python files as well, for a job that trusts them.
+    """
+    select = partial(tokenizer_files, code=code)
+    return _fetch_folder(model_id, revision, select, "config.json", key, cache_dir, sleep)
 
 
 def fetch_adapter(

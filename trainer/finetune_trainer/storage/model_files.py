@@ -24,9 +24,13 @@ _FORMATS = (
 )
 
 
-def tokenizer_files(paths: Iterable[str]) -> list[str]:
-    """Everything but weights and code."""
-    return sorted(path for path in paths if _TOKENIZER.fullmatch(path) and not _INDEX.fullmatch(path))
+def tokenizer_files(paths: Iterable[str], *, code: bool = False) -> list[str]:
+    """Everything but weights; Python files only where the job trusts them."""
+    return sorted(
+        path
+        for path in paths
+        if (_TOKENIZER.fullmatch(path) and not _INDEX.fullmatch(path)) or (code and path.endswith(".py"))
+    )
 
 
 def model_files(paths: Iterable[str], *, source: str, code: bool = False) -> list[str]:
@@ -41,9 +45,7 @@ def model_files(paths: Iterable[str], *, source: str, code: bool = False) -> lis
         JobError: ModelUnsupported when there are no weights that can be trained.
     """
     paths = sorted(paths)
-    needed = set(tokenizer_files(paths))
-    if code:
-        needed |= {path for path in paths if path.endswith(".py")}
+    needed = set(tokenizer_files(paths, code=code))
     for whole, index, shards in _FORMATS:
         if whole in paths:
             return sorted(needed | {whole})

@@ -128,8 +128,8 @@ def sharding_notice(asked: str, *, device: torch.device, world_size: int) -> lis
 def choose_sharding(asked: str, *, device: torch.device, world_size: int, base_bytes: int) -> bool:
     """Whether the model is sharded (FSDP2) instead of held whole by each process (DDP).
 
-    Only GPUs share a model: accelerate wraps nothing on CPU. `auto` shards when the frozen weights alone take more than 60 % of a GPU's memory; the rest is for activations,
-    LoRA and optimizer.
+    Only GPUs share a model: accelerate wraps nothing on CPU. `auto` shards when the frozen weights alone take more than
+    60 % of a GPU's memory; the rest is for activations, LoRA and optimizer.
     """
     if world_size == 1 or asked == "ddp" or device.type != "cuda":
         return False

@@ -1,0 +1,44 @@
+"""Results of different jobs never meet in one place; a local run writes where it was told to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_api.job import Metadata
+from finetune_api.output import output_address
+from tests.api.jobs import job
+
+UID = "0123abcd-4567-89ab-cdef-0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("spec", "metadata", "address"),
+    [
+        ({}, {}, None),
+        ({}, {"uid": UID}, None),
+        ({"output_dir": "out"}, {}, "out"),
+        ({"output": {"uri": "s3://bucket/jobs"}}, {}, "s3://bucket/jobs"),
+        ({"output": {"uri": "s3://bucket/jobs/"}}, {}, "s3://bucket/jobs/"),
+        ({"output": {"uri": "s3://bucket/jobs"}}, {"namespace": "team"}, "s3://bucket/jobs"),
+        (
+            {"output": {"uri": "s3://bucket/jobs"}},
+            {"namespace": "team", "uid": UID},
+            "s3://bucket/jobs/team/guard/0123abcd",
+        ),
+        ({"output": {"uri": "s3://bucket/"}}, {"namespace": "team", "uid": UID}, "s3://bucket/team/guard/0123abcd"),
+        ({"output": {"uri": "pvc://claim"}}, {"uid": UID}, "pvc://claim/default/guard/0123abcd"),
+        ({"output_dir": "/mnt/out"}, {"uid": UID}, "/mnt/out/default/guard/0123abcd"),
+    ],
+)
+def test_where_results_go(spec: dict[str, Any], metadata: dict[str, Any], address: str | None) -> None:
+    placed = job(**spec).model_copy(update={"metadata": Metadata(name="guard", **metadata)})
+    assert output_address(placed) == address
+
+
+def test_jobs_of_one_name_in_one_namespace_do_not_meet() -> None:
+    base = job(output={"uri": "s3://bucket"})
+    uids = [UID, UID.replace("0123abcd", "0123abce")]
+    addresses = {output_address(base.model_copy(update={"metadata": Metadata(name="guard", uid=uid)})) for uid in uids}
+    assert len(addresses) == 2
