@@ -57,6 +57,12 @@ class Receiver:
             assert self._changed.wait_for(lambda: self.posts >= count, WAIT_SECONDS)
 
 
+async def _let_callbacks_run() -> None:
+    """Accepting a connection and closing one both take a few turns of the loop."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 @contextmanager
 def run_receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver on a free port of the loopback interface."""
@@ -73,7 +79,11 @@ def run_receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
         receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/status"
         ready.set()
         await stop.wait()
+        # In this order, or a connection that was just accepted outlives the server that would have closed it.
+        await site.stop()
+        await _let_callbacks_run()
         await runner.cleanup()
+        await _let_callbacks_run()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()

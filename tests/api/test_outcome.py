@@ -121,7 +121,7 @@ def test_addresses_that_leave_no_room_give_way_to_the_sentence() -> None:
 
 @pytest.mark.parametrize("room", [-100, 1, MESSAGE_ROOM_BYTES - 1])
 def test_the_checkpoint_gives_way_before_the_adapter(room: int) -> None:
-    adapter = ADAPTER.model_copy(update={"uri": "a" * 1500})
+    adapter = ADAPTER.model_copy(update={"uri": "a" * 1900})
     sent = FULL.model_copy(update={"adapter": adapter, "message": "", "checkpoint": CheckpointResult(uri="", step=1)})
     checkpoint = CheckpointResult(uri="c" * (TERMINATION_MESSAGE_LIMIT_BYTES - len(sent.to_bytes()) - room), step=1)
     sent = sent.model_copy(update={"checkpoint": checkpoint, "message": "m" * 3000})
@@ -129,6 +129,14 @@ def test_the_checkpoint_gives_way_before_the_adapter(room: int) -> None:
     assert read is not None
     assert (read.checkpoint, read.adapter) == (None, adapter)
     assert len(read.message) > MESSAGE_ROOM_BYTES
+
+
+def test_what_fits_keeps_everything_however_tightly() -> None:
+    sent = FULL.model_copy(update={"adapter": ADAPTER.model_copy(update={"uri": "a" * 1500})})
+    room = TERMINATION_MESSAGE_LIMIT_BYTES - len(sent.to_bytes()) + len(CHECKPOINT.uri)
+    sent = sent.model_copy(update={"checkpoint": CHECKPOINT.model_copy(update={"uri": "c" * room})})
+    assert len(sent.to_bytes()) == TERMINATION_MESSAGE_LIMIT_BYTES
+    assert TerminationMessage.parse(sent.to_bytes()) == sent
 
 
 def test_a_checkpoint_that_leaves_room_for_the_sentence_stays() -> None:

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,13 +34,21 @@ from finetune_api.prompt_format import RenderError, Rendering
 from finetune_trainer.data.conversation import RowError, RowRules
 from finetune_trainer.data.read import ReadReport, Row, check_report, count_lines, file_sha256, read_rows
 from finetune_trainer.data.render import Renderer
-from finetune_trainer.data.tokenize import RowTokenizer, TokenizedRow, TokenizedSequence
+from finetune_trainer.data.tokenize import RowTokenizer, TokenizedRow, TokenizedSequence, Tokens
 from finetune_trainer.errors import JobError
 
 _BATCH_ROWS = 512
 """Rows rendered and tokenized together: enough for all cores, little enough to show progress."""
 
+_BATCH_CHARACTERS = 2_000_000
+"""Text after which a batch ends earlier: a tokenizer keeps some hundred bytes per token until the batch is written."""
+
 Array = np.ndarray[Any, np.dtype[Any]]
+
+Item = TypeVar("Item")
+
+_Batch = list[tuple[Row, list[Rendering]]]
+"""Rows with their renderings."""
 
 
 @dataclass
@@ -227,21 +235,42 @@ def _write(source: DataSource, checksum: str, folder: Path, on_progress: OnProgr
 def _tokenized_batches(
     source: DataSource, report: ReadReport, on_progress: OnProgress | None
 ) -> Iterator[list[tuple[Row, TokenizedRow]]]:
-    """Good rows with their tokens. A thread renders the next batch while the tokenizer's own threads work on this."""
+    """Good rows with their tokens, while threads render the batch after the next and encode the next."""
     total = count_lines(source.path) if on_progress is not None else 0
-    batches = _rendered_batches(source, report)
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        waiting = ahead.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
-            waiting = ahead.submit(next, batches, None)
-            yield _tokenize_batch(source, batch)
-            if on_progress is not None:
-                on_progress(batch[-1][0].line, max(total, batch[-1][0].line))
+    for batch, flat, encoded in _ahead(_encoded_batches(source, _ahead(_rendered_batches(source, report)))):
+        tokenized = iter(source.tokenizer.finish(encoded, flat, train_all=source.train_all))
+        yield [(row, merge(list(islice(tokenized, len(renderings))))) for row, renderings in batch]
+        if on_progress is not None:
+            on_progress(batch[-1][0].line, max(total, batch[-1][0].line))
 
 
-def _rendered_batches(source: DataSource, report: ReadReport) -> Iterator[list[tuple[Row, list[Rendering]]]]:
-    rows = _rendered_rows(source, read_rows(source.path, source.rules, report), report)
-    while batch := list(islice(rows, _BATCH_ROWS)):
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each made by a thread while the one before is used."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting = thread.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = thread.submit(next, items, None)
+            yield item
+
+
+def _encoded_batches(
+    source: DataSource, batches: Iterable[_Batch]
+) -> Iterator[tuple[_Batch, list[Rendering], Sequence[Tokens]]]:
+    for batch in batches:
+        flat = [rendering for _, renderings in batch for rendering in renderings]
+        yield batch, flat, source.tokenizer.encode(flat)
+
+
+def _rendered_batches(source: DataSource, report: ReadReport) -> Iterator[_Batch]:
+    batch: _Batch = []
+    characters = 0
+    for row in _rendered_rows(source, read_rows(source.path, source.rules, report), report):
+        batch.append(row)
+        characters += sum(len(rendering.text) for rendering in row[1])
+        if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 
@@ -257,12 +286,6 @@ def _rendered_rows(
         # Once a bad row has decided the outcome the rest is only read to be counted.
         if report.invalid_rows == 0 or source.max_invalid_share > 0:
             yield row, renderings
-
-
-def _tokenize_batch(source: DataSource, batch: list[tuple[Row, list[Rendering]]]) -> list[tuple[Row, TokenizedRow]]:
-    flat = [rendering for _, renderings in batch for rendering in renderings]
-    tokenized = iter(source.tokenizer.tokenize(flat, train_all=source.train_all))
-    return [(row, merge(list(islice(tokenized, len(renderings))))) for row, renderings in batch]
 
 
 def merge(parts: list[TokenizedRow]) -> TokenizedRow:

@@ -71,7 +71,7 @@ class TokenizedRow:
     """Whether any turn had to be tokenized again, split at its seam."""
 
 
-class _Tokens:
+class Tokens:
     """Tokens of a text that can be asked where they stand in it."""
 
     def __init__(self, length: int, ids: list[int], offsets: list[tuple[int, int]]) -> None:
@@ -94,7 +94,7 @@ class _Tokens:
         return self.offsets[index]
 
 
-class _EncodedTokens(_Tokens):
+class _EncodedTokens(Tokens):
     """The same on an encoding, which answers by itself: all offsets as Python objects would cost more than the rest."""
 
     def __init__(self, length: int, encoding: Any) -> None:
@@ -118,9 +118,9 @@ class _EncodedTokens(_Tokens):
         return self.offsets[index] if found is None else found
 
 
-def _joined(pieces: Sequence[_Tokens]) -> _Tokens:
+def _joined(pieces: Sequence[Tokens]) -> Tokens:
     """Tokens of pieces of a text, one piece after the other."""
-    whole = _Tokens(0, [], [])
+    whole = Tokens(0, [], [])
     for piece in pieces:
         whole.offsets += [(start + whole.length, end + whole.length) for start, end in piece.offsets]
         whole.ids += piece.ids
@@ -144,7 +144,16 @@ class RowTokenizer:
             renderings: the rows' texts with a leading BOS where one is due.
             train_all: causal language modelling: every token but the first is trained.
         """
-        encoded = self._encode([rendering.text for rendering in renderings])
+        return self.finish(self.encode(renderings), renderings, train_all=train_all)
+
+    def encode(self, renderings: Sequence[Rendering]) -> Sequence[Tokens]:
+        """The first half of `tokenize`: the tokenizer's work, which other threads of Python do not wait for."""
+        return self._encode([rendering.text for rendering in renderings])
+
+    def finish(
+        self, encoded: Sequence[Tokens], renderings: Sequence[Rendering], *, train_all: bool = False
+    ) -> list[TokenizedRow]:
+        """The second half of `tokenize`: what is trained of which tokens."""
         pairs = list(zip(encoded, renderings, strict=True))
         if train_all:
             return [TokenizedRow((_all_trained(tokens, rendering),), False) for tokens, rendering in pairs]
@@ -155,11 +164,11 @@ class RowTokenizer:
         """Token ids of an inference prompt, as a server makes them from the same text."""
         return self._encode([prompt])[0].ids
 
-    def _encode(self, texts: list[str]) -> Sequence[_Tokens]:
+    def _encode(self, texts: list[str]) -> Sequence[Tokens]:
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         return [_EncodedTokens(len(text), encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
-    def _row(self, tokens: _Tokens, rendering: Rendering) -> TokenizedRow:
+    def _row(self, tokens: Tokens, rendering: Rendering) -> TokenizedRow:
         """All turns into as few sequences as possible, the last turn first: it is the one with the whole text."""
         waiting = list(rendering.turns)
         sequences: list[TokenizedSequence] = []
@@ -184,7 +193,7 @@ class RowTokenizer:
             sequences.append(TokenizedSequence(tokens.ids, _trainable(spans), span[0]))
         return TokenizedRow(tuple(sequences), retokenized or len(sequences) > 1)
 
-    def _span(self, tokens: _Tokens, text: str, turn: Turn) -> tuple[int, int] | None:
+    def _span(self, tokens: Tokens, text: str, turn: Turn) -> tuple[int, int] | None:
         """(tokens of the turn's prompt, tokens to its end), or None if `tokens` do not begin with that prompt.
 
         None also where the turn's last token is shared with what follows, unless a special token stops the model
@@ -205,7 +214,7 @@ class RowTokenizer:
             end -= 1
         return first, end
 
-    def _tail(self, tokens: _Tokens, text: str, first: int, prompt_end: int) -> tuple[int, str]:
+    def _tail(self, tokens: Tokens, text: str, first: int, prompt_end: int) -> tuple[int, str]:
         """(index of the first token, text) of the prompt's end that alone decides how the prompt is tokenized."""
         for index in range(first - 1, -1, -1):
             special = self.special.get(tokens.ids[index])
@@ -220,7 +229,7 @@ class RowTokenizer:
         known = self._tails.get(tail)
         return self._encode([tail])[0].ids if known is None else known
 
-    def _remember_tails(self, pairs: Sequence[tuple[_Tokens, Rendering]]) -> None:
+    def _remember_tails(self, pairs: Sequence[tuple[Tokens, Rendering]]) -> None:
         """Tokenize the unknown tails of a whole batch in one call, which uses all cores."""
         if len(self._tails) > _CACHE_ENTRIES:
             self._tails = {}
@@ -235,7 +244,7 @@ class RowTokenizer:
         for tail, found in zip(unknown, self._encode(list(unknown)), strict=True):
             self._tails[tail] = found.ids
 
-    def _split(self, text: str, turn: Turn) -> tuple[_Tokens, tuple[int, int]]:
+    def _split(self, text: str, turn: Turn) -> tuple[Tokens, tuple[int, int]]:
         """`text` tokenized as the turn's prompt, the turn and the rest, and the turn's span."""
         prompt = self._encode([text[: turn.prompt_end]])[0]
         answer = self._continuation(text[turn.prompt_end : turn.end])
@@ -244,7 +253,7 @@ class RowTokenizer:
             pieces.append(self._continuation(text[turn.end :]))
         return _joined(pieces), (len(prompt.ids), len(prompt.ids) + len(answer.ids))
 
-    def _continuation(self, text: str) -> _Tokens:
+    def _continuation(self, text: str) -> Tokens:
         """Tokens of `text` as the continuation of another.
 
         Some tokenizers put a space in front of whatever they are given. There a sentinel is tokenized with the text
@@ -259,7 +268,7 @@ class RowTokenizer:
             if both.ids[:count] == alone.ids and both.count_before(len(sentinel)) == count:
                 shift = len(sentinel)
                 offsets = [(start - shift, end - shift) for start, end in both.offsets[count:]]
-                return _Tokens(len(text), both.ids[count:], offsets)
+                return Tokens(len(text), both.ids[count:], offsets)
         return plain
 
     @cached_property
@@ -273,6 +282,6 @@ def _trainable(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple((max(first, 1), end) for first, end in sorted(spans) if end > max(first, 1))
 
 
-def _all_trained(tokens: _Tokens, rendering: Rendering) -> TokenizedSequence:
+def _all_trained(tokens: Tokens, rendering: Rendering) -> TokenizedSequence:
     prompt_end = rendering.turns[-1].prompt_end if rendering.turns else 0
     return TokenizedSequence(tokens.ids, _trainable([(0, len(tokens.ids))]), tokens.count_before(prompt_end))
