@@ -140,7 +140,7 @@ REFUSED: list[tuple[int, int, float, str]] = [
             "no user message. Mend them or raise max_invalid_row_share."
         ),
     ),
-    (1, 1, 1.0, "data.jsonl: 1 of 1 rows are invalid (100.00%, allowed 100.00%): line 1: has no user message. Mend"),
+    (1, 1, 1.0, "data.jsonl: 1 of 1 rows are invalid (100.00%, allowed 100.00%): line 1: has no user message. No row"),
     (20, 11, 0.5, "line 10: has no user message (and 1 more). Mend them or raise max_invalid_row_share."),
 ]
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.prompt_format import Message, PromptFormat, Rendering
@@ -134,6 +134,8 @@ def test_the_ids_are_the_text_and_the_mask_is_the_answers(
     model = REAL[name]()
     row, rendering = row_of(made, model, messages)
     same = spaceless if model is mistral() else str
+    # SmolLM2's vocabulary lacks a few bytes, so it cannot write every character.
+    assume(same(decoded(model, plain_ids(model, rendering.text))) == same(rendering.text))
     answers = {turn.prompt_end: rendering.text[turn.prompt_end : turn.end] for turn in rendering.turns}
     for index, sequence in enumerate(row.sequences):
         text = decoded(model, sequence.ids)
@@ -164,17 +166,14 @@ def test_the_ids_are_the_text_and_the_mask_is_the_answers(
 def test_a_row_has_exactly_one_bos_and_it_leads(name: str, made: PromptFormat) -> None:
     """Where the tokenizer has one at all; Llama 2's format writes another one between turns, at the very end here."""
     model = REAL[name]()
-    row, rendering = row_of(made, model, [system("Be brief."), user("hi"), assistant("hello")])
-    bos = model.tokenizer.bos_token_id
-    ids = row.sequences[0].ids[: len(plain_ids(model, rendering.text.removesuffix("<s>")))]
-    if model.automatic_bos:
-        assert ids[0] == bos
-        assert ids.count(bos) == 1
+    talk = [system("Be brief."), user("hi"), assistant("hello")]
+    row, rendering = row_of(made, model, talk)
+    if model.automatic_bos is None:
+        assert rendering.text == made.render(talk).text
     else:
-        assert not row.retokenized
-        assert ids == plain_ids(
-            model, made.render([system("Be brief."), user("hi"), assistant("hello")]).text.removesuffix("<s>")
-        )
+        ids = row.sequences[0].ids[:-1] if rendering.text.endswith("<s>") else row.sequences[0].ids
+        assert ids[0] == model.tokenizer.bos_token_id
+        assert ids.count(model.tokenizer.bos_token_id) == 1
 
 
 TRAINED = [

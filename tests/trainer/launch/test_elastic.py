@@ -83,16 +83,19 @@ def test_elastic_restarts_nothing_and_redirects_nothing() -> None:
     assert {"--max-restarts=0", "--redirects=0", "--tee=0"} <= set(arguments(NodeSettings(nproc=1, alone=False)))
 
 
-def test_what_the_user_set_for_the_workers_stays() -> None:
+def test_what_the_user_set_for_the_workers_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "visible_gpus", lambda: 0)
     settings = NodeSettings(nproc=1, alone=True)
-    assert set(elastic.worker_defaults(settings, {})) == {
-        "OMP_NUM_THREADS",
-        "GLOO_SOCKET_IFNAME",
-    }
-    assert set(elastic.worker_defaults(settings, {"OMP_NUM_THREADS": "3"})) == {
-        "GLOO_SOCKET_IFNAME",
-    }
+    waiting = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    assert set(elastic.worker_defaults(settings, {})) == {"OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", *waiting}
+    own = {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}
+    assert set(elastic.worker_defaults(settings, own)) == {"GLOO_SOCKET_IFNAME", "GOMP_SPINCOUNT"}
     assert "GLOO_SOCKET_IFNAME" not in elastic.worker_defaults(NodeSettings(nproc=1, alone=False), {})
+
+
+def test_threads_may_spin_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "visible_gpus", lambda: 1)
+    assert "OMP_WAIT_POLICY" not in elastic.worker_defaults(NodeSettings(nproc=1, alone=True), {})
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,14 @@ def check_report(path: str, report: ReadReport, allowed_share: float) -> None:
         raise JobError(
             Reason.DATA_INVALID,
             f"{path}: {report.invalid_rows} of {report.rows} rows are invalid ({report.invalid_share:.2%}, allowed "
-            f"{allowed_share:.2%}): {shown}{tail}. Mend them or raise max_invalid_row_share.",
+            f"{allowed_share:.2%}): {shown}{tail}. {_cure(report)}",
         )
+
+
+def _cure(report: ReadReport) -> str:
+    if report.invalid_rows == report.rows:
+        return "No row is left to train on: mend them."
+    return "Mend them or raise max_invalid_row_share."
 
 
 def file_sha256(path: Path) -> str:

@@ -37,6 +37,9 @@ class FormatRenderer:
 
     def render(self, messages: Sequence[Message]) -> list[Rendering]:
         """One rendering: a declared format never rewrites what came before."""
+        roles = {message.role for message in messages}
+        if self._format.system_in_user and "system" in roles and "user" not in roles:
+            raise RowError("has a system message and no user message to carry it (system_in_user).")
         return [self._format.render(messages).with_bos(self._bos)]
 
     def prompt(self, messages: Sequence[Message]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_trainer.train.batches import IGNORED, Batch
+from finetune_trainer.model.batch import IGNORED, Batch
 
 
 def takes_logits_to_keep(model: Any) -> bool:

@@ -3,6 +3,7 @@
 Local folders, S3 and the Hugging Face Hub look the same from outside, and fail with the same JobErrors.
 """
 
+from finetune_trainer.storage.addresses import open_store
 from finetune_trainer.storage.fetch import (
     FetchedModel,
     default_cache_dir,
@@ -12,7 +13,7 @@ from finetune_trainer.storage.fetch import (
     fetch_tokenizer,
 )
 from finetune_trainer.storage.manifest import MANIFEST_NAME, FileEntry, Manifest, build_manifest, write_manifest
-from finetune_trainer.storage.store import ObjectStore, open_store, read_manifest
+from finetune_trainer.storage.store import ObjectStore, read_manifest
 
 __all__ = [
     "MANIFEST_NAME",

@@ -21,12 +21,12 @@ from filelock import FileLock, Timeout
 from finetune_api.outcome import Reason
 from finetune_api.storage_uri import Scheme, StorageUri
 from finetune_trainer.errors import JobError
+from finetune_trainer.storage.addresses import local_path, parse_address
 from finetune_trainer.storage.errors import human_bytes, local_errors, require_space
 from finetune_trainer.storage.hub import download_dataset_file, download_snapshot
 from finetune_trainer.storage.model_files import Select, adapter_files, model_files, tokenizer_files
 from finetune_trainer.storage.s3 import S3Connection, connect, read_with_fallback
 from finetune_trainer.storage.s3_store import ObjectStat, S3Store
-from finetune_trainer.storage.store import local_path, parse_address
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ taken for a whole one, on any store.
 from __future__ import annotations
 
 import errno
-import os
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -15,13 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune_api.outcome import Reason
-from finetune_api.storage_uri import Scheme, StorageUri, UriError, parse
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage.errors import local_error, local_errors
 from finetune_trainer.storage.manifest import MANIFEST_NAME, Manifest, parse_manifest, tree_files, verify_tree
-
-DEFAULT_PVC_ROOT = "/mnt/pvc"
-"""Folder under which the pod mounts each claim by its name; FINETUNE_PVC_ROOT overrides it."""
 
 
 class ObjectStore(Protocol):
@@ -121,53 +116,6 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest | None:
     """
     key = _join(prefix, MANIFEST_NAME)
     return parse_manifest(store.read_bytes(key), store.uri_of(key)) if store.exists(key) else None
-
-
-def open_store(uri: str) -> ObjectStore:
-    """The store at `uri`: s3://bucket/prefix, pvc://claim/path (as mounted in this pod), file:///path or a path.
-
-    Raises:
-        JobError: InvalidSpec when `uri` is no such address, StorageNotFound when the claim is not mounted.
-    """
-    from finetune_trainer.storage.local_store import LocalStore
-    from finetune_trainer.storage.s3_store import S3Store
-
-    address = parse_address(uri)
-    match address.scheme:
-        case Scheme.S3:
-            return S3Store(address)
-        case Scheme.HUB_DATASET:
-            raise JobError(
-                Reason.INVALID_SPEC, f"{uri} cannot hold results: use s3://bucket/prefix, pvc://claim/path or a folder."
-            )
-        case _:
-            return LocalStore(local_path(address), uri=str(address))
-
-
-def parse_address(uri: str) -> StorageUri:
-    """`uri` taken apart; a malformed one is a JobError (InvalidSpec)."""
-    try:
-        return parse(uri)
-    except UriError as error:
-        raise JobError(Reason.INVALID_SPEC, str(error)) from error
-
-
-def local_path(address: StorageUri) -> Path:
-    """Path in this machine or pod of a local or pvc:// address.
-
-    Raises:
-        JobError: StorageNotFound when the claim is not mounted.
-    """
-    if address.scheme is not Scheme.PVC:
-        return Path(address.path).expanduser()
-    mount = Path(os.environ.get("FINETUNE_PVC_ROOT") or DEFAULT_PVC_ROOT) / address.container
-    if not mount.is_dir():
-        raise JobError(
-            Reason.STORAGE_NOT_FOUND,
-            f"The claim of {address} is not mounted at {mount}: outside a cluster set FINETUNE_PVC_ROOT to the folder "
-            "that holds the claims, or use a plain path.",
-        )
-    return mount / address.path
 
 
 def _join(prefix: str, path: str) -> str:

@@ -24,9 +24,10 @@ from typing_extensions import override
 from finetune_api.outcome import CheckpointResult, Reason
 from finetune_trainer.data.dataset import TokenizedData
 from finetune_trainer.errors import JobError
+from finetune_trainer.model.batch import Batch, without_targets
 from finetune_trainer.model.loss import correct_targets, summed_loss, takes_logits_to_keep, target_logits
 from finetune_trainer.train import state as saved
-from finetune_trainer.train.batches import Batch, StepBatches, StepDataset, batches_of_rows, without_targets
+from finetune_trainer.train.batches import StepBatches, StepDataset, batches_of_rows
 from finetune_trainer.train.checkpoint import Checkpoints
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.plan import TrainingPlan, share_of_rank
