@@ -50,7 +50,9 @@ def fail(sentence: str, *, exit_code: int) -> typer.Exit:
 
 def problems_failed(file: str, problems: Sequence[Problem]) -> typer.Exit:
     """Prints what is wrong with a job; the result is to be raised."""
-    return fail("\n".join(f"{file}: {problem}" for problem in problems), exit_code=INVALID_JOB_EXIT_CODE)
+    # A sentence about the file as a whole names it.
+    lines = (f"{file}: {problem}" if problem.path else problem.message for problem in problems)
+    return fail("\n".join(lines), exit_code=INVALID_JOB_EXIT_CODE)
 
 
 def warn(file: str, problems: Sequence[Problem]) -> None:
