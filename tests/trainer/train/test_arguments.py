@@ -53,6 +53,15 @@ def test_a_key_of_the_job_reaches_the_trainer(tmp_path: Path, spec: dict[str, An
     assert getattr(translated(tmp_path, **spec), name) == value
 
 
+def test_a_sharded_model_uses_fsdp2_and_its_own_activation_checkpointing(tmp_path: Path) -> None:
+    spec = TinyJob(tmp_path, gradient_checkpointing=True).job().spec
+    found = training_arguments(spec, PLAN, name="tiny", folder=tmp_path, device=CPU, sharded=True)
+    assert isinstance(found.fsdp_config, dict)
+    assert found.fsdp_config["version"] == 2
+    assert found.fsdp_config["activation_checkpointing"] is True
+    assert not found.activation_checkpointing
+
+
 @pytest.mark.parametrize(
     ("asked", "device", "world_size", "base_gib", "sharded"),
     [

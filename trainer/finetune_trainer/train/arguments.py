@@ -39,10 +39,9 @@ def training_arguments(
     checkpointing = spec.gradient_checkpointing if spec.gradient_checkpointing is not None else gpu
     sharding: dict[str, Any] = {}
     if sharded:
-        sharding = {
-            "fsdp": "full_shard auto_wrap",
-            "fsdp_config": {"fsdp_version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
-        }
+        # FSDP2 recomputes activations itself; transformers' own way would gather the weights once more.
+        config = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "activation_checkpointing": checkpointing}
+        sharding, checkpointing = {"fsdp": True, "fsdp_config": config}, False
     return TrainingArguments(
         output_dir=str(folder),
         run_name=name,

@@ -6,6 +6,7 @@ by. Rows of a step are sorted by length first, so little is padded; which rows a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,10 @@ class StepDataset(Dataset[StepBatches]):
         rows = self._plan.rows_of_step(step)
         mine = [int(row) for row in share_of_rank(rows, self._rank, self._world_size)]
         batches = list(self._batches(mine))
-        if not batches:
-            batches = [without_targets(next(self._batches([int(rows[0])])))]
+        # Ranks run in step where the model is sharded, so all have as many batches as the one with the most rows.
+        wanted = math.ceil(len(share_of_rank(rows, 0, self._world_size)) / self._rows_per_batch)
+        filler = batches[-1] if batches else next(self._batches([int(rows[0])]))
+        batches += [without_targets(filler)] * (wanted - len(batches))
         return StepBatches(
             batches,
             trained_tokens=int(self._data.row_trained_tokens[rows].sum()),

@@ -1,0 +1,111 @@
+"""The plan: every row once per epoch, the same on every rank, and the same again after a resume."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.data.dataset import TokenizedData, prepare
+from finetune_trainer.inputs import data_source, load_model_inputs
+from finetune_trainer.model.batch import IGNORED
+from finetune_trainer.train.batches import StepDataset
+from finetune_trainer.train.plan import TrainingPlan, make_plan, save_steps, share_of_rank
+from tests.trainer.run.tiny_job import TinyJob
+
+PLANS = st.builds(
+    TrainingPlan,
+    rows=st.integers(1, 60),
+    rows_per_step=st.integers(1, 20),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+@given(PLANS)
+def test_every_epoch_has_every_row_once(plan: TrainingPlan) -> None:
+    for epoch in range(plan.epochs):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        rows = np.concatenate([plan.rows_of_step(step) for step in steps])
+        assert sorted(rows.tolist()) == list(range(plan.rows))
+
+
+@given(PLANS, st.integers(1, 5))
+def test_the_ranks_share_each_step_out_between_them(plan: TrainingPlan, world_size: int) -> None:
+    for step in range(plan.total_steps):
+        rows = plan.rows_of_step(step)
+        shares = [share_of_rank(rows, rank, world_size).tolist() for rank in range(world_size)]
+        assert sorted(row for share in shares for row in share) == sorted(rows.tolist())
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_epochs_differ_in_order_and_seeds_do_too() -> None:
+    plan = TrainingPlan(rows=50, rows_per_step=50, epochs=2, seed=1)
+    other = TrainingPlan(rows=50, rows_per_step=50, epochs=2, seed=2)
+    assert plan.rows_of_step(0).tolist() != plan.rows_of_step(1).tolist()
+    assert plan.rows_of_step(0).tolist() != other.rows_of_step(0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "min_update_steps", "epochs"), [(3, 1000, 3), (None, 100, 17), (None, 6, 1), (None, 7, 2)]
+)
+def test_epochs_follow_from_min_update_steps_only_when_not_given(
+    num_epochs: int | None, min_update_steps: int, epochs: int
+) -> None:
+    plan = make_plan(rows=24, rows_per_step=4, num_epochs=num_epochs, min_update_steps=min_update_steps, seed=0)
+    assert plan.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "every", "at_most", "steps"),
+    [
+        (10, 4, None, {4, 8, 10}),
+        (10, 5, None, {5, 10}),
+        (10, 100, None, {10}),
+        (10, 1, 2, {5, 10}),
+        (10, 1, 3, {4, 8, 10}),
+        (10, 6, 5, {6, 10}),
+        (1, 1, 1, {1}),
+    ],
+)
+def test_the_model_is_saved_as_often_as_asked_and_at_the_end(
+    total_steps: int, every: int, at_most: int | None, steps: set[int]
+) -> None:
+    assert save_steps(total_steps=total_steps, every=every, at_most=at_most) == steps
+
+
+@given(st.integers(1, 500), st.integers(1, 100), st.integers(1, 20))
+def test_never_more_saves_than_allowed(total_steps: int, every: int, at_most: int) -> None:
+    assert len(save_steps(total_steps=total_steps, every=every, at_most=at_most)) <= at_most
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TokenizedData:
+    """24 rows."""
+    folder = tmp_path_factory.mktemp("data")
+    spec = TinyJob(folder).job().spec
+    return prepare(data_source(spec, load_model_inputs(spec), spec.train_path), folder / "cache")
+
+
+@pytest.mark.parametrize(("world_size", "rows_per_batch"), [(1, 4), (2, 2), (3, 1), (5, 2)])
+def test_the_batches_of_all_ranks_hold_each_target_of_a_step_once(
+    data: TokenizedData, tmp_path: Path, world_size: int, rows_per_batch: int
+) -> None:
+    plan = TrainingPlan(rows=len(data), rows_per_step=7, epochs=1, seed=3)
+    ranks = [
+        StepDataset(data, plan, rank=rank, world_size=world_size, rows_per_batch=rows_per_batch, pad_id=0)
+        for rank in range(world_size)
+    ]
+    for step in range(plan.total_steps):
+        items = [rank[step] for rank in ranks]
+        # Sharded models hang when one rank runs more batches than another.
+        assert len({len(item.batches) for item in items}) == 1
+        targets = sum(int((batch.targets != IGNORED).sum()) for item in items for batch in item.batches)
+        assert {item.trained_tokens for item in items} == {targets}
+        rows = plan.rows_of_step(step)
+        assert targets == sum(int(trained.sum()) for row in rows for _, trained in data.sequences(int(row)))
+        assert len(items[0].batches) == math.ceil(math.ceil(len(rows) / world_size) / rows_per_batch)
