@@ -58,6 +58,7 @@ NOT_WARNED = [
     # The format itself says that there is no end of turn; it needs no tokenizer for that.
     (smollm2, declared()),
     (smollm2, GenerationConfig(prompt_format=HuggingFaceChatTemplate(use_hugging_face_chat_template=True))),
+    (smollm2, declared(assistant="{instruction}\n")),
     # An answer between tags that stops as the model does.
     (llama_3, declared(assistant="<answer>{instruction}</answer><|eot_id|>")),
     (llama_3, declared(assistant="{instruction}\nEND", stops=["END"])),
@@ -77,7 +78,6 @@ WARNED: list[tuple[Callable[[], ModelTokenizer], GenerationConfig, list[str]]] =
     (llama_3, named(GUARD_2, "</s>"), ["'</s>'", "no special token", "'<|end_of_text|>'"]),
     (smollm2, declared(assistant="{instruction}</s>"), ["'</s>'", "'<|im_end|>'"]),
     (mistral, declared(assistant="{instruction}<|eot_id|>"), ["'<|eot_id|>'", "'</s>'"]),
-    (llama_3, declared(assistant="{instruction}\n"), ["'\\n'", "nothing stops the model", "'<|end_of_text|>'"]),
     (llama_3, declared(assistant="{instruction} END"), ["' END'", "nothing stops the model", "'<|end_of_text|>'"]),
     (llama_3, declared(assistant="{instruction}<|eot_id|>", bos="<s>"), ["bos '<s>'", "'<|begin_of_text|>'"]),
 ]
@@ -124,6 +124,7 @@ STOPS: list[tuple[Callable[[], ModelTokenizer], GenerationConfig, list[str], lis
     # One token, but ordinary text: a stop by id would also end an answer that merely says so.
     (smollm2, declared(assistant="{instruction} stop", stops=["stop"]), [], ["stop"]),
     (smollm2, declared(), [], []),
+    (llama_3, declared(assistant="<answer>{instruction}</answer><|eot_id|>"), ["<|eot_id|>"], []),
     # What ends the answer need not look like a tag.
     (smollm2, declared(assistant="{instruction}<repo_name>x"), ["<repo_name>"], []),
 ]

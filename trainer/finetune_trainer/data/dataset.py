@@ -91,6 +91,8 @@ class DataSource:
     train_all: bool
     max_invalid_share: float
     max_dropped_share: float
+    bos_id: int | None = None
+    """The tokenizer's BOS, to notice rows that begin with two."""
 
 
 class TokenizedData:
@@ -222,14 +224,25 @@ def _write(source: DataSource, checksum: str, folder: Path, on_progress: OnProgr
     stats = DataStats(sha256=checksum)
     report = ReadReport()
     writer = _Writer(folder)
+    doubled = 0
     for batch in _tokenized_batches(source, report, on_progress):
         kept = [(row.line, _kept_sequences(tokenized, source.context_length, stats)) for row, tokenized in batch]
         writer.add([(line, sequences) for line, sequences in kept if sequences])
+        doubled += sum(_begins_with_two(source.bos_id, tokenized) for _, tokenized in batch)
     check_report(source.name, report, source.max_invalid_share)
     stats.rows, stats.invalid_rows = report.rows, report.invalid_rows
     stats.notices = _notices(source.name, report)
+    if doubled:
+        stats.notices.append(
+            f"{source.name}: {doubled} rows begin with two BOS tokens, one of prompt_format.bos and one of their own: "
+            "remove one of the two."
+        )
     _check_dropped(source, stats)
     writer.finish(stats)
+
+
+def _begins_with_two(bos_id: int | None, row: TokenizedRow) -> bool:
+    return bos_id is not None and bool(row.sequences) and row.sequences[0].ids[:2] == [bos_id, bos_id]
 
 
 def _tokenized_batches(

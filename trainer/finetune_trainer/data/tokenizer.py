@@ -94,7 +94,9 @@ def tokenizer_warnings(model: ModelTokenizer, generation: GenerationConfig) -> l
     tokenizer = model.tokenizer
     eos = tokenizer.eos_token
     tail = prompt_format.end_of_turn
-    tags = dict.fromkeys([*_TAG.findall(tail), *(stop for stop in generation.stopping_sequences or [] if stop in tail)])
+    stops = [stop for stop in generation.stopping_sequences or [] if stop in tail]
+    # Tags around an answer that a special token ends (`</answer><|eot_id|>`) need not stop anything.
+    tags = dict.fromkeys([*(_TAG.findall(tail) if _special_token(model, tail) is None else []), *stops])
     for tag in tags:
         count = len(model.ids(tag))
         if count > 1:
@@ -103,7 +105,7 @@ def tokenizer_warnings(model: ModelTokenizer, generation: GenerationConfig) -> l
                 f"{tag!r} in the assistant text is no special token of this model's tokenizer, which makes {count} "
                 f"ordinary tokens of it: the model learns to write it out and must be stopped by text{instead}."
             )
-    if not _ends_with_stop(model, tail, generation) and tail.strip() and not tags:
+    if tail.strip() and not tags and _special_token(model, tail) is None:
         found.append(
             f"the assistant text ends with {tail!r}, which is neither a special token of this model's tokenizer nor in "
             f"stopping_sequences: nothing stops the model there{f'; consider {eos!r}' if eos else ''}."
@@ -136,7 +138,7 @@ def single_token_stops(model: ModelTokenizer, generation: GenerationConfig) -> t
     texts = []
     prompt_format = generation.prompt_format
     tail = prompt_format.end_of_turn if isinstance(prompt_format, PromptFormat) else ""
-    trained = _first_stop(model, tail.lstrip())
+    trained = _special_token(model, tail) or next(iter(_TAG.findall(tail)), None)
     for stop in dict.fromkeys([*(generation.stopping_sequences or []), *([trained] if trained else [])]):
         found = model.ids(stop)
         if len(found) == 1 and found[0] in model.tokenizer.added_tokens_decoder:
@@ -146,17 +148,10 @@ def single_token_stops(model: ModelTokenizer, generation: GenerationConfig) -> t
     return list(dict.fromkeys(ids)), texts
 
 
-def _first_stop(model: ModelTokenizer, tail: str) -> str | None:
-    """The special token, or what looks like one, that `tail` begins with."""
-    added = [token.content for token in model.tokenizer.added_tokens_decoder.values()]
-    found = [text for text in [*added, *_TAG.findall(tail)] if text.strip() and tail.startswith(text)]
-    return max(found, key=len, default=None)
-
-
-def _ends_with_stop(model: ModelTokenizer, tail: str, generation: GenerationConfig) -> bool:
-    if any(stop in tail for stop in generation.stopping_sequences or []):
-        return True
-    return any(token in model.tokenizer.added_tokens_decoder for token in model.ids(tail))
+def _special_token(model: ModelTokenizer, tail: str) -> str | None:
+    """The first special token in `tail`, where the model stops."""
+    added = model.tokenizer.added_tokens_decoder
+    return next((str(added[token].content) for token in model.ids(tail) if token in added), None)
 
 
 def _first_line(error: Exception) -> str:
