@@ -65,7 +65,7 @@ def _preview_row(
     main = tokenized.sequences[0]
     notes = []
     if tokenized.retokenized:
-        notes.append("a token straddles the seam between prompt and answer: tokenized again, split at the seam")
+        notes.append("the prompt alone has other tokens than within the whole text: tokenized again, split at its end")
     if len(tokenized.sequences) > 1:
         notes.append(
             f"trained as {len(tokenized.sequences)} sequences, since one cannot begin with every turn's prompt"
