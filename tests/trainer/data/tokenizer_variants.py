@@ -58,49 +58,37 @@ def swallows_space() -> ModelTokenizer:
     return _variant(smollm2(), change)
 
 
+def _prepend(content: dict[str, Any]) -> None:
+    steps = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    content["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    content["pre_tokenizer"] = None
+
+
 @functools.cache
 def prepends_by_normalizer() -> ModelTokenizer:
     """As Llama 2's: the normalizer puts a space in front and replaces all spaces, and nothing splits words."""
+    return _variant(mistral(), _prepend)
+
+
+@functools.cache
+def searches_normalized_text() -> ModelTokenizer:
+    """As older conversions of Llama 2's: special tokens are searched after that, so text behind them gets no space."""
 
     def change(content: dict[str, Any]) -> None:
-        steps = [
-            {"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        ]
-        content["normalizer"] = {"type": "Sequence", "normalizers": steps}
-        content["pre_tokenizer"] = None
+        _prepend(content)
+        for token in content["added_tokens"]:
+            token["normalized"] = True
 
     return _variant(mistral(), change)
 
 
 @functools.cache
-def searches_normalized_text() -> ModelTokenizer:
-    """Special tokens are searched after normalization, so they do not cut the text before everything else."""
-
-    def change(content: dict[str, Any]) -> None:
-        content["normalizer"] = {"type": "NFC"}
-        for token in content["added_tokens"]:
-            token["normalized"] = True
-
-    return _variant(smollm2(), change)
-
-
-@functools.cache
-def knows_no_capitals() -> ModelTokenizer:
-    """The vocabulary lacks Q and Z: an unknown character becomes <|endoftext|>, which is a special token elsewhere."""
-
-    def change(content: dict[str, Any]) -> None:
-        model = content["model"]
-        for letter in "QZ":
-            model["vocab"][f"lacking-{letter}"] = model["vocab"].pop(letter)
-        model["merges"] = [pair for pair in model["merges"] if not set("QZ") & set("".join(pair))]
-        model["vocab"] = {
-            (f"lacking-{text}" if set("QZ") & set(text) and not text.startswith("lacking-") else text): token
-            for text, token in model["vocab"].items()
-        }
-        model["unk_token"] = "<|endoftext|>"
-
-    return _variant(smollm2(), change)
+def lacks_characters() -> ModelTokenizer:
+    """Characters without a token become <unk>, a special token that does not stand in the text."""
+    return _variant(mistral(), lambda content: content["model"].update(byte_fallback=False, unk_token="<unk>"))
 
 
 VARIANTS: dict[str, Callable[[], ModelTokenizer]] = {
@@ -109,7 +97,7 @@ VARIANTS: dict[str, Callable[[], ModelTokenizer]] = {
     "swallows space": swallows_space,
     "prepends by normalizer": prepends_by_normalizer,
     "searches normalized text": searches_normalized_text,
-    "knows no Q and Z": knows_no_capitals,
+    "lacks characters": lacks_characters,
 }
 """Their decoded text is not always the text."""
 
