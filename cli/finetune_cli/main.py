@@ -11,6 +11,7 @@ import typer
 
 from finetune_cli.chat import chat
 from finetune_cli.preview import preview
+from finetune_cli.render import render
 from finetune_cli.run import run
 from finetune_cli.validate import validate
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(validate)
 app.command()(preview)
+app.command()(render)
 app.command()(chat)
 
 

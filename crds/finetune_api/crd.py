@@ -31,6 +31,12 @@ LIST_KEYS = {
 
 PRINTER_COLUMNS = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+    {
+        "name": "Reason",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="Succeeded")].reason',
+        "description": "Why the job is where it is, in one word.",
+    },
     {"name": "Progress", "type": "integer", "jsonPath": ".status.progress.percent", "description": "Percent done."},
     {"name": "Loss", "type": "number", "jsonPath": ".status.progress.loss", "description": "Training loss per token."},
     {"name": "Model", "type": "string", "jsonPath": ".spec.model_id"},

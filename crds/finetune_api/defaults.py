@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from finetune_api.accelerators import accelerator_notice
 from finetune_api.job import FineTuneJob, FineTuneJobSpec, Output
 from finetune_api.llmforge import GENERATE_KWARGS_NOTICE, NO_LORA_CONFIG_NOTICE, NO_TASK_NOTICE, keys_without_effect
 from finetune_api.native_models import native_generation_config
@@ -83,7 +84,15 @@ def _generation_config(spec: FineTuneJobSpec) -> Any:
 def notices(job: FineTuneJob) -> list[Problem]:
     """What the author of `job` should know although it will be done; paths start below `spec`."""
     spec = job.spec
-    return [*keys_without_effect(spec), *_unsaid(spec), *_old_spellings(spec), *_format(spec), *_other(spec)]
+    machines = accelerator_notice(spec.worker_resources)
+    return [
+        *keys_without_effect(spec),
+        *([machines] if machines else []),
+        *_unsaid(spec),
+        *_old_spellings(spec),
+        *_format(spec),
+        *_other(spec),
+    ]
 
 
 def _unsaid(spec: FineTuneJobSpec) -> Iterator[Problem]:

@@ -51,6 +51,12 @@ class WhereItRuns(SpecModel):
         description="num_devices is LLMForge's total number of GPUs. workers.nodes x workers.gpusPerNode says the "
         "same and more; given both, they must agree. Default: from workers.",
     )
+    worker_resources: FreeObject | None = Field(
+        default=None,
+        description="worker_resources is LLMForge's choice of machines: accelerator_type:NAME or "
+        "anyscale/accelerator_shape:NxNAME becomes the node selector that the operator has for NAME, if it has one. "
+        "Keys other than these have no effect. Default: any machine.",
+    )
     workers: Workers = Field(
         default_factory=Workers,
         description="workers are the machines and the container of the job. Default: one node with one GPU. The "

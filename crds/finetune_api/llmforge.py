@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from finetune_api.accelerators import resources_without_effect
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.problem import Problem
 
@@ -59,13 +60,13 @@ _ACTED_ON = {
     "output_dir": "LLMForge's spelling of output.uri.",
     "logger": "wandb or mlflow, through Transformers' own callbacks.",
     "eval_first": "An evaluation before the first step.",
+    "worker_resources": "An accelerator_type chooses the machines, in a cluster whose operator has a node selector for "
+    "it; a notice names every other key as without effect.",
 }
 
 _NO_EFFECT = {
     "deepspeed": "deepspeed has no effect here: models that do not fit one GPU are sharded with PyTorch's FSDP, which "
     "`sharding: auto` turns on when needed; remove the key, or write `sharding: fsdp` to ask for it.",
-    "worker_resources": "worker_resources has no effect here: choose the kind of machine with workers.nodeSelector and "
-    "its CPU and memory with workers.resources.",
     "trainer_resources": "trainer_resources has no effect here: all workers are alike, and checkpoints of an adapter "
     "need no gathering; give memory with workers.resources.",
     "flash_attention_2": "flash_attention_2 has no effect here: the fastest attention kernel that the device and the "
@@ -170,3 +171,4 @@ def keys_without_effect(spec: FineTuneJobSpec) -> Iterator[Problem]:
     for key, sentence in _NO_EFFECT.items():
         if getattr(spec, key) is not None:
             yield Problem(key, sentence)
+    yield from resources_without_effect(spec.worker_resources)

@@ -34,11 +34,6 @@ class WithoutEffect(SpecModel):
     deepspeed: FreeObject | None = Field(
         default=None, description="deepspeed is accepted with a warning and has no effect: use sharding."
     )
-    worker_resources: FreeObject | None = Field(
-        default=None,
-        description="worker_resources is accepted with a warning and has no effect: use workers.nodeSelector and "
-        "workers.resources.",
-    )
     trainer_resources: FreeObject | None = Field(
         default=None, description="trainer_resources is accepted with a warning and has no effect: use workers."
     )

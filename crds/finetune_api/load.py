@@ -33,6 +33,12 @@ class LoadResult:
     job: FineTuneJob | None
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    bare: bool = False
+    """True for a file that holds the spec's keys alone; paths of problems then start below `spec`."""
+
+    def as_written(self, problem: Problem) -> Problem:
+        """`problem`, whose path starts at the top of a manifest, with the path that it has in the file."""
+        return _without_spec(problem) if self.bare else problem
 
 
 def load_job_file(path: str | Path, overrides: Sequence[str] = ()) -> LoadResult:
@@ -68,7 +74,7 @@ def load_job(text: str, *, source: str, overrides: Sequence[str] = ()) -> LoadRe
     if is_manifest:
         return result
     return LoadResult(
-        result.job, [_as_written(problem) for problem in result.errors], list(map(_as_written, result.warnings))
+        result.job, list(map(_without_spec, result.errors)), list(map(_without_spec, result.warnings)), bare=True
     )
 
 
@@ -118,8 +124,7 @@ def _wrapped(document: dict[str, Any], source: str) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": job_name(source)}, "spec": document}
 
 
-def _as_written(problem: Problem) -> Problem:
-    """The path as it is in a file without `spec`."""
+def _without_spec(problem: Problem) -> Problem:
     return Problem(problem.path.removeprefix("spec").removeprefix("."), problem.message)
 
 

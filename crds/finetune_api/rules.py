@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from finetune_api.accelerators import accelerator_problems
 from finetune_api.fields import SpecModel
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.llmforge import refused_keys
@@ -46,6 +47,7 @@ def spec_problems(spec: FineTuneJobSpec) -> list[Problem]:
         *refused_keys(spec),
         *lora_problems(spec.lora_config),
         *_contradictions(spec),
+        *accelerator_problems(spec.worker_resources),
         *_format_problems(spec),
         *_address_problems(spec),
         *_worker_problems(spec.workers),

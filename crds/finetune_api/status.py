@@ -14,6 +14,7 @@ Sentence = Annotated[str, Field(max_length=4096)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
 """RFC 3339, UTC."""
 Number = Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})]
+ATTEMPTS_KEPT = 64
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
 
@@ -167,8 +168,21 @@ class FineTuneJobStatus(StatusModel):
         "or False for ever; Reconciling and Stalled are there only while true.",
     )
     attempt: Number | None = Field(default=None, description="attempt is the number of the current attempt, from 1.")
-    attempts: Annotated[list[Attempt], Field(max_length=64)] = Field(
+    attempt_start_time: Time | None = Field(
+        default=None, description="attemptStartTime is when the current attempt was created."
+    )
+    attempts: Annotated[list[Attempt], Field(max_length=ATTEMPTS_KEPT)] = Field(
         default_factory=list, description="attempts are those that have ended, the newest 64, oldest first."
+    )
+    failures: Number | None = Field(
+        default=None, description="failures is the number of attempts that count against backoffLimit."
+    )
+    active_seconds: Number | None = Field(
+        default=None,
+        description="activeSeconds is how long the job was active before activeSince, over all attempts, in seconds.",
+    )
+    active_since: Time | None = Field(
+        default=None, description="activeSince is since when the job is active; absent while it waits or is suspended."
     )
     progress: Progress | None = Field(default=None, description="progress of the current attempt.")
     dataset: Dataset | None = Field(default=None, description="dataset is what was read.")

@@ -32,6 +32,10 @@ class Forbidden(Exception):  # noqa: N818  HTTP's own name for it, as in aiohttp
     """Raised by `authorize` for a genuine token that must not report here; the message is sent to the client."""
 
 
+class TryAgain(Exception):  # noqa: N818  what the client is told
+    """Raised by `authorize` when it cannot tell yet and has said why where it matters; the message is sent."""
+
+
 def progress_app(
     authorize: Callable[[str], Awaitable[Key | None]],
     deliver: Callable[[Key, TrainerStatus], None],
@@ -51,7 +55,8 @@ def progress_app(
     - 503 `authorize` failed or took too long: the client may try again
 
     Args:
-        authorize: the token's key, or None for an unknown token; raises Forbidden for a known one that may not report.
+        authorize: the token's key, or None for an unknown token; raises Forbidden for a known one that may not report,
+            and TryAgain, or anything else, when it cannot tell.
         deliver: takes the report; it runs on the event loop and must not block.
         read_timeout_seconds: see READ_TIMEOUT_SECONDS.
         authorize_timeout_seconds: see AUTHORIZE_TIMEOUT_SECONDS.
@@ -66,6 +71,8 @@ def progress_app(
                 key = await authorize(token)
         except Forbidden as error:
             return _refusal(403, str(error))
+        except TryAgain as error:
+            return _refusal(503, str(error))
         except Exception as error:  # an authorizer that cannot be asked must look different from one that says no
             # Only the kind of error: its text may quote the token.
             _log.error("A progress token could not be checked: %s.", type(error).__name__)

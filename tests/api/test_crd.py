@@ -59,9 +59,9 @@ MAY_CHANGE = {
     "workers",
     "secrets",
     "num_devices",
+    "worker_resources",
     # Without effect or refused.
     "deepspeed",
-    "worker_resources",
     "trainer_resources",
     "flash_attention_2",
     "liger_kernel",
@@ -127,7 +127,8 @@ def test_a_node_of_the_spec_is_bounded(path: str, node: dict[str, Any]) -> None:
 def test_kubectl_get_shows_what_people_ask_for() -> None:
     (version,) = custom_resource_definition()["spec"]["versions"]
     columns = version["additionalPrinterColumns"]
-    assert [column["name"].upper() for column in columns] == ["PHASE", "PROGRESS", "LOSS", "MODEL", "ADAPTER", "AGE"]
+    names = ["PHASE", "REASON", "PROGRESS", "LOSS", "MODEL", "ADAPTER", "AGE"]
+    assert [column["name"].upper() for column in columns] == names
     assert [column.get("priority", 0) for column in columns] == [0, 0, 0, 0, 1, 0]
     paths = {path for path, _ in NODES}
     assert {column["jsonPath"] for column in columns} - paths == {".metadata.creationTimestamp"}

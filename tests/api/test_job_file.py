@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from finetune_api.defaults import effective_job
 from finetune_api.job import FineTuneJob
+from finetune_api.job_file import job_yaml
 from finetune_api.load import load_job
-from finetune_cli.job_file import job_yaml
 
 
 def _job(system: str = "You are a helper.", **spec: object) -> FineTuneJob:

@@ -27,7 +27,6 @@ _LLMFORGE_KEYS = """
 
 WITHOUT_EFFECT: dict[str, Any] = {
     "deepspeed": {"config_path": "zero_3.json"},
-    "worker_resources": {"accelerator_type:A10G": 0.001},
     "trainer_resources": {"memory": 53687091200},
     "flash_attention_2": False,
     "liger_kernel": {"enabled": True},

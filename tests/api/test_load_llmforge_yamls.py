@@ -15,9 +15,9 @@ ACCEPTED = {
     "llama-3-8b-lora-default.yaml": ["task", "lora_config"],
     "llama-guard-2.yaml": [
         "deepspeed",
-        "worker_resources",
         "trainer_resources",
         "flash_attention_2",
+        "worker_resources",
         "num_devices",
     ],
     "mixtral-8x7b-lora.yaml": [
@@ -26,7 +26,7 @@ ACCEPTED = {
         "no_gradient_checkpoint",
         "checkpoint_every_n_epochs",
     ],
-    "gemma-2-27b-custom.yaml": ["worker_resources", "liger_kernel", "num_devices"],
+    "gemma-2-27b-custom.yaml": ["liger_kernel", "worker_resources", "num_devices"],
     "llama-3-8b-full.yaml": [
         "dataset_size_scaling_factor",
         "forward_checkpoint_config",

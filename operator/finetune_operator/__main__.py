@@ -1,0 +1,35 @@
+"""`python -m finetune_operator`: the operator, set up by FINETUNE_OPERATOR_* variables (settings.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+from finetune_operator.app import run_operator
+from finetune_operator.errors import ApiError, SetupProblem
+from finetune_operator.settings import OperatorSettings
+
+
+def main() -> int:
+    """Run until told to stop; 0 after a signal, 1 when something is wrong, which the last line says."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        settings = OperatorSettings.from_environment(os.environ)
+    except ValueError as error:
+        print(f"The operator's settings are not valid: {error}", file=sys.stderr)
+        return 1
+    problems: list[str] = []
+    try:
+        asyncio.run(run_operator(settings))
+    except* (SetupProblem, ApiError, OSError) as group:
+        problems += [str(problem) for problem in group.exceptions]
+    for problem in problems:
+        print(f"The operator cannot run: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Creates the next attempt, or says in status why that cannot be done just now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from finetune_api.job import FineTuneJob
+from finetune_api.outcome import Reason
+from finetune_api.status import Phase
+from finetune_operator.attempts import Attempts, NameTaken
+from finetune_operator.errors import ApiError, Forbidden, Invalid, NotFound, SetupProblem, Unavailable
+from finetune_operator.memory import Known
+from finetune_operator.policy.conditions import stalled
+from finetune_operator.policy.decide import Patience, Plan, Seen, note_created, note_hindered
+from finetune_operator.policy.observed import WorkersView
+from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.progress.authority import CertificateAuthority
+
+HINDERED_LIMIT_SECONDS = 30.0
+"""Longest wait between two tries to create an attempt (seconds)."""
+
+_log = logging.getLogger(__name__)
+
+
+async def create_attempt(
+    plan: Plan,
+    number: int,
+    job: FineTuneJob,
+    known: Known,
+    seen: Seen,
+    now: datetime,
+    patience: Patience,
+    *,
+    attempts: Attempts,
+    authority: CertificateAuthority | None,
+) -> WorkersView | None:
+    """Create attempt `number` and enter it into the plan's status; its PyTorchJob, or None.
+
+    Raises:
+        ApiError: the API server does not answer, or somebody else was faster.
+    """
+    try:
+        if authority is not None:
+            await _trust(authority, known)
+        workers = await attempts.create(job, known, number)
+    except NameTaken as error:
+        _hindered(plan, known, OperatorReason.NAME_TAKEN, str(error), seen, now)
+    except Invalid as error:
+        sentence = f"The API server refuses the workers of this job: {error}. Change workers, or report it."
+        stalled(plan.status, Phase.PENDING, Reason.INVALID_SPEC, sentence, now=now, generation=seen.wishes.generation)
+        plan.again_at = now + timedelta(seconds=_wait_seconds(known))
+    except (NotFound, Forbidden, Unavailable) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        _hindered(plan, known, reason, _SENTENCES[reason](error), seen, now)
+    else:
+        known.hindered = 0
+        note_created(plan, workers, seen, now, patience)
+        return workers
+    return None
+
+
+async def _trust(authority: CertificateAuthority, known: Known) -> None:
+    try:
+        await authority.ensure_ca(known.key.namespace)
+    except (SetupProblem, Forbidden) as error:
+        # Progress is never worth a training run: the pods start without it.
+        _log.warning("%s/%s will show no progress: %s", *known.key, error)
+
+
+def _reason(error: ApiError) -> OperatorReason | None:
+    """What hinders; None when nothing in particular does and another look is all that helps."""
+    text = error.message
+    if isinstance(error, NotFound):
+        return OperatorReason.TRAINING_OPERATOR_MISSING
+    if isinstance(error, Forbidden):
+        return None if "being terminated" in text else OperatorReason.CREATION_FORBIDDEN
+    return OperatorReason.TRAINING_OPERATOR_UNAVAILABLE if "webhook" in text else None
+
+
+_SENTENCES: dict[OperatorReason, Callable[[ApiError], str]] = {
+    OperatorReason.TRAINING_OPERATOR_MISSING: lambda _: (
+        "The cluster has no PyTorchJob kind: have Kubeflow's training operator (v1) installed, and the job starts by "
+        "itself."
+    ),
+    OperatorReason.CREATION_FORBIDDEN: lambda error: (
+        f"The workers may not be created ({error.message}): ask for less, or have the quota or permission raised; the "
+        "job starts by itself then."
+    ),
+    OperatorReason.TRAINING_OPERATOR_UNAVAILABLE: lambda error: (
+        f"Kubeflow's training operator does not answer ({error.message}): the job starts by itself once it does."
+    ),
+}
+
+
+def _hindered(plan: Plan, known: Known, reason: OperatorReason, sentence: str, seen: Seen, now: datetime) -> None:
+    note_hindered(plan, reason, sentence, seen, now)
+    plan.again_at = now + timedelta(seconds=_wait_seconds(known))
+
+
+def _wait_seconds(known: Known) -> float:
+    known.hindered += 1
+    return min(HINDERED_LIMIT_SECONDS, 0.5 * 2.0 ** min(known.hindered, 10))

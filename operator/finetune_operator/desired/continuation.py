@@ -1,0 +1,26 @@
+"""A further attempt trains what the first one trained, whatever the operator's defaults have become since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api.job import FineTuneJob, HowItLives, WhereItRuns
+from finetune_api.load import load_job
+from finetune_operator.names import JOB_FILE_KEY
+
+_CHANGEABLE = {*WhereItRuns.model_fields, *HowItLives.model_fields, "worker_resources"}
+
+
+def continued(job: FineTuneJob, first_config_map: Mapping[str, Any] | None) -> FineTuneJob:
+    """`job` with what is trained and where it is published taken from the first attempt's ConfigMap.
+
+    Where that is gone or cannot be read, the spec is all there is: it is immutable, but for the operator's defaults.
+    """
+    data = (first_config_map or {}).get("data")
+    text = data.get(JOB_FILE_KEY) if isinstance(data, Mapping) else None
+    first = load_job(text, source=JOB_FILE_KEY).job if isinstance(text, str) else None
+    if first is None:
+        return job
+    changes = {name: getattr(job.spec, name) for name in _CHANGEABLE}
+    return job.model_copy(update={"spec": first.spec.model_copy(update=changes)})

@@ -1,0 +1,132 @@
+"""Environment of a worker's container: how workers find each other, what they may write, and credentials by reference.
+
+The training operator appends PET_NNODES and PET_NPROC_PER_NODE by itself, and nothing else for workers alone. The names
+are the trainer's (a test compares them): operator and trainer do not import each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.job import FineTuneJob, Secrets
+from finetune_api.workers import Workers
+from finetune_operator.desired.metadata import child_of
+from finetune_operator.desired.volumes import CACHE_FOLDER, CLAIMS_FOLDER, PROGRESS_FOLDER, SCRATCH_FOLDER, TOKEN_FILE
+from finetune_operator.names import CA_KEY, REPLICA_INDEX_LABEL, pod_name
+from finetune_operator.settings import OperatorSettings
+
+MASTER_PORT = 23456
+"""Port of worker 0 at which the workers meet: the training operator's own choice."""
+
+TERMINATION_MESSAGE_PATH = "/dev/termination-log"
+
+LAUNCHER_MARGIN_SECONDS = 5
+"""What the launcher needs after its workers to say how the attempt ended, of the pod's grace period (seconds)."""
+
+STORE_KEYS_REQUIRED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+STORE_KEYS_OPTIONAL = (
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+)
+"""Keys of the Secret behind secrets.objectStore; each becomes the variable of its name."""
+
+HUB_TOKEN = "HF_TOKEN"
+
+
+def processes_per_node(workers: Workers) -> int:
+    """Worker processes in a pod: one per GPU, and one on a machine without."""
+    return max(workers.gpus_per_node, 1)
+
+
+def environment(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> list[dict[str, Any]]:
+    """The container's variables, the job's own last; a name is never there twice.
+
+    Args:
+        job: result of `attempt_job`.
+        attempt: number of the attempt, from 1.
+        settings: the operator's.
+    """
+    workers = job.spec.workers
+    users = [variable.model_dump(mode="json", by_alias=True, exclude_none=True) for variable in workers.env]
+    given = {variable["name"] for variable in users}
+    own = [
+        *_group(job, attempt),
+        *_launcher(workers, settings),
+        *_folders(),
+        *_progress(settings),
+        *_credentials(job.spec.secrets),
+    ]
+    return [variable for variable in own if variable["name"] not in given] + users
+
+
+def _group(job: FineTuneJob, attempt: int) -> list[dict[str, Any]]:
+    rank = {"fieldRef": {"fieldPath": f"metadata.labels['{REPLICA_INDEX_LABEL}']"}}
+    return [
+        {"name": "PET_NODE_RANK", "valueFrom": rank},
+        _value("PET_MASTER_ADDR", pod_name(child_of(job, attempt), 0)),
+        _value("PET_MASTER_PORT", MASTER_PORT),
+    ]
+
+
+def _launcher(workers: Workers, settings: OperatorSettings) -> list[dict[str, Any]]:
+    variables: dict[str, str | int] = {
+        "FINETUNE_NPROC_PER_NODE": processes_per_node(workers),
+        "FINETUNE_EXPECTED_WORLD_SIZE": workers.world_size,
+        "FINETUNE_GRACE_SECONDS": settings.termination_grace_seconds - LAUNCHER_MARGIN_SECONDS,
+        "FINETUNE_TERMINATION_MESSAGE_PATH": TERMINATION_MESSAGE_PATH,
+    }
+    if not workers.gpus_per_node:
+        # Where the container runtime shows every GPU to everybody, a job for the CPU must not take one.
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return [_value(name, value) for name, value in variables.items()]
+
+
+def _folders() -> list[dict[str, Any]]:
+    variables = {
+        "FINETUNE_CACHE_DIR": CACHE_FOLDER,
+        "FINETUNE_PVC_ROOT": CLAIMS_FOLDER,
+        "HF_HOME": f"{CACHE_FOLDER}/huggingface",
+        "HOME": SCRATCH_FOLDER,
+        "TMPDIR": SCRATCH_FOLDER,
+        # Libraries ask for the user's name to name a folder, and raise when the image does not know the user.
+        "USER": "trainer",
+        # Images may have set these to folders of their own, which cannot be written here.
+        "XDG_CACHE_HOME": f"{SCRATCH_FOLDER}/.cache",
+        "MPLCONFIGDIR": f"{SCRATCH_FOLDER}/matplotlib",
+        "TORCHINDUCTOR_CACHE_DIR": f"{SCRATCH_FOLDER}/torchinductor",
+        "TRITON_CACHE_DIR": f"{SCRATCH_FOLDER}/triton",
+    }
+    return [_value(name, value) for name, value in variables.items()]
+
+
+def _progress(settings: OperatorSettings) -> list[dict[str, Any]]:
+    if not settings.progress_url:
+        return []
+    return [
+        _value("KUBEFLOW_TRAINER_SERVER_URL", settings.progress_url),
+        _value("KUBEFLOW_TRAINER_SERVER_TOKEN", f"{PROGRESS_FOLDER}/{TOKEN_FILE}"),
+        _value("KUBEFLOW_TRAINER_SERVER_CA_CERT", f"{PROGRESS_FOLDER}/{CA_KEY}"),
+    ]
+
+
+def _credentials(secrets: Secrets) -> list[dict[str, Any]]:
+    variables = []
+    if secrets.hugging_face is not None:
+        variables.append(_secret(HUB_TOKEN, secrets.hugging_face.name, secrets.hugging_face.key))
+    if secrets.object_store is not None:
+        name = secrets.object_store.name
+        variables += [_secret(key, name, key) for key in STORE_KEYS_REQUIRED]
+        variables += [_secret(key, name, key, optional=True) for key in STORE_KEYS_OPTIONAL]
+    return variables
+
+
+def _value(name: str, value: str | int) -> dict[str, Any]:
+    return {"name": name, "value": str(value)}
+
+
+def _secret(variable: str, secret: str, key: str, *, optional: bool = False) -> dict[str, Any]:
+    reference: dict[str, Any] = {"name": secret, "key": key, **({"optional": True} if optional else {})}
+    return {"name": variable, "valueFrom": {"secretKeyRef": reference}}

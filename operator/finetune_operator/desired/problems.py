@@ -1,0 +1,131 @@
+"""What cannot be done in a cluster although the schema allows it, because it can on a laptop or in no pod at all."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+
+from finetune_api.job import FineTuneJob
+from finetune_api.problem import Problem
+from finetune_api.storage_uri import Scheme
+from finetune_api.workers import Volume
+from finetune_operator.desired.addresses import JobAddress, claims, job_addresses
+from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.job_config import DATA_LIMIT_BYTES, config_data
+from finetune_operator.desired.reserved import environment_problems
+from finetune_operator.desired.volumes import VOLUME_PREFIX, is_read_only, own_volumes
+from finetune_operator.settings import OperatorSettings
+
+_KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
+
+_ELSEWHERE = "use an s3:// or pvc://claim/path address, or mount the folder with workers.volumes"
+
+
+def job_problems(job: FineTuneJob, settings: OperatorSettings) -> list[Problem]:
+    """Every reason why `job`, which the contract accepts, cannot be done in this cluster. Paths start at its top."""
+    attempt = attempt_job(job, settings)
+    return [
+        *_output_problems(attempt),
+        *_address_problems(attempt),
+        *_claim_problems(attempt),
+        *environment_problems(attempt.spec),
+        *_volume_problems(attempt, settings),
+        *_size_problems(job, settings),
+    ]
+
+
+def _output_problems(job: FineTuneJob) -> Iterator[Problem]:
+    if job.spec.output is None:
+        yield Problem(
+            "spec.output",
+            "output is required, since this operator has no default for it: write output: {uri: s3://bucket/prefix} "
+            "or {uri: pvc://claim/path}.",
+        )
+
+
+def _address_problems(job: FineTuneJob) -> Iterator[Problem]:
+    for address in job_addresses(job):
+        if address.uri.scheme is Scheme.LOCAL:
+            sentence = _local_problem(address, job.spec.workers.volumes)
+            if sentence is not None:
+                yield Problem(address.path, sentence)
+
+
+def _local_problem(address: JobAddress, volumes: list[Volume]) -> str | None:
+    path = posixpath.normpath(address.uri.path)
+    holders = [volume for volume in volumes if _is_within(path, posixpath.normpath(volume.mount_path))]
+    if not path.startswith("/") or not holders:
+        return f"{address.uri.path} is a local path, and no volume of the job holds it in a pod: {_ELSEWHERE}."
+    # Of nested mounts the innermost is the one that is seen.
+    volume = max(holders, key=lambda holder: len(posixpath.normpath(holder.mount_path)))
+    if volume.empty_dir is not None:
+        fault = "whose content goes with the pod" if address.written else "which is empty when a pod starts"
+        return f"{address.uri.path} is on the emptyDir volume {volume.name}, {fault}: {_ELSEWHERE}."
+    if address.written and is_read_only(volume):
+        return (
+            f"{address.uri.path} is on the volume {volume.name}, which is mounted read-only: mount a claim that can be "
+            "written, or use an s3:// or pvc://claim/path address."
+        )
+    return None
+
+
+def _claim_problems(job: FineTuneJob) -> Iterator[Problem]:
+    workers = job.spec.workers
+    cache = workers.cache.persistent_volume_claim if workers.cache is not None else None
+    if cache is not None and cache.read_only:
+        yield Problem(
+            "spec.workers.cache.persistentVolumeClaim.readOnly",
+            f"the cache on claim {cache.claim_name} is written to: remove readOnly.",
+        )
+    written = {claim for claim, is_written in claims(job).items() if is_written} | {cache.claim_name if cache else ""}
+    for index, volume in enumerate(workers.volumes):
+        claim = volume.persistent_volume_claim
+        if claim is not None and claim.read_only and claim.claim_name in written:
+            yield Problem(
+                f"spec.workers.volumes[{index}].persistentVolumeClaim.readOnly",
+                f"claim {claim.claim_name} is written to by this job (output or cache), so it cannot be read-only as a "
+                "whole: write readOnly beside mountPath instead, which protects this mount alone.",
+            )
+
+
+def _volume_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[Problem]:
+    ours = [mount["mountPath"] for mount in own_volumes(job, "", settings).mounts]
+    seen: list[str] = []
+    for index, volume in enumerate(job.spec.workers.volumes):
+        place = f"spec.workers.volumes[{index}]"
+        if volume.name.startswith(VOLUME_PREFIX):
+            yield Problem(
+                f"{place}.name", f"names that begin with {VOLUME_PREFIX} are the operator's: rename {volume.name}."
+            )
+        path = posixpath.normpath(volume.mount_path)
+        taken = next((own for own in ours if _is_within(path, own) or _is_within(own, path)), None)
+        if taken is not None:
+            yield Problem(
+                f"{place}.mountPath",
+                f"{volume.mount_path} would hide or lie in {taken}, which is mounted for this job: mount it elsewhere, "
+                "as in /data.",
+            )
+        elif any(_is_within(path, folder) for folder in _KERNEL_FOLDERS):
+            yield Problem(f"{place}.mountPath", f"{volume.mount_path} belongs to the kernel: mount it elsewhere.")
+        elif path in seen:
+            yield Problem(f"{place}.mountPath", f"{volume.mount_path} is given twice: mount one of them elsewhere.")
+        seen.append(path)
+        sub_path = volume.sub_path or ""
+        if sub_path.startswith("/") or ".." in sub_path.split("/"):
+            yield Problem(
+                f"{place}.subPath", f"{sub_path} leaves the volume: write a path below its root, without '..'."
+            )
+
+
+def _size_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[Problem]:
+    size_bytes = sum(len(text.encode()) for text in config_data(job, settings).values())
+    if size_bytes > DATA_LIMIT_BYTES:
+        yield Problem(
+            "spec",
+            f"the job takes {size_bytes // 1024} KiB with its defaults written out, more than the 1024 KiB that a "
+            "ConfigMap holds: shorten its texts.",
+        )
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -1,0 +1,133 @@
+"""kopf's part: three watches whose every event names a key for the queue. Nothing is decided or written here.
+
+Of kopf only the watching is used: no finalizers, no annotations, no state in the objects, no peering.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import kopf
+
+from finetune_operator.cluster import Credentials
+from finetune_operator.health import Heartbeat
+from finetune_operator.memory import Memory
+from finetune_operator.names import (
+    FINETUNE_GROUP,
+    FINETUNE_PLURAL,
+    FINETUNE_VERSION,
+    JOB_NAME_LABEL,
+    JOB_UID_LABEL,
+    PYTORCH_GROUP,
+    PYTORCH_PLURAL,
+    PYTORCH_VERSION,
+)
+from finetune_operator.queue import Key
+from finetune_operator.resync import JOBS, Dispatcher
+
+LOGIN_LIFE = timedelta(minutes=30)
+"""A pod's token is replaced every hour; kopf then asks again."""
+BACKOFF_LIMIT_SECONDS = 30.0
+
+
+class _EndlessBackoff:
+    """Waits between tries to reach the API server: growing, with jitter, and never at an end."""
+
+    def __iter__(self) -> Iterator[float]:
+        wait = 0.5
+        while True:
+            yield wait * random.uniform(0.5, 1.0)
+            wait = min(BACKOFF_LIMIT_SECONDS, wait * 2)
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """How kopf watches."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    settings.networking.request_timeout = 30.0
+    settings.networking.connect_timeout = 10.0
+    settings.networking.error_backoffs = _EndlessBackoff()
+    settings.watching.inactivity_timeout = 70.0
+    settings.watching.server_timeout = 300  # whole: the API server refuses "300.0"
+    settings.watching.chunk_size = 500
+    for kind in (f"{PYTORCH_PLURAL}.{PYTORCH_GROUP}", "pods"):
+        settings.watching.label_selectors[kind] = JOB_UID_LABEL
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.exit_timeout = 0.5
+    return settings
+
+
+def registry(
+    dispatcher: Dispatcher,
+    memory: Memory,
+    heartbeat: Heartbeat,
+    *,
+    forget: Callable[[Key], None],
+    credentials: Callable[[], Any],
+) -> kopf.OperatorRegistry:
+    """The three watches.
+
+    Args:
+        dispatcher: what is to be done about what was seen.
+        memory: remembers which version of a job an event has told of.
+        heartbeat: told that events come.
+        forget: called for a job that is gone.
+        credentials: an awaitable of `cluster.Credentials`.
+    """
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=handlers)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        found: Credentials = await credentials()
+        return kopf.ConnectionInfo(
+            server=found.server,
+            ca_path=found.ca_path,
+            insecure=found.insecure,
+            scheme="Bearer" if found.token else None,
+            token=found.token,
+            certificate_path=found.certificate_path,
+            private_key_path=found.private_key_path,
+            expiration=datetime.now(UTC) + LOGIN_LIFE,
+        )
+
+    @kopf.on.event(FINETUNE_GROUP, FINETUNE_VERSION, FINETUNE_PLURAL, registry=handlers)
+    async def job_event(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
+        heartbeat.event(JOBS)
+        if event["type"] == "DELETED":
+            forget(Key(body["metadata"]["namespace"], body["metadata"]["name"]))
+            return
+        memory.job(body).announced_version = body["metadata"]["resourceVersion"]
+        dispatcher.job_seen(body)
+
+    async def child_event(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
+        if namespace and JOB_NAME_LABEL in labels:
+            dispatcher.child_seen(namespace, labels[JOB_NAME_LABEL])
+
+    kopf.on.event(PYTORCH_GROUP, PYTORCH_VERSION, PYTORCH_PLURAL, registry=handlers, id="pytorchjob")(child_event)
+    kopf.on.event("", "v1", "pods", labels={JOB_UID_LABEL: kopf.PRESENT}, registry=handlers, id="pod")(child_event)
+    return handlers
+
+
+async def watch(
+    handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: asyncio.Event, ready: asyncio.Event
+) -> None:
+    """Watch until `stop` is set.
+
+    Raises:
+        Exception: a watch died; the process must end, because kopf starts no new one.
+    """
+    await kopf.operator(
+        registry=handlers,
+        settings=kopf_settings(),
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        standalone=True,
+        stop_flag=stop,
+        ready_flag=ready,
+    )

@@ -1,0 +1,47 @@
+"""activeDeadlineSeconds: the time a job may be active over all attempts. Kept in status, so restarts change nothing.
+
+Active is a job whose attempt has been created and is not suspended, by its author or by a queue; waiting between two
+attempts does not count either.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.policy.times import moment, rfc3339, seconds_between
+
+
+def account(status: FineTuneJobStatus, *, active: bool, since: datetime) -> None:
+    """Keep the books: the job is active or not, and became so at `since`."""
+    running_since = moment(status.active_since)
+    if active and running_since is None:
+        status.active_since = rfc3339(since)
+    elif not active and running_since is not None:
+        status.active_seconds = (status.active_seconds or 0) + round(seconds_between(running_since, since))
+        status.active_since = None
+
+
+def deadline(status: FineTuneJobStatus, limit_seconds: int | None) -> datetime | None:
+    """When the deadline comes if the job stays active; None without a limit or while it is not active."""
+    since = moment(status.active_since)
+    if limit_seconds is None or since is None:
+        return None
+    return since + timedelta(seconds=limit_seconds - (status.active_seconds or 0))
+
+
+def exceeded(status: FineTuneJobStatus, limit_seconds: int | None, now: datetime) -> bool:
+    """Whether the job has been active for longer than it may be."""
+    if limit_seconds is None:
+        return False
+    since = moment(status.active_since)
+    running = seconds_between(since, now) if since else 0.0
+    return (status.active_seconds or 0) + running >= limit_seconds
+
+
+def deadline_sentence(limit_seconds: int) -> str:
+    """What a job says that was ended by its deadline."""
+    return (
+        f"The job was active for more than activeDeadlineSeconds: {limit_seconds}; its checkpoints are kept in the "
+        "output. Create a new FineTuneJob with more time, nodes or GPUs, or fewer epochs."
+    )

@@ -1,0 +1,378 @@
+"""What to do about a job next. Status says what has been done, the cluster what is there; both may be hours old.
+
+An attempt is created only after the one before has ended in status and is gone from the cluster; it ends in status
+before anything of it is deleted. So an operator that is killed between any two steps finds where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.outcome import Reason
+from finetune_api.problem import Problem
+from finetune_api.status import ATTEMPTS_KEPT, Attempt, FineTuneJobStatus, Phase, Progress
+from finetune_operator.policy import conditions, deadline, retry, ttl
+from finetune_operator.policy.failure_reason import Verdict, judge
+from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.policy.results import adapter_of, keep_checkpoint, keep_results
+from finetune_operator.policy.times import rfc3339
+from finetune_operator.policy.waiting import Activity, activity
+
+LOOK_AGAIN_SECONDS = 5.0
+"""When to look again for what an event should tell, in case it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """The operator's settings that decide when things happen (seconds)."""
+
+    retry_base_seconds: float
+    retry_limit_seconds: float
+    group_end_seconds: float
+    pods_expected_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the spec says of how the job lives."""
+
+    generation: int
+    suspend: bool
+    backoff_limit: int
+    active_deadline_seconds: int | None
+    ttl_seconds_after_finished: int | None
+    queue: str | None
+    """Kueue queue, if there is one."""
+    problems: Sequence[Problem] = ()
+    """Why no attempt can be made of this spec."""
+    notices: Sequence[Problem] = ()
+    """What its author should know although it will be done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was read of a job. `workers` and `pods` belong to attempt number `status.attempt`."""
+
+    wishes: Wishes
+    status: FineTuneJobStatus
+    workers: WorkersView | None = None
+    pods: Sequence[PodView] = ()
+    progress: Progress | None = None
+    reported: Phase | None = None
+    """Phase in the newest report of the current attempt."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What to do, and what status says once it is done."""
+
+    status: FineTuneJobStatus
+    create: int | None = None
+    """Number of the attempt to create."""
+    release: bool = False
+    """Delete the PyTorchJob of the current attempt and, unless it is the first, its ConfigMap."""
+    delete_job: bool = False
+    again_at: datetime | None = None
+    """When to look again although nothing may have happened."""
+
+
+def decide(seen: Seen, now: datetime, patience: Patience) -> Plan:
+    """The next step for a job."""
+    status = seen.status.model_copy(deep=True)
+    status.observed_generation = seen.wishes.generation
+    plan = Plan(status=status)
+    if conditions.is_finished(status):
+        _after_the_end(plan, seen, now)
+    elif attempt_is_open(status):
+        _during_an_attempt(plan, seen, now, patience)
+    else:
+        _between_attempts(plan, seen, now, patience)
+    return plan
+
+
+def attempt_is_open(status: FineTuneJobStatus) -> bool:
+    """Whether the current attempt was created and has not ended, as far as status knows."""
+    ended = status.attempts[-1].number if status.attempts else 0
+    return status.attempt is not None and status.attempt > ended
+
+
+def note_created(plan: Plan, workers: WorkersView, seen: Seen, now: datetime, patience: Patience) -> None:
+    """Enter the attempt that was just created, or found to have been, into the plan's status."""
+    status = plan.status
+    status.attempt = workers.attempt
+    status.attempt_start_time = rfc3339(workers.created_at or now)
+    status.start_time = status.start_time or status.attempt_start_time
+    status.progress = None
+    _note_activity(plan, workers, (), seen, now, patience, reported=None)
+
+
+def note_hindered(plan: Plan, reason: str, message: str, seen: Seen, now: datetime) -> None:
+    """Enter why the next attempt could not be created just now."""
+    conditions.progressing(plan.status, Phase.PENDING, reason, message, now=now, generation=seen.wishes.generation)
+
+
+def _after_the_end(plan: Plan, seen: Seen, now: datetime) -> None:
+    workers = seen.workers
+    if workers is not None and not workers.deleting:
+        # Pods that have ended hold nothing and keep their logs; those that have not must go.
+        plan.release = any(not pod.ended for pod in seen.pods) or not (seen.pods or workers.ended)
+    expiry = ttl.expiry(plan.status, seen.wishes.ttl_seconds_after_finished)
+    if expiry is not None and now >= expiry:
+        plan.delete_job = True
+    else:
+        plan.again_at = expiry
+
+
+def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
+    status, wishes, workers = plan.status, seen.wishes, seen.workers
+    if workers is None or workers.deleting:
+        verdict: Verdict | datetime | None = _deleted(seen)
+        pods: Sequence[PodView] = ()
+    else:
+        pods = [pod for pod in seen.pods if pod.owner_uid == workers.uid]
+        verdict = judge(workers, pods, now=now, group_end_seconds=patience.group_end_seconds)
+    limit = wishes.active_deadline_seconds
+    if isinstance(verdict, Verdict) and verdict.succeeded:
+        _succeed(status, verdict, now, wishes)
+        plan.again_at = now
+    elif isinstance(verdict, Verdict) and not verdict.retryable:
+        _end_attempt(status, verdict, now)
+        _fail(status, verdict.reason, verdict.message, now, wishes)
+        plan.again_at = now
+    elif wishes.suspend:
+        _end_attempt(status, _suspended(), now)
+        conditions.progressing(
+            status,
+            Phase.SUSPENDED,
+            OperatorReason.SUSPENDED,
+            "The job is suspended; its workers save a checkpoint and end.",
+            now=now,
+            generation=wishes.generation,
+        )
+        plan.again_at = now
+    elif limit is not None and deadline.exceeded(status, limit, now):
+        sentence = deadline.deadline_sentence(limit)
+        _end_attempt(status, _stopped(OperatorReason.DEADLINE_EXCEEDED, sentence), now)
+        _fail(status, OperatorReason.DEADLINE_EXCEEDED, sentence, now, wishes)
+        plan.again_at = now
+    elif isinstance(verdict, Verdict):
+        _end_attempt(status, verdict, now)
+        _retry_or_fail(plan, verdict, seen, now, patience)
+    elif workers is not None:
+        _note_activity(plan, workers, pods, seen, now, patience, reported=seen.reported)
+        if seen.progress is not None:
+            status.progress = seen.progress
+        times = [plan.again_at, verdict, deadline.deadline(status, limit)]
+        plan.again_at = min((time for time in times if time is not None), default=None)
+
+
+def _deleted(seen: Seen) -> Verdict:
+    """The PyTorchJob is gone or going, and it was not us: what its pods said before still counts."""
+    lead = next((pod for pod in seen.pods if pod.index == 0 and pod.ended), None)
+    if lead is not None and lead.last_words is not None and adapter_of(lead.last_words) is not None:
+        uri = lead.last_words.adapter.uri if lead.last_words.adapter else ""
+        return Verdict(
+            succeeded=True,
+            reason=OperatorReason.SUCCEEDED,
+            message=f"The adapter is at {uri}.",
+            exit_code=0,
+            words=lead.last_words,
+        )
+    return Verdict(
+        succeeded=False,
+        reason=OperatorReason.WORKERS_DELETED,
+        message=f"The PyTorchJob of attempt {seen.status.attempt} was deleted by somebody else; this does not count as "
+        "a failure. To stop the job, set suspend: true or delete the FineTuneJob.",
+        retryable=True,
+        counted=False,
+    )
+
+
+def _suspended() -> Verdict:
+    return _stopped(OperatorReason.SUSPENDED, "The job was suspended.")
+
+
+def _stopped(reason: str, message: str) -> Verdict:
+    return Verdict(succeeded=False, reason=reason, message=message, retryable=True, counted=False)
+
+
+def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
+    status, wishes = plan.status, seen.wishes
+    left = [pod for pod in seen.pods if not pod.ended]
+    for pod in seen.pods:
+        # The checkpoint of an attempt that was told to stop is known only now.
+        keep_checkpoint(status, pod.last_words.checkpoint if pod.last_words else None)
+    if seen.workers is not None or left:
+        plan.release = seen.workers is not None and not seen.workers.deleting
+        plan.again_at = now + timedelta(seconds=LOOK_AGAIN_SECONDS)
+        names = ", ".join(pod.name for pod in left[:3]) or (seen.workers.name if seen.workers else "")
+        conditions.progressing(
+            status,
+            Phase.SUSPENDED if wishes.suspend else Phase.RETRYING,
+            OperatorReason.SUSPENDED if wishes.suspend else OperatorReason.PODS_STILL_ENDING,
+            f"Attempt {status.attempt} has ended; what is left of it is on its way out: {names}.",
+            now=now,
+            generation=wishes.generation,
+        )
+        return
+    if wishes.suspend:
+        sentence = "The job is suspended and holds no machines: set suspend: false to go on"
+        where = f" from the checkpoint of step {status.checkpoint.step}" if status.checkpoint else ""
+        conditions.at_rest(
+            status,
+            Phase.SUSPENDED,
+            OperatorReason.SUSPENDED,
+            f"{sentence}{where}.",
+            now=now,
+            generation=wishes.generation,
+        )
+        return
+    if wishes.problems:
+        conditions.stalled(
+            status,
+            Phase.PENDING,
+            Reason.INVALID_SPEC,
+            problems_sentence(wishes.problems),
+            now=now,
+            generation=wishes.generation,
+        )
+        return
+    limit = wishes.active_deadline_seconds
+    if limit is not None and deadline.exceeded(status, limit, now):
+        _fail(status, OperatorReason.DEADLINE_EXCEEDED, deadline.deadline_sentence(limit), now, wishes)
+        plan.again_at = now
+        return
+    due = _next_attempt_at(status, patience)
+    if due is not None and due > now:
+        last = status.attempts[-1]
+        _note_retrying(plan, f"{last.reason}: {last.message}", due, now, wishes)
+        return
+    plan.create = (status.attempts[-1].number if status.attempts else 0) + 1
+
+
+def _note_activity(
+    plan: Plan,
+    workers: WorkersView,
+    pods: Sequence[PodView],
+    seen: Seen,
+    now: datetime,
+    patience: Patience,
+    *,
+    reported: Phase | None,
+) -> None:
+    wishes = seen.wishes
+    doing: Activity = activity(
+        workers,
+        pods,
+        queue=wishes.queue,
+        now=now,
+        pods_expected_seconds=patience.pods_expected_seconds,
+        reported=reported,
+    )
+    since = workers.resumed_at or workers.created_at or now
+    deadline.account(plan.status, active=not workers.suspended, since=now if workers.suspended else since)
+    plan.again_at = doing.again_at
+    if wishes.problems:
+        # What runs goes on: it was made of a spec that was valid. The change is reported and no attempt made of it.
+        conditions.stalled(
+            plan.status,
+            doing.phase,
+            Reason.INVALID_SPEC,
+            f"{problems_sentence(wishes.problems)} The current attempt goes on as it began.",
+            now=now,
+            generation=wishes.generation,
+        )
+        return
+    note = f" Note: {wishes.notices[0]}" if wishes.notices else ""
+    more = f" ({len(wishes.notices) - 1} more notes: see the events.)" if len(wishes.notices) > 1 else ""
+    conditions.progressing(
+        plan.status, doing.phase, doing.reason, doing.message + note + more, now=now, generation=wishes.generation
+    )
+
+
+def _end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> None:
+    deadline.account(status, active=False, since=now)
+    ended = Attempt(
+        number=status.attempt or 1,
+        reason=verdict.reason,
+        message=verdict.message[:4096],
+        exit_code=verdict.exit_code,
+        counted=verdict.counted,
+        start_time=status.attempt_start_time,
+        completion_time=rfc3339(now),
+    )
+    status.attempts = [*status.attempts, ended][-ATTEMPTS_KEPT:]
+    if verdict.counted and not verdict.succeeded:
+        status.failures = (status.failures or 0) + 1
+    if status.progress is not None:
+        status.progress = status.progress.model_copy(update={"eta_seconds": None})
+    keep_checkpoint(status, verdict.checkpoint)
+
+
+def _succeed(status: FineTuneJobStatus, verdict: Verdict, now: datetime, wishes: Wishes) -> None:
+    _end_attempt(status, verdict, now)
+    if verdict.words is not None:
+        keep_results(status, verdict.words)
+    # The last report may have been lost; the end may not.
+    progress = status.progress or Progress()
+    status.progress = progress.model_copy(update={"percent": 100, "eta_seconds": 0})
+    conditions.finished(
+        status,
+        succeeded=True,
+        reason=OperatorReason.SUCCEEDED,
+        message=verdict.message,
+        now=now,
+        generation=wishes.generation,
+    )
+
+
+def _fail(status: FineTuneJobStatus, reason: str, message: str, now: datetime, wishes: Wishes) -> None:
+    conditions.finished(status, succeeded=False, reason=reason, message=message, now=now, generation=wishes.generation)
+
+
+def _retry_or_fail(plan: Plan, verdict: Verdict, seen: Seen, now: datetime, patience: Patience) -> None:
+    status, wishes = plan.status, seen.wishes
+    plan.again_at = now
+    if verdict.counted and retry.exhausted(status.failures or 0, wishes.backoff_limit):
+        tries = f"{status.failures} attempts have failed" if (status.failures or 0) > 1 else "The attempt has failed"
+        _fail(
+            status,
+            OperatorReason.RETRIES_EXHAUSTED,
+            f"{tries} and backoffLimit: {wishes.backoff_limit} allows no more; the last one: {verdict.reason}: "
+            f"{verdict.message}",
+            now,
+            wishes,
+        )
+        return
+    due = _next_attempt_at(status, patience) or now
+    _note_retrying(plan, f"{verdict.reason}: {verdict.message}", due, now, wishes)
+    plan.again_at = now
+
+
+def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, wishes: Wishes) -> None:
+    number = plan.status.attempts[-1].number
+    plan.again_at = due
+    conditions.progressing(
+        plan.status,
+        Phase.RETRYING,
+        plan.status.attempts[-1].reason or Phase.RETRYING,
+        f"Attempt {number} ended with {cause} Attempt {number + 1} starts at {rfc3339(due)} at the earliest, from the "
+        "last complete checkpoint.",
+        now=now,
+        generation=wishes.generation,
+    )
+
+
+def _next_attempt_at(status: FineTuneJobStatus, patience: Patience) -> datetime | None:
+    return retry.next_attempt_at(
+        status.attempts, base_seconds=patience.retry_base_seconds, limit_seconds=patience.retry_limit_seconds
+    )
+
+
+def problems_sentence(problems: Sequence[Problem]) -> str:
+    """The first problem, and how many more there are."""
+    more = f" ({len(problems) - 1} more: see the events.)" if len(problems) > 1 else ""
+    return f"{problems[0]}{more}"

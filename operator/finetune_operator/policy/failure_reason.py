@@ -1,0 +1,241 @@
+"""How an attempt ended, judged over all of its pods together: when one worker fails, the others fail in its wake.
+
+A trainer's own sentence weighs most, then what the cluster says of the pod, then bare exit codes; echoes of another
+worker's end weigh least. Below 128 only the user can mend it, from 128 on another attempt may succeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+
+from finetune_api.outcome import EXIT_CODES, CheckpointResult, Reason, TerminationMessage, is_retryable
+from finetune_api.status import Adapter
+from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.policy.results import adapter_of
+from finetune_operator.policy.times import seconds_between
+
+NEVER_STARTED = ("ContainerCannotRun", "StartError", "RunContainerError")
+"""The kubelet's words for a command that cannot be run at all."""
+
+_KUBELET_TEXT_LIMIT = 400
+"""Characters of a foreign text that are quoted in our sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The end of an attempt."""
+
+    succeeded: bool
+    reason: str
+    message: str
+    exit_code: int | None = None
+    retryable: bool = False
+    counted: bool = True
+    """Whether it counts against backoffLimit."""
+    words: TerminationMessage | None = None
+    """What rank 0 said, after success."""
+    checkpoint: CheckpointResult | None = None
+
+
+class _Weight(IntEnum):
+    """How surely an end is the cause; the smallest wins, among equals the earliest, then the lowest rank."""
+
+    SAID_USER = 0
+    OUT_OF_MEMORY = 1
+    DISRUPTED = 2
+    SAID_WORLD = 3
+    NEVER_STARTED = 4
+    SIGNAL = 5
+    SAID_UNEXPECTED = 6
+    SILENT = 7
+    ECHO = 8
+
+
+def judge(
+    workers: WorkersView, pods: Sequence[PodView], *, now: datetime, group_end_seconds: float
+) -> Verdict | datetime | None:
+    """How the attempt ended; None while it goes on; the time at which to judge again when its end has begun.
+
+    Args:
+        workers: the attempt's PyTorchJob.
+        pods: those of its pods that exist.
+        now: the present.
+        group_end_seconds: how long the other pods may take to end after the first (seconds).
+    """
+    if workers.suspended:
+        return None
+    pods = [pod for pod in pods if not _left_over(pod, workers)]
+    lead = next((pod for pod in pods if pod.index == 0), None)
+    first = _first_end(workers, pods)
+    if first is None:
+        return None
+    decide_at = first + timedelta(seconds=group_end_seconds)
+    if not all(pod.ended for pod in pods) and seconds_between(now, decide_at) > 0:
+        return decide_at
+    adapter = _adapter(lead)
+    if adapter is not None and lead is not None and lead.last_words is not None:
+        return Verdict(
+            succeeded=True,
+            reason=OperatorReason.SUCCEEDED,
+            message=f"The adapter is at {adapter.uri}.",
+            exit_code=0,
+            words=lead.last_words,
+            checkpoint=lead.last_words.checkpoint,
+        )
+    checkpoint = next((pod.last_words.checkpoint for pod in pods if pod.last_words and pod.last_words.checkpoint), None)
+    failed = [pod for pod in pods if not pod.succeeded and (pod.ended or pod.deleting)]
+    if not failed:
+        return _without_failed_pod(workers, pods, checkpoint)
+    cause = min(failed, key=lambda pod: (_weight(pod), (pod.ended_at or now), pod.index))
+    return _verdict(cause, checkpoint, complete=len(pods) >= workers.nodes)
+
+
+def _left_over(pod: PodView, workers: WorkersView) -> bool:
+    """Whether `pod` is from before the suspension that is over now, and only takes its time to go."""
+    return (
+        pod.deleting
+        and workers.resumed_at is not None
+        and pod.created_at is not None
+        and pod.created_at < workers.resumed_at
+    )
+
+
+def _first_end(workers: WorkersView, pods: Sequence[PodView]) -> datetime | None:
+    """When the end of the attempt began; None while it goes on. Workers that succeed wait for the others."""
+    all_over = bool(pods) and all(pod.ended for pod in pods)
+    begun = [pod for pod in pods if pod.deleting or (pod.ended and (not pod.succeeded or _adapter(pod) or all_over))]
+    times = [pod.ended_at for pod in begun if pod.ended_at]
+    if begun:
+        # A pod that is being deleted has no time of its end yet: judged as soon as the others have ended.
+        return min(times) if times else _long_ago(workers)
+    if workers.ended:
+        return workers.ended_at or _long_ago(workers)
+    return None
+
+
+def _long_ago(workers: WorkersView) -> datetime:
+    return workers.started_at or workers.created_at or datetime.min.replace(tzinfo=UTC)
+
+
+def _adapter(pod: PodView | None) -> Adapter | None:
+    words = pod.last_words if pod is not None and pod.index == 0 and pod.ended else None
+    return adapter_of(words) if words is not None else None
+
+
+def _without_failed_pod(workers: WorkersView, pods: Sequence[PodView], checkpoint: CheckpointResult | None) -> Verdict:
+    if workers.end == "Failed":
+        return Verdict(
+            succeeded=False,
+            reason=OperatorReason.WORKERS_FAILED,
+            message=f"The training operator ended the attempt: {_quoted(workers.end_message) or 'it gave no reason'}.",
+            retryable=True,
+            counted=bool(pods),
+            checkpoint=checkpoint,
+        )
+    return Verdict(
+        succeeded=False,
+        reason=OperatorReason.RESULT_MISSING,
+        message="The workers ended without an error but left no result: the next attempt looks for a finished adapter "
+        "first. If it comes back, check that workers.image is a trainer of this operator.",
+        exit_code=0,
+        retryable=True,
+        checkpoint=checkpoint,
+    )
+
+
+def _weight(pod: PodView) -> _Weight:
+    words, code = pod.last_words, pod.exit_code
+    if pod.ended_reason == "OOMKilled" and not (words and _is_users(words)):
+        return _Weight.OUT_OF_MEMORY
+    if words is not None and not words.succeeded:
+        if words.collateral or words.reason is Reason.PEER_FAILED:
+            return _Weight.DISRUPTED if _taken(pod) else _Weight.ECHO
+        if _is_users(words):
+            return _Weight.SAID_USER
+        if words.reason is Reason.TERMINATED or _taken(pod):
+            return _Weight.DISRUPTED
+        return _Weight.SAID_UNEXPECTED if words.reason in (None, Reason.INTERNAL_ERROR) else _Weight.SAID_WORLD
+    if _taken(pod):
+        return _Weight.DISRUPTED
+    if pod.ended_reason in NEVER_STARTED:
+        return _Weight.NEVER_STARTED
+    return _Weight.SIGNAL if code is None or is_retryable(code) else _Weight.SILENT
+
+
+def _is_users(words: TerminationMessage) -> bool:
+    return (
+        not words.collateral
+        and not words.succeeded
+        and words.reason is not None
+        and not is_retryable(EXIT_CODES[words.reason])
+    )
+
+
+def _taken(pod: PodView) -> bool:
+    """Whether the cluster or a person took the pod away."""
+    return pod.disruption is not None or pod.deleting
+
+
+def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: bool) -> Verdict:
+    weight, words, code = _weight(pod), pod.last_words, pod.exit_code
+    who = f"Worker {pod.index}"
+    retryable, counted = True, True
+    if weight is _Weight.OUT_OF_MEMORY:
+        reason, retryable = str(Reason.OUT_OF_MEMORY), False
+        message = (
+            f"{who} used more main memory than its limit and was killed: raise workers.resources.limits.memory, or "
+            "lower train_batch_size_per_device or context_length, in a new FineTuneJob."
+        )
+    elif weight is _Weight.DISRUPTED:
+        reason, counted = str(OperatorReason.DISRUPTED), False
+        message = (
+            f"{who} was taken away by the cluster ({_quoted(_disruption(pod))}); this does not count as a failure."
+        )
+    elif words is not None and words.reason is not None:
+        reason, message, retryable = str(words.reason), words.message, is_retryable(EXIT_CODES[words.reason])
+        # Where a worker is gone altogether, nobody else can say what became of it.
+        counted = complete or weight is not _Weight.ECHO
+        code = code if code is not None else EXIT_CODES[words.reason]
+    elif weight is _Weight.NEVER_STARTED:
+        reason, retryable = str(OperatorReason.TRAINER_NOT_STARTED), False
+        message = (
+            f"{who} could not start the trainer ({_quoted(pod.ended_message)}): check that workers.image is a trainer "
+            "of this operator."
+        )
+    elif weight is _Weight.SILENT:
+        reason, retryable = str(OperatorReason.TRAINER_CRASHED), False
+        message = (
+            f"{who} ended with exit code {code} and did not say why: read the last lines of `kubectl logs {pod.name}`, "
+            "and check that workers.image is a trainer of this operator."
+        )
+    else:
+        reason = str(OperatorReason.TRAINER_CRASHED)
+        how = f"with exit code {code}" if code is not None else f"({_quoted(pod.ended_message or pod.ended_reason)})"
+        message = (
+            f"{who} ended {how} and could not say why; another attempt may succeed. If it comes back, report it with "
+            f"the last lines of `kubectl logs {pod.name}`."
+        )
+    return Verdict(
+        succeeded=False,
+        reason=reason,
+        message=message or f"{who} failed.",
+        exit_code=code if code is None or 0 <= code <= 255 else None,
+        retryable=retryable,
+        counted=counted,
+        checkpoint=checkpoint,
+    )
+
+
+def _disruption(pod: PodView) -> str:
+    if pod.disruption:
+        return pod.disruption
+    return "its pod was deleted" if pod.deleting else "it was told to stop"
+
+
+def _quoted(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _KUBELET_TEXT_LIMIT else line[: _KUBELET_TEXT_LIMIT - 1] + "…"

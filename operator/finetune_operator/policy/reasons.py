@@ -1,0 +1,39 @@
+"""The reasons that the operator itself gives, beside those of the trainer's last words (`finetune_api.outcome.Reason`).
+
+Each is one CamelCase word in the conditions of a job; docs/reference/status.md says what to do about each.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class OperatorReason(StrEnum):
+    """Why a job is where it is, as far as the trainer did not say so."""
+
+    SUCCEEDED = "Succeeded"
+    SUSPENDED = "Suspended"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    RETRIES_EXHAUSTED = "RetriesExhausted"
+
+    # An attempt ended. Disruptions do not count against backoffLimit.
+    DISRUPTED = "Disrupted"
+    WORKERS_DELETED = "WorkersDeleted"
+    WORKERS_FAILED = "WorkersFailed"
+    RESULT_MISSING = "ResultMissing"
+    TRAINER_CRASHED = "TrainerCrashed"
+    TRAINER_NOT_STARTED = "TrainerNotStarted"
+
+    # A job waits. They come and go.
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONFIGURATION_MISSING = "ConfigurationMissing"
+    CONTAINER_START_FAILED = "ContainerStartFailed"
+    PODS_NOT_CREATED = "PodsNotCreated"
+    PODS_STILL_ENDING = "PodsStillEnding"
+    NAME_TAKEN = "NameTaken"
+    TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
+    TRAINING_OPERATOR_UNAVAILABLE = "TrainingOperatorUnavailable"
+    CREATION_FORBIDDEN = "CreationForbidden"
+    SPEC_CHANGED = "SpecChanged"

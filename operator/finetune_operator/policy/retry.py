@@ -1,0 +1,39 @@
+"""Whether and when another attempt is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from finetune_api.status import Attempt
+from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.policy.times import moment
+
+_MOST_DOUBLINGS = 30
+
+
+def exhausted(failures: int, backoff_limit: int) -> bool:
+    """Whether so many counted failures leave no further attempt."""
+    return failures > backoff_limit
+
+
+def delay_seconds(attempts: Sequence[Attempt], *, base_seconds: float, limit_seconds: float) -> float:
+    """Wait before the next attempt: doubles with each attempt since the last suspension, disruptions included.
+
+    Disruptions do not count against backoffLimit, but whatever takes the pods away may do so again at once.
+    """
+    tail = 0
+    for attempt in reversed(attempts):
+        if attempt.reason == OperatorReason.SUSPENDED:
+            break
+        tail += 1
+    if tail == 0:
+        return 0.0
+    return min(limit_seconds, base_seconds * 2.0 ** min(tail - 1, _MOST_DOUBLINGS))
+
+
+def next_attempt_at(attempts: Sequence[Attempt], *, base_seconds: float, limit_seconds: float) -> datetime | None:
+    """The earliest time of the next attempt; None when it may start at once."""
+    wait = delay_seconds(attempts, base_seconds=base_seconds, limit_seconds=limit_seconds)
+    ended = moment(attempts[-1].completion_time) if attempts else None
+    return ended + timedelta(seconds=wait) if ended is not None and wait > 0 else None

@@ -1,0 +1,89 @@
+"""Events: one for each change of a job that a person would want to hear of, none for a state that lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.problem import Problem
+from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
+from finetune_operator.policy.conditions import condition, is_finished
+from finetune_operator.policy.reasons import OperatorReason
+
+QUIET_ENDS = (OperatorReason.SUSPENDED, OperatorReason.DISRUPTED)
+"""Ends of attempts that are nobody's fault."""
+
+WAITS = (
+    OperatorReason.WAITING_FOR_QUOTA,
+    OperatorReason.UNSCHEDULABLE,
+    OperatorReason.IMAGE_PULL_FAILED,
+    OperatorReason.CONFIGURATION_MISSING,
+    OperatorReason.CONTAINER_START_FAILED,
+    OperatorReason.PODS_NOT_CREATED,
+    OperatorReason.NAME_TAKEN,
+    OperatorReason.TRAINING_OPERATOR_MISSING,
+    OperatorReason.TRAINING_OPERATOR_UNAVAILABLE,
+    OperatorReason.CREATION_FORBIDDEN,
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes event to be."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+def events_between(
+    old: FineTuneJobStatus,
+    new: FineTuneJobStatus,
+    *,
+    problems: Sequence[Problem] = (),
+    notices: Sequence[Problem] = (),
+) -> list[Event]:
+    """What happened between two states of a job.
+
+    Args:
+        old: status as it was read.
+        new: status as it was written.
+        problems: what is wrong with the spec; told when the job becomes stalled by them.
+        notices: what its author should know; told once for each spec.
+    """
+    return list(_events(old, new, problems, notices))
+
+
+def _events(
+    old: FineTuneJobStatus, new: FineTuneJobStatus, problems: Sequence[Problem], notices: Sequence[Problem]
+) -> Iterator[Event]:
+    if old.observed_generation != new.observed_generation:
+        for notice in notices:
+            yield Event("Warning", "Notice", str(notice))
+    known = {attempt.number for attempt in old.attempts}
+    finished = is_finished(new) and not is_finished(old)
+    end = condition(new, ConditionType.SUCCEEDED)
+    for attempt in new.attempts:
+        # The last attempt's end is told below, with what it means for the job.
+        if attempt.number not in known and not (finished and end and attempt.reason == end.reason):
+            kind: Literal["Normal", "Warning"] = "Normal" if attempt.reason in QUIET_ENDS else "Warning"
+            yield Event(kind, attempt.reason or "AttemptEnded", f"Attempt {attempt.number}: {attempt.message}")
+    if new.attempt is not None and new.attempt != old.attempt:
+        yield Event("Normal", "AttemptCreated", f"Attempt {new.attempt} was created.")
+    if end is None:
+        return
+    if finished:
+        yield Event("Normal" if end.status == "True" else "Warning", end.reason, end.message)
+        return
+    before = condition(old, ConditionType.SUCCEEDED)
+    changed = before is None or before.reason != end.reason
+    if changed and end.reason in WAITS:
+        kind = "Normal" if end.reason == OperatorReason.WAITING_FOR_QUOTA else "Warning"
+        yield Event(kind, end.reason, end.message)
+    stalled, was_stalled = condition(new, ConditionType.STALLED), condition(old, ConditionType.STALLED)
+    if stalled is not None and (was_stalled is None or was_stalled.message != stalled.message):
+        for problem in problems:
+            yield Event("Warning", stalled.reason, str(problem))
+    if new.phase == Phase.RUNNING and changed and end.reason == Phase.RUNNING:
+        yield Event("Normal", Phase.RUNNING, end.message)

@@ -1,0 +1,155 @@
+"""What an attempt that has not ended is doing, or what it waits for: phase, reason, and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.status import Phase
+from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.policy.times import seconds_between
+
+PULL_FAILURES = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+)
+_CONFIGURATION = ("CreateContainerConfigError",)
+_START = ("CreateContainerError", "RunContainerError", "CrashLoopBackOff", "PreCreateHookError", "PreStartHookError")
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What an attempt does right now."""
+
+    phase: Phase
+    reason: str
+    message: str
+    again_at: datetime | None = None
+    """When to look again although nothing may have happened."""
+
+
+def activity(
+    workers: WorkersView,
+    pods: Sequence[PodView],
+    *,
+    queue: str | None,
+    now: datetime,
+    pods_expected_seconds: float,
+    reported: Phase | None,
+) -> Activity:
+    """What the attempt does.
+
+    Args:
+        workers: the attempt's PyTorchJob.
+        pods: those of its pods that exist.
+        queue: Kueue queue of the job, if it has one.
+        now: the present.
+        pods_expected_seconds: how long pods may be missing before that is said (seconds).
+        reported: phase in the newest progress report of this attempt, if there is one.
+    """
+    what, nodes = f"Attempt {workers.attempt}", workers.nodes
+    if workers.suspended:
+        return Activity(Phase.QUEUED, OperatorReason.WAITING_FOR_QUOTA, _queued(workers, queue))
+    for find in (_unschedulable, _container_waits):
+        found = find(pods, nodes)
+        if found is not None:
+            return found
+    started = sum(pod.running or pod.ended for pod in pods)
+    if pods and started >= nodes:
+        phase = reported or Phase.RUNNING
+        workers_run = "the worker runs" if nodes == 1 else f"all {nodes} workers run"
+        note = ""
+        if workers.edited:
+            note = (
+                f" The PyTorchJob {workers.name} was edited by hand; the edit is left alone and the next attempt is "
+                "made without it."
+            )
+        return Activity(phase, phase, f"{what}: {workers_run}.{note}")
+    if len(pods) < nodes:
+        return _pods_missing(workers, len(pods), nodes, now, pods_expected_seconds)
+    return Activity(
+        Phase.STARTING,
+        Phase.STARTING,
+        f"{what}: {started} of {nodes} workers run so far." if nodes > 1 else f"{what}: the worker is being started.",
+    )
+
+
+def _queued(workers: WorkersView, queue: str | None) -> str:
+    if queue:
+        return f"Attempt {workers.attempt} waits in the queue {queue} until Kueue admits it."
+    return (
+        f"The PyTorchJob {workers.name} was suspended by somebody else: set its spec.runPolicy.suspend to false to go "
+        "on, or suspend this FineTuneJob to take it back."
+    )
+
+
+def _unschedulable(pods: Sequence[PodView], nodes: int) -> Activity | None:
+    stuck = [pod for pod in pods if pod.unschedulable is not None]
+    if not stuck:
+        return None
+    who = "the worker" if nodes == 1 else f"{len(stuck)} of {nodes} workers"
+    return Activity(
+        Phase.PENDING,
+        OperatorReason.UNSCHEDULABLE,
+        f"No machine can take {who} at present: {stuck[0].unschedulable} It starts by itself once there is room; to "
+        "ask for less, suspend the job, change workers and resume it.",
+    )
+
+
+def _container_waits(pods: Sequence[PodView], _nodes: int) -> Activity | None:
+    sentences: tuple[tuple[Sequence[str], OperatorReason, Callable[[PodView], str]], ...] = (
+        (
+            PULL_FAILURES,
+            OperatorReason.IMAGE_PULL_FAILED,
+            lambda pod: (
+                f"The image of worker {pod.index} cannot be pulled ({pod.waiting}: {pod.waiting_message}). "
+                "It is tried again and again; to change the image, suspend the job, set workers.image (or "
+                "workers.imagePullSecrets) and resume it."
+            ),
+        ),
+        (
+            _CONFIGURATION,
+            OperatorReason.CONFIGURATION_MISSING,
+            lambda pod: (
+                f"Worker {pod.index} refers to a Secret or ConfigMap that cannot be used "
+                f"({pod.waiting_message}): create it in this namespace, and the worker starts by itself."
+            ),
+        ),
+        (
+            _START,
+            OperatorReason.CONTAINER_START_FAILED,
+            lambda pod: (
+                f"The container of worker {pod.index} cannot be started ({pod.waiting}: {pod.waiting_message})."
+            ),
+        ),
+    )
+    for reasons, reason, sentence in sentences:
+        for pod in pods:
+            if pod.waiting in reasons:
+                return Activity(Phase.STARTING, reason, sentence(pod))
+    return None
+
+
+def _pods_missing(workers: WorkersView, there: int, nodes: int, now: datetime, patience: float) -> Activity:
+    since = workers.resumed_at or workers.created_at or now
+    what = f"Attempt {workers.attempt}"
+    if seconds_between(since, now) < patience:
+        return Activity(
+            Phase.STARTING,
+            Phase.STARTING,
+            f"{what}: its pods are being created.",
+            again_at=since + timedelta(seconds=patience),
+        )
+    return Activity(
+        Phase.STARTING,
+        OperatorReason.PODS_NOT_CREATED,
+        f"{what}: {there} of {nodes} pods were created after {patience:g} s. `kubectl describe pytorchjob "
+        f"{workers.name}` says why: a quota, an admission policy, or a training operator that does not run.",
+    )
