@@ -12,7 +12,7 @@ CRD := crds/finetunejobs.yaml
 JOB_REFERENCE := docs/reference/job.md
 CHECKED := $(wildcard crds operator trainer cli tests benchmarks examples/safety)
 
-.PHONY: help setup demo test check generate check-generated lock clean
+.PHONY: help setup demo dev-cluster test check generate check-generated lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ $(STAMP): requirements.lock pyproject.toml scripts/setup.sh
 
 demo: setup ## fine-tune a small real model on this machine and compare its answers before and after
 	@$(PYTHON) -m examples.safety.demo
+
+dev-cluster: setup ## run a real control plane with the operator, to play with; PLAY=--play lets jobs succeed
+	@$(PYTHON) -m tests.cluster.dev $(PLAY)
 
 test: check ## check, then run every test
 	@$(PYTHON) tests/tools/build.py

@@ -21,6 +21,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from tests.processes import tethered
 from tests.tools.build import binary
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def run_s3_server(folder: Path) -> Iterator[S3Server]:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 # The sidecar holds what would be extended attributes, which not every /tmp has.
-                [program, "--port", f"127.0.0.1:{port}", "posix", "--sidecar", metadata, buckets],
+                tethered([program, "--port", f"127.0.0.1:{port}", "posix", "--sidecar", metadata, buckets]),
                 env={**os.environ, "ROOT_ACCESS_KEY": access_key, "ROOT_SECRET_KEY": secret_key},
                 cwd=folder,
                 stdin=subprocess.DEVNULL,

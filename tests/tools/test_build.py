@@ -22,6 +22,12 @@ BROKEN_GO = """#!/bin/sh
 if [ "$1" = env ]; then echo go1.30; exit; fi
 echo "cannot find module"; exit 1
 """
+DOWNLOADING_GO = """#!/bin/sh
+if [ "$1" = env ]; then echo go1.30; exit; fi
+[ "$1 $2 $3 $4" = "mod download -json example.com/b" ] || exit 1
+echo "go: downloading example.com/b" >&2
+echo '{{"Path": "example.com/b", "Dir": "{folder}"}}'
+"""
 UV = """#!/bin/sh
 while [ "$1" != --target ]; do shift; done
 mkdir -p "$2/go/bin"
@@ -33,6 +39,10 @@ tool example.com/a/cmd/single
 tool (
 	example.com/b/cmd/first // why
 	example.com/b/cmd/second
+	go.etcd.io/etcd/server/v3
+)
+require (
+	k8s.io/kubernetes v1.36.3 // indirect
 )
 """
 
@@ -46,13 +56,14 @@ def program(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module with three tools, an empty cache, and a PATH without Go and installer."""
+    """A module with four tools, an empty cache, and a PATH without Go and installer."""
     for name in ("module", "bin"):
         (tmp_path / name).mkdir()
     (tmp_path / "module" / "go.mod").write_text(GO_MOD)
     (tmp_path / "module" / "go.sum").write_text("one")
     monkeypatch.setattr(build, "MODULE", tmp_path / "module")
     monkeypatch.setenv("FINETUNE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     real = shutil.which
@@ -69,7 +80,7 @@ def go(workshop: Path, version: str = "go1.26.8") -> Path:
 
 
 def test_every_tool_of_the_module_is_known(workshop: Path) -> None:
-    assert build.names() == ["first", "second", "single"]
+    assert build.names() == ["etcd", "first", "second", "single"]
     with pytest.raises(build.ToolError, match="has no tool 'third'"):
         build.binary("third")
 
@@ -85,6 +96,34 @@ def test_a_tool_is_built_once_per_set_of_versions(workshop: Path, capfd: pytest.
     second = build.binary("single")
     go(workshop, "go1.27.3")
     assert len({first, second, build.binary("single")}) == 3
+
+
+def test_a_tool_is_called_what_people_call_it_and_knows_the_version_in_go_mod(workshop: Path) -> None:
+    log = go(workshop)
+    assert build.binary("etcd").name == "etcd"
+    (command,) = log.read_text().splitlines()
+    assert command.endswith("go.etcd.io/etcd/server/v3")
+    for part in ("gitVersion=v1.36.3", "gitMajor=1", "gitMinor=36"):
+        assert f"-X k8s.io/component-base/version.{part} " in command
+
+
+def test_a_ready_made_program_comes_first_and_what_is_not_there_is_built(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(workshop)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(workshop / "assets"))
+    (workshop / "assets").mkdir()
+    ready = program(workshop / "assets" / "etcd", "#!/bin/sh\n")
+    assert build.binary("etcd") == ready
+    assert build.binary("first").is_relative_to(workshop / "cache")
+
+
+def test_a_modules_folder_is_where_go_has_put_it(workshop: Path) -> None:
+    program(workshop / "bin" / "go", DOWNLOADING_GO.format(folder=workshop / "downloaded"))
+    assert build.module_folder("example.com/b") == workshop / "downloaded"
+    program(workshop / "bin" / "go", BROKEN_GO)
+    with pytest.raises(build.ToolError, match=r"(?s)example.com/b cannot be downloaded.*cannot find module"):
+        build.module_folder("example.com/b")
 
 
 def test_processes_that_ask_together_build_once(workshop: Path) -> None:
