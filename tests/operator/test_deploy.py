@@ -1,0 +1,91 @@
+"""The published permissions are exactly these: whoever adds one changes this list and says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_operator.names import FINETUNE_GROUP, FINETUNE_PLURAL, MANAGER, PYTORCH_GROUP, PYTORCH_PLURAL, TLS_SECRET
+from finetune_operator.settings import OperatorSettings
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+FILES = ("cluster-wide.yaml", "one-namespace.yaml")
+
+JOBS = {
+    (FINETUNE_GROUP, FINETUNE_PLURAL): ["get", "list", "watch", "delete"],
+    (FINETUNE_GROUP, f"{FINETUNE_PLURAL}/status"): ["update"],
+    (PYTORCH_GROUP, PYTORCH_PLURAL): ["get", "list", "watch", "create", "delete"],
+    ("", "pods"): ["get", "list", "watch"],
+    ("", "configmaps"): ["get", "create", "update", "delete"],
+    ("", "events"): ["create"],
+}
+TOKENS = {("authentication.k8s.io", "tokenreviews"): ["create"]}
+SECRET = {("", "secrets"): ["get", "update"]}
+
+
+def documents(file: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / file).read_text()))
+
+
+def rules(document: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    return {
+        (group, resource): rule["verbs"]
+        for rule in document["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+def named(file: str, *kinds: str) -> dict[tuple[str, str | None], dict[str, Any]]:
+    """Documents of these kinds by name and namespace."""
+    found = [document for document in documents(file) if document["kind"] in kinds]
+    return {(each["metadata"]["name"], each["metadata"].get("namespace")): each for each in found}
+
+
+def test_the_operator_of_a_cluster_may_do_this() -> None:
+    roles = {name: rules(role) for name, role in named("cluster-wide.yaml", "ClusterRole", "Role").items()}
+    assert roles == {
+        ("finetune-operator", None): {**JOBS, **TOKENS},
+        ("finetune-operator-tls", "finetune-system"): SECRET,
+    }
+
+
+def test_the_operator_of_one_namespace_may_do_this_there_and_review_tokens() -> None:
+    roles = {name: rules(role) for name, role in named("one-namespace.yaml", "ClusterRole", "Role").items()}
+    assert roles == {
+        ("finetune-operator", "finetune-jobs"): JOBS,
+        ("finetune-operator-tokens", None): TOKENS,
+        ("finetune-operator-tls", "finetune-system"): SECRET,
+    }
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_role_is_bound_to_the_operators_account_where_it_stands(file: str) -> None:
+    bindings = named(file, "ClusterRoleBinding", "RoleBinding")
+    roles = named(file, "ClusterRole", "Role")
+    assert bindings.keys() == roles.keys()
+    account = {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": "finetune-system"}
+    assert (account["name"], account["namespace"]) in named(file, "ServiceAccount")
+    for name, binding in bindings.items():
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": roles[name]["kind"], "name": name[0]}
+        assert (binding["roleRef"], binding["subjects"]) == (reference, [account])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_of_secrets_one_is_open_and_it_comes_empty(file: str) -> None:
+    (rule,) = named(file, "Role")["finetune-operator-tls", "finetune-system"]["rules"]
+    assert rule["resourceNames"] == [TLS_SECRET]
+    secret = named(file, "Secret")[TLS_SECRET, "finetune-system"]
+    assert not {"data", "stringData"} & secret.keys()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_names_and_ports_are_those_that_the_operator_has_by_default(file: str) -> None:
+    settings = OperatorSettings()
+    service = named(file, "Service")[MANAGER, settings.namespace]
+    assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(settings.progress_port,) * 2]
+    assert (settings.namespace, None) in named(file, "Namespace")
+    assert settings.tls_secret == TLS_SECRET

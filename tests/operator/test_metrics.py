@@ -1,0 +1,125 @@
+"""Prometheus finds the operator's metrics under their documented names, and every one starts where it should."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from finetune_api.status import Phase
+from finetune_operator.http_servers import listening
+from finetune_operator.metrics import Metrics, metrics_app
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry(), queue_depth=lambda: 7)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_names_and_labels_are_these_and_no_others(metrics: Metrics) -> None:
+    """A dashboard or an alert of somebody's rests on each."""
+    metrics.observe_reconcile("done", 0.1)
+    metrics.attempt_ended("OutOfMemory")
+    names = {family.name: family.type for family in metrics.registry.collect() if family.name.startswith("finetune")}
+    assert names == {
+        "finetune_jobs": "gauge",
+        "finetune_reconcile": "counter",
+        "finetune_reconcile_time_seconds": "histogram",
+        "finetune_attempts": "counter",
+        "finetune_gpus_in_use": "gauge",
+        "finetune_job_start_seconds": "histogram",
+        "finetune_progress_reports": "counter",
+        "finetune_queue_depth": "gauge",
+        "finetune_build": "info",
+    }
+    labels = {
+        label
+        for family in metrics.registry.collect()
+        if family.name.startswith("finetune")
+        for sample in family.samples
+        for label in sample.labels
+    }
+    assert labels == {"phase", "result", "reason", "le", "version", "python"}
+
+
+def test_what_the_reconciler_tells_is_counted(metrics: Metrics) -> None:
+    metrics.observe_reconcile("done", 0.1)
+    metrics.observe_reconcile("done", 0.2)
+    metrics.observe_reconcile("error", 0.3)
+    metrics.attempt_ended("OutOfMemory")
+    metrics.started(0.2)
+    metrics.set_gpus(16)
+    assert value(metrics, "finetune_reconcile_total", result="done") == 2
+    assert value(metrics, "finetune_reconcile_total", result="error") == 1
+    assert value(metrics, "finetune_reconcile_time_seconds_sum") == pytest.approx(0.6)
+    assert value(metrics, "finetune_attempts_total", reason="OutOfMemory") == 1
+    assert value(metrics, "finetune_job_start_seconds_bucket", le="0.25") == 1
+    assert value(metrics, "finetune_job_start_seconds_bucket", le="0.1") == 0
+    assert value(metrics, "finetune_gpus_in_use") == 16
+    assert value(metrics, "finetune_queue_depth") == 7
+
+
+def test_a_phase_that_no_job_is_in_any_more_goes_back_to_zero(metrics: Metrics) -> None:
+    assert value(metrics, "finetune_jobs", phase="Running") == 0
+    metrics.set_jobs({Phase.RUNNING: 3, Phase.FAILED: 1})
+    metrics.set_jobs({Phase.FAILED: 2})
+    assert {phase: value(metrics, "finetune_jobs", phase=phase.value) for phase in Phase} == {
+        phase: 2 if phase is Phase.FAILED else 0 for phase in Phase
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [
+        (200, "accepted"),
+        (400, "malformed"),
+        (401, "unknown_token"),
+        (403, "forbidden"),
+        (405, "malformed"),
+        (408, "malformed"),
+        (413, "malformed"),
+        (500, "unavailable"),
+        (503, "unavailable"),
+    ],
+)
+def test_reports_are_counted_by_what_became_of_them_and_each_result_is_there_from_the_start(
+    metrics: Metrics, status: int, result: str
+) -> None:
+    assert value(metrics, "finetune_progress_reports_total", result=result) == 0
+    metrics.report_answered(status)
+    assert value(metrics, "finetune_progress_reports_total", result=result) == 1
+
+
+def test_two_operators_in_one_process_keep_apart(metrics: Metrics) -> None:
+    other = Metrics(CollectorRegistry())
+    other.set_gpus(1)
+    assert value(metrics, "finetune_gpus_in_use") == 0
+
+
+def test_a_scraper_gets_the_format_that_it_asks_for(metrics: Metrics) -> None:
+    async def scrape(accept: str) -> httpx.Response:
+        async with (
+            listening(metrics_app(metrics), "127.0.0.1", 0) as port,
+            httpx.AsyncClient(trust_env=False, headers={"Accept": accept}) as client,
+        ):
+            assert (await client.post(f"http://127.0.0.1:{port}/metrics")).status_code == 405
+            assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 404
+            return await client.get(f"http://127.0.0.1:{port}/metrics")
+
+    plain = asyncio.run(scrape("text/plain"))
+    assert plain.headers["content-type"].startswith("text/plain")
+    openmetrics = asyncio.run(scrape("application/openmetrics-text; version=1.0.0"))
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    parsers: Any = (parse_text, plain.text), (parse_openmetrics, openmetrics.text)  # one is not typed
+    for parse, text in parsers:
+        names = {family.name for family in parse(text)}
+        assert {"finetune_jobs", "process_resident_memory_bytes", "process_open_fds"} <= names
