@@ -15,7 +15,7 @@ CHECKED := $(wildcard crds operator trainer cli tests benchmarks examples/safety
 .PHONY: help setup demo dev-cluster test check generate check-generated lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with the locked dependencies
 

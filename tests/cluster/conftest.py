@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster.api import Api
 from tests.cluster.control_plane import OPERATOR_ACCOUNT, ControlPlane, run_control_plane
+from tests.cluster.fault_proxy import FaultProxy, run_fault_proxy
 from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.operator_process import OperatorProcess
 
@@ -84,6 +85,13 @@ def operator(shared_operator: OperatorProcess) -> Iterator[OperatorProcess]:
 
 
 @pytest.fixture
+def fault_proxy(control_plane: ControlPlane, tmp_path: Path) -> Iterator[FaultProxy]:
+    """What stands between an operator and the API server: `operator_factory(server=fault_proxy.url)`."""
+    with run_fault_proxy(control_plane, tmp_path) as proxy:
+        yield proxy
+
+
+@pytest.fixture
 def operator_factory(
     request: pytest.FixtureRequest,
     control_plane: ControlPlane,
@@ -93,16 +101,18 @@ def operator_factory(
 ) -> Iterator[OperatorFactory]:
     """Makes operators of the test's own, not started, for its namespace: `operator_factory(retry_base_seconds=60)`.
 
-    Keywords are settings. `account` is another service account of the operator's namespace than the usual one.
+    Keywords are settings. `account` is another service account of the operator's namespace than the usual one,
+    `server` the URL of a proxy before the API server.
     """
     if "operator" in request.fixturenames:
         raise pytest.UsageError("A test takes either the shared operator or makes its own.")
     shared_operator.stop()
     made: list[OperatorProcess] = []
 
-    def make(*, account: str = OPERATOR_ACCOUNT, **settings: Any) -> OperatorProcess:
+    def make(*, account: str = OPERATOR_ACCOUNT, server: str | None = None, **settings: Any) -> OperatorProcess:
         folder = tmp_path / f"operator-{len(made)}"
-        process = OperatorProcess(control_plane, folder, {"watch_namespaces": [namespace], **settings}, account=account)
+        settings = {"watch_namespaces": [namespace], **settings}
+        process = OperatorProcess(control_plane, folder, settings, account=account, server=server)
         made.append(process)
         return process
 

@@ -20,7 +20,7 @@ import yaml
 
 from tests.cluster.api import Api, Object, has_condition, wait_until
 from tests.cluster.audit import AuditLog
-from tests.cluster.certificates import Authority, new_key_pem
+from tests.cluster.certificates import Authority, KeyPair, new_key_pem
 from tests.processes import Server, StartError, unused_port
 from tests.tools.build import binary, module_folder
 
@@ -162,15 +162,19 @@ class ControlPlane:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         return str(self.api.request("POST", path, json=body)["status"]["token"])
 
-    def kubeconfig(self, namespace: str, account: str) -> Path:
-        """A kubeconfig file of a service account."""
-        return self.write_kubeconfig(f"{namespace}-{account}", self.token(namespace, account))
+    def kubeconfig(self, namespace: str, account: str, *, server: str | None = None) -> Path:
+        """A kubeconfig file of a service account, for this API server or for what stands before it."""
+        name = f"{namespace}-{account}" if server is None else f"{namespace}-{account}-{server.rpartition(':')[2]}"
+        return self.write_kubeconfig(name, self.token(namespace, account), server=server)
 
-    def write_kubeconfig(self, name: str, token: str) -> Path:
+    def write_kubeconfig(self, name: str, token: str, *, server: str | None = None) -> Path:
         """A kubeconfig file of whoever has the token."""
         path = self.folder / "kubeconfigs" / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
-        cluster = {"server": self.url, "certificate-authority-data": _base64(self._authority.pair.certificate)}
+        cluster = {
+            "server": server or self.url,
+            "certificate-authority-data": _base64(self._authority.pair.certificate),
+        }
         content = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -181,6 +185,10 @@ class ControlPlane:
         }
         path.write_text(yaml.safe_dump(content))
         return path
+
+    def issue_certificate(self, *hosts: str) -> KeyPair:
+        """A server certificate that every kubeconfig file of this control plane trusts."""
+        return self._authority.issue(*hosts)
 
     def _write_secrets(self) -> None:
         self._authority.pair.write(self.ca_file, self.folder / "pki" / "ca.key")

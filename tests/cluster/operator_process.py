@@ -41,6 +41,7 @@ class OperatorProcess:
         *,
         account: str = OPERATOR_ACCOUNT,
         command: Sequence[str] = COMMAND,
+        server: str | None = None,
     ) -> None:
         """An operator that is not started yet.
 
@@ -50,6 +51,7 @@ class OperatorProcess:
             settings: those of OperatorSettings by their names, on top of FAST; None takes one of FAST away.
             account: service account in the operator's namespace whose rights it has.
             command: what is run.
+            server: URL of what stands between it and the API server, if anything does.
         """
         self.control_plane = control_plane
         self.health_port, self.metrics_port, self.progress_port = unused_port(), unused_port(), unused_port()
@@ -63,7 +65,7 @@ class OperatorProcess:
         }
         self.settings = {**FAST, **ours, **(settings or {})}
         self.user = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{account}"
-        kubeconfig = control_plane.kubeconfig(OPERATOR_NAMESPACE, account)
+        kubeconfig = control_plane.kubeconfig(OPERATOR_NAMESPACE, account, server=server)
         self._audit_start = control_plane.audit.position()
         self.server = Server(
             "finetune-operator",

@@ -18,7 +18,7 @@ from finetune_api.outcome import (
     Reason,
     TerminationMessage,
 )
-from finetune_operator.names import child_name
+from finetune_operator.names import child_name, pod_name
 from tests.cluster.api import WAIT_SECONDS, Api, Object, condition_of
 from tests.cluster.kubelet import Kubelet
 
@@ -100,6 +100,10 @@ class Scene:
         """Name of the PyTorchJob and ConfigMap of an attempt."""
         return child_name(self.name, self.job()["metadata"]["uid"], attempt)
 
+    def pod(self, attempt: int = 1, worker: int = 0) -> str:
+        """Name of one worker's pod."""
+        return pod_name(self.child(attempt), worker)
+
     def pods(self, attempt: int = 1, count: int = 1) -> list[Object]:
         """The pods of an attempt, once they are all there."""
         return self.kubelet.pods(self.child(attempt), count)
@@ -121,6 +125,15 @@ class Scene:
         status = self._wait(lambda status: self.condition(status)["reason"] == reason, timeout_seconds)
         message: str = self.condition(status)["message"]
         return message
+
+    def wait_reason_and_rest(self, reason: str, timeout_seconds: float = WAIT_SECONDS) -> Object:
+        """Status once it has that reason and nothing is under way any more."""
+        return self._wait(
+            lambda status: (
+                self.condition(status)["reason"] == reason and self.condition(status, "Reconciling")["status"] is None
+            ),
+            timeout_seconds,
+        )
 
     def wait_attempts(self, *reasons: str, timeout_seconds: float = WAIT_SECONDS) -> Object:
         """Status once attempts have ended with these reasons, in their order."""

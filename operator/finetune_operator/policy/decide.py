@@ -18,7 +18,7 @@ from finetune_operator.policy.failure_reason import Verdict, judge
 from finetune_operator.policy.observed import PodView, WorkersView
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import adapter_of, keep_checkpoint, keep_results
-from finetune_operator.policy.times import rfc3339
+from finetune_operator.policy.times import moment, rfc3339
 from finetune_operator.policy.waiting import Activity, activity
 
 LOOK_AGAIN_SECONDS = 5.0
@@ -85,7 +85,7 @@ def decide(seen: Seen, now: datetime, patience: Patience) -> Plan:
     status.observed_generation = seen.wishes.generation
     plan = Plan(status=status)
     if conditions.is_finished(status):
-        _after_the_end(plan, seen, now)
+        _after_the_end(plan, seen, now, patience)
     elif attempt_is_open(status):
         _during_an_attempt(plan, seen, now, patience)
     else:
@@ -114,16 +114,23 @@ def note_hindered(plan: Plan, reason: str, message: str, seen: Seen, now: dateti
     conditions.progressing(plan.status, Phase.PENDING, reason, message, now=now, generation=seen.wishes.generation)
 
 
-def _after_the_end(plan: Plan, seen: Seen, now: datetime) -> None:
+def _after_the_end(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
     workers = seen.workers
-    if workers is not None and not workers.deleting:
-        # Pods that have ended hold nothing and keep their logs; those that have not must go.
-        plan.release = any(not pod.ended for pod in seen.pods) or not (seen.pods or workers.ended)
     expiry = ttl.expiry(plan.status, seen.wishes.ttl_seconds_after_finished)
     if expiry is not None and now >= expiry:
         plan.delete_job = True
-    else:
-        plan.again_at = expiry
+        return
+    plan.again_at = expiry
+    if workers is None or workers.deleting:
+        return
+    # Pods that have ended hold nothing and keep their logs; those that have not must go.
+    plan.release = any(not pod.ended for pod in seen.pods) or not (seen.pods or workers.ended)
+    if not plan.release and any(pod.holds_machine for pod in seen.pods):
+        # The trainer has ended, its pod has not: in a moment it will, unless a container beside it goes on for ever.
+        patience_ends = (moment(plan.status.completion_time) or now) + timedelta(seconds=patience.group_end_seconds)
+        plan.release = now >= patience_ends
+        if not plan.release:
+            plan.again_at = min(patience_ends, expiry or patience_ends)
 
 
 def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
@@ -201,7 +208,7 @@ def _stopped(reason: str, message: str) -> Verdict:
 
 def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
     status, wishes = plan.status, seen.wishes
-    left = [pod for pod in seen.pods if not pod.ended]
+    left = [pod for pod in seen.pods if pod.holds_machine]
     for pod in seen.pods:
         # The checkpoint of an attempt that was told to stop is known only now.
         keep_checkpoint(status, pod.last_words.checkpoint if pod.last_words else None)
@@ -243,6 +250,11 @@ def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience)
     limit = wishes.active_deadline_seconds
     if limit is not None and deadline.exceeded(status, limit, now):
         _fail(status, OperatorReason.DEADLINE_EXCEEDED, deadline.deadline_sentence(limit), now, wishes)
+        plan.again_at = now
+        return
+    if retry.exhausted(status.failures or 0, wishes.backoff_limit):
+        # The limit was lowered since the last attempt ended.
+        _give_up(status, now, wishes)
         plan.again_at = now
         return
     due = _next_attempt_at(status, patience)
@@ -336,20 +348,24 @@ def _fail(status: FineTuneJobStatus, reason: str, message: str, now: datetime, w
 def _retry_or_fail(plan: Plan, verdict: Verdict, seen: Seen, now: datetime, patience: Patience) -> None:
     status, wishes = plan.status, seen.wishes
     plan.again_at = now
-    if verdict.counted and retry.exhausted(status.failures or 0, wishes.backoff_limit):
-        tries = f"{status.failures} attempts have failed" if (status.failures or 0) > 1 else "The attempt has failed"
-        _fail(
-            status,
-            OperatorReason.RETRIES_EXHAUSTED,
-            f"{tries} and backoffLimit: {wishes.backoff_limit} allows no more; the last one: {verdict.reason}: "
-            f"{verdict.message}",
-            now,
-            wishes,
-        )
+    if retry.exhausted(status.failures or 0, wishes.backoff_limit):
+        _give_up(status, now, wishes)
         return
     due = _next_attempt_at(status, patience) or now
     _note_retrying(plan, f"{verdict.reason}: {verdict.message}", due, now, wishes)
     plan.again_at = now
+
+
+def _give_up(status: FineTuneJobStatus, now: datetime, wishes: Wishes) -> None:
+    tries = f"{status.failures} attempts have failed" if (status.failures or 0) > 1 else "The attempt has failed"
+    last = next((attempt for attempt in reversed(status.attempts) if attempt.counted), status.attempts[-1])
+    _fail(
+        status,
+        OperatorReason.RETRIES_EXHAUSTED,
+        f"{tries} and backoffLimit: {wishes.backoff_limit} allows no more; the last one: {last.reason}: {last.message}",
+        now,
+        wishes,
+    )
 
 
 def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, wishes: Wishes) -> None:

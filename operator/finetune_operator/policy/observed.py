@@ -15,8 +15,20 @@ from finetune_api.outcome import TerminationMessage
 from finetune_operator.names import PYTORCH_CONTAINER, REPLICA_INDEX_LABEL, WORKER_REPLICA
 from finetune_operator.policy.times import moment
 
-DISRUPTION_REASONS = ("Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity")
-"""`status.reason` of pods that the cluster ended for its own sake."""
+DISRUPTION_REASONS = (
+    "Evicted",
+    "NodeLost",
+    "NodeShutdown",
+    "Shutdown",
+    "Terminated",
+    "Preempting",
+    "NodeAffinity",
+    "TopologyAffinityError",
+    "UnexpectedAdmissionError",
+)
+"""`status.reason` of pods that the cluster ended for its own sake, or that a node refused after all, as one does whose
+GPUs are not announced yet. OutOfcpu, OutOfmemory, OutOfnvidia.com/gpu … belong to them."""
+NO_ROOM_PREFIX = "OutOf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,11 @@ class PodView:
     ended_at: datetime | None = None
 
     @property
+    def holds_machine(self) -> bool:
+        """Whether it still takes up room on a node: a container beside the trainer's may go on after that one."""
+        return self.phase not in ("Succeeded", "Failed")
+
+    @property
     def succeeded(self) -> bool:
         """Whether it ended with exit code 0."""
         return self.ended and (self.exit_code == 0 or (self.exit_code is None and self.phase == "Succeeded"))
@@ -68,7 +85,7 @@ class WorkersView:
     created_at: datetime | None = None
     deleting: bool = False
     suspended: bool = False
-    """By somebody else, such as Kueue."""
+    """By somebody else, such as Kueue; until the training operator, too, has taken note that this is over."""
     started_at: datetime | None = None
     """When the training operator began with it, after the last suspension."""
     resumed_at: datetime | None = None
@@ -126,7 +143,7 @@ def _disruption(status: Mapping[str, Any], conditions: Mapping[str, Mapping[str,
     if target.get("status") == "True":
         return str(target.get("message") or target.get("reason") or "DisruptionTarget")
     reason = str(status.get("reason") or "")
-    if status.get("phase") == "Failed" and reason in DISRUPTION_REASONS:
+    if status.get("phase") == "Failed" and (reason in DISRUPTION_REASONS or reason.startswith(NO_ROOM_PREFIX)):
         return f"{reason}: {status['message']}" if status.get("message") else reason
     return None
 
@@ -149,7 +166,7 @@ def read_workers(raw: Mapping[str, Any], attempt: int, *, edited: bool = False) 
         nodes=_number(_map(_map(spec, "pytorchReplicaSpecs"), WORKER_REPLICA).get("replicas")),
         created_at=moment(str(metadata.get("creationTimestamp") or "")),
         deleting="deletionTimestamp" in metadata,
-        suspended=_map(spec, "runPolicy").get("suspend") is True,
+        suspended=_map(spec, "runPolicy").get("suspend") is True or "Suspended" in true,
         started_at=moment(str(status.get("startTime") or "")),
         resumed_at=_condition_time(suspension) if suspension.get("status") == "False" else None,
         end=end,

@@ -101,7 +101,7 @@ class TokenAuthorizer:
         current = self._current_attempt(sender.namespace, sender.job_name, sender.job_uid)
         if current is None:
             raise TryAgain("The operator has not looked at this job yet; try again.")
-        if False:
+        if current != (sender.attempt, sender.pytorchjob_uid):
             raise Forbidden(f"This pod does not belong to the job's current attempt, which is number {current[0]}.")
 
     async def _answer(self, token: str) -> _Answer:

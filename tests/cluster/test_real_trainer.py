@@ -1,0 +1,137 @@
+"""The real trainer, started with exactly what the operator put into its pods, against a real S3 server.
+
+Only the kubelet is played: it starts the container's command here. Everything that operator and trainer tell each
+other (the job, variables, token, certificate, progress, termination message, exit code) is what it is in a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.api import Api, Object, wait_until
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.kubelet import Kubelet
+from tests.cluster.operator_process import OperatorProcess
+from tests.cluster.pod_process import PodProcess
+from tests.cluster.scene import Scene
+from tests.s3_server import S3Server, free_port
+from tests.trainer.run.tiny_job import CHATML, rows, tiny_model
+
+Start = Callable[..., PodProcess]
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, api: Api) -> str:
+    """A bucket with a tiny model and data, and the Secret that jobs of the namespace reach it by."""
+    name, client = s3_server.new_bucket(), s3_server.client()
+    for file in tiny_model().iterdir():
+        client.upload_file(str(file), name, f"model/{file.name}")
+    for key, count, start in (("train.jsonl", 24, 0), ("valid.jsonl", 7, 100)):
+        text = "".join(json.dumps(row) + "\n" for row in rows(count, start=start))
+        client.put_object(Bucket=name, Key=key, Body=text.encode())
+    api.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "object-store"},
+            "stringData": s3_server.environment(),
+        }
+    )
+    return name
+
+
+def spec(bucket: str, **more: Any) -> dict[str, Any]:
+    """What to train, and where."""
+    return {
+        "model_id": f"s3://{bucket}/model",
+        "train_path": f"s3://{bucket}/train.jsonl",
+        "valid_path": f"s3://{bucket}/valid.jsonl",
+        "generation_config": {"prompt_format": CHATML, "stopping_sequences": ["<|im_end|>"]},
+        "num_epochs": 2,
+        "train_batch_size_per_device": 4,
+        "learning_rate": 5e-3,
+        "num_warmup_steps": 2,
+        "checkpoint_and_evaluation_frequency": {"strategy": "steps", "value": 4},
+        "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+        "output": {"uri": f"s3://{bucket}/models"},
+        "secrets": {"objectStore": {"name": "object-store"}},
+        **more,
+    }
+
+
+@pytest.fixture
+def start(control_plane: ControlPlane, api: Api, kubelet: Kubelet, tmp_path: Path) -> Iterator[Start]:
+    """Starts the containers of pods; none outlives the test."""
+    started: list[PodProcess] = []
+
+    def start_one(pod: Object, **environ: str) -> PodProcess:
+        folder = tmp_path / f"pod-{len(started)}"
+        started.append(PodProcess(control_plane, api, kubelet, pod, folder, **environ))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+
+
+def test_two_nodes_train_report_and_publish(
+    operator: OperatorProcess, api: Api, kubelet: Kubelet, start: Start, bucket: str, s3_server: S3Server
+) -> None:
+    """Progress rises in status while it trains, and status ends with an adapter that is there."""
+    scene = Scene(api, kubelet, "two-nodes")
+    scene.apply(**spec(bucket, workers={"nodes": 2, "gpusPerNode": 0}))
+    meeting = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
+    processes = [start(pod, **meeting) for pod in scene.pods(count=2)]
+    seen = wait_until(
+        scene.status,
+        lambda status: status["phase"] in ("Succeeded", "Failed") or (status.get("progress") or {}).get("step"),
+        120,
+    )
+    assert seen["phase"] in ("Running", "Publishing"), [process.log.read_text() for process in processes]
+    assert seen["progress"]["totalSteps"] == 6
+    assert seen["progress"]["lastUpdated"]
+    assert [process.end() for process in processes] == [0, 0], [process.log.read_text() for process in processes]
+
+    status = scene.wait_phase("Succeeded")
+    uid = scene.job()["metadata"]["uid"]
+    assert status["adapter"]["uri"] == f"s3://{bucket}/models/{api.namespace}/two-nodes/{uid[:8]}/adapter"
+    key = status["adapter"]["uri"].removeprefix(f"s3://{bucket}/") + "/manifest.json"
+    manifest = s3_server.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    assert hashlib.sha256(manifest).hexdigest() == status["adapter"]["sha256"]
+    assert status["dataset"]["rows"] == 24
+    assert status["metrics"]["evalLoss"] > 0
+    assert status["progress"]["percent"] == 100
+
+
+def test_a_suspended_job_goes_on_from_its_checkpoint(
+    operator: OperatorProcess, api: Api, kubelet: Kubelet, start: Start, bucket: str
+) -> None:
+    """The deleted pod's process gets its signal, saves, and says where; the next attempt begins there."""
+    scene = Scene(api, kubelet, "pause")
+    scene.apply(**spec(bucket, num_epochs=40, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20}))
+    (pod,) = scene.pods()
+    process = start(pod)
+    wait_until(scene.status, lambda status: (status.get("progress") or {}).get("step", 0) >= 3, 120)
+    with kubelet.holding_deletions():
+        scene.change(suspend=True)
+        api.wait("Pod", pod["metadata"]["name"], lambda found: "deletionTimestamp" in found["metadata"])
+        assert process.stop() == 143, process.log.read_text()
+    status = scene.wait_reason_and_rest("Suspended")
+    step = status["checkpoint"]["step"]
+    assert step >= 3
+    assert status.get("failures") is None
+
+    scene.change(suspend=False)
+    (pod,) = scene.pods(attempt=2)
+    process = start(pod)
+    first = wait_until(scene.status, lambda status: (status.get("progress") or {}).get("step"), 120)
+    assert first["progress"]["step"] >= step
+    assert process.end() == 0, process.log.read_text()
+    status = scene.wait_phase("Succeeded")
+    assert [attempt["reason"] for attempt in status["attempts"]] == ["Suspended", "Succeeded"]
