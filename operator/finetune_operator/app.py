@@ -76,8 +76,6 @@ class Operator:
             queue=self._queue,
             memory=self._memory,
             heartbeat=self._heartbeat,
-            metrics=self._metrics,
-            forget=self._forget,
         )
         self._open = False
 
@@ -100,6 +98,10 @@ class Operator:
         self._reconciler.forget(key)
         self._queue.forget(key)
 
+    def _count_jobs(self) -> None:
+        self._metrics.set_jobs(self._memory.phases())
+        self._metrics.set_gpus(self._memory.gpus())
+
     async def _watch(self) -> None:
         """Watch until a signal comes; from the start again once the PyTorchJob kind appears, which kopf cannot see."""
         handlers = registry(
@@ -110,17 +112,17 @@ class Operator:
             credentials=self._cluster.credentials,
         )
         while True:
-            restart = asyncio.Event()
-            appearance = asyncio.create_task(self._set_when_kind_appears(restart))
+            appeared, stop = asyncio.Event(), asyncio.Event()
+            appearance = asyncio.create_task(self._stop_when_kind_appears(appeared, stop))
             try:
-                await watch(handlers, self._settings.watch_namespaces, restart, asyncio.Event())
+                await watch(handlers, self._settings.watch_namespaces, stop, asyncio.Event())
             finally:
                 appearance.cancel()
-            if not restart.is_set():
+            if not appeared.is_set():
                 return
             _log.info("The PyTorchJob kind was installed: watching it from now on.")
 
-    async def _set_when_kind_appears(self, appeared: asyncio.Event) -> None:
+    async def _stop_when_kind_appears(self, appeared: asyncio.Event, stop: asyncio.Event) -> None:
         was_missing = False
         while True:
             try:
@@ -129,6 +131,7 @@ class Operator:
                 is_there = not was_missing
             if is_there and was_missing:
                 appeared.set()
+                stop.set()
             if is_there:
                 return
             if not was_missing:
@@ -141,8 +144,9 @@ class Operator:
         settings = self._settings
         async with AsyncExitStack() as stack:
             health = health_app(self._heartbeat, lambda: self._open)
+            metrics = metrics_app(self._metrics, refresh=self._count_jobs)
             await stack.enter_async_context(listening(health, "", settings.health_port))
-            await stack.enter_async_context(listening(metrics_app(self._metrics), "", settings.metrics_port))
+            await stack.enter_async_context(listening(metrics, "", settings.metrics_port))
             if settings.progress_url:
                 await stack.enter_async_context(self._progress())
             self._open = True

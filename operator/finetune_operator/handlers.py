@@ -96,6 +96,11 @@ def registry(
             expiration=datetime.now(UTC) + LOGIN_LIFE,
         )
 
+    @kopf.on.cleanup(registry=handlers)
+    async def ending(memo: kopf.Memo, **_: Any) -> None:
+        # After a signal kopf forgets its own task that waits for the flag, and then waits five seconds for it to end.
+        memo.stop.set()
+
     @kopf.on.event(FINETUNE_GROUP, FINETUNE_VERSION, FINETUNE_PLURAL, registry=handlers)
     async def job_event(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
         heartbeat.event(JOBS)
@@ -117,7 +122,7 @@ def registry(
 async def watch(
     handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: asyncio.Event, ready: asyncio.Event
 ) -> None:
-    """Watch until `stop` is set.
+    """Watch until `stop` is set, which it also is when a signal has come.
 
     Raises:
         Exception: a watch died; the process must end, because kopf starts no new one.
@@ -130,4 +135,5 @@ async def watch(
         standalone=True,
         stop_flag=stop,
         ready_flag=ready,
+        memo=kopf.Memo(stop=stop),
     )

@@ -101,10 +101,16 @@ class Metrics:
         self._reports.labels(REPORT_RESULTS.get(status, "malformed")).inc()
 
 
-def metrics_app(metrics: Metrics) -> web.Application:
-    """GET /metrics, in the format that the scraper prefers."""
+def metrics_app(metrics: Metrics, *, refresh: Callable[[], None] = lambda: None) -> web.Application:
+    """GET /metrics, in the format that the scraper prefers.
+
+    Args:
+        metrics: what is told.
+        refresh: called before each scrape, to set what is only counted then.
+    """
 
     async def scrape(request: web.Request) -> web.Response:
+        refresh()
         encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encoder(metrics.registry), headers={"Content-Type": content_type})
 

@@ -17,7 +17,6 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, NotFound
 from finetune_operator.health import Heartbeat
 from finetune_operator.memory import Memory
-from finetune_operator.metrics import Metrics
 from finetune_operator.names import JOB_NAME_LABEL
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.queue import Key, WorkQueue
@@ -83,8 +82,6 @@ class Resync:
         queue: where unreleased attempts are put.
         memory: what is known of the jobs.
         heartbeat: told of what no event had told.
-        metrics: told how many jobs there are.
-        forget: called for jobs that are gone.
     """
 
     def __init__(
@@ -97,8 +94,6 @@ class Resync:
         queue: WorkQueue,
         memory: Memory,
         heartbeat: Heartbeat,
-        metrics: Metrics,
-        forget: Callable[[Key], None],
     ) -> None:
         self._cluster = cluster
         self._namespaces = namespaces
@@ -107,8 +102,6 @@ class Resync:
         self._queue = queue
         self._memory = memory
         self._heartbeat = heartbeat
-        self._metrics = metrics
-        self._forget = forget
 
     async def run(self) -> None:
         """Resync until cancelled."""
@@ -139,7 +132,6 @@ class Resync:
             # It may be younger than the list, or gone without an event; a look tells.
             self._queue.add(key)
         self._heartbeat.resynced({JOBS: await self._missed(listed)})
-        self._publish()
 
     async def _look_for_unreleased(self, namespace: str | None) -> None:
         """Finished jobs whose attempt still holds machines, because the operator was stopped before it let go."""
@@ -170,10 +162,6 @@ class Resync:
                 return 0
             await asyncio.sleep(LOOK_SECONDS)
         return len(unannounced())
-
-    def _publish(self) -> None:
-        self._metrics.set_jobs(self._memory.phases())
-        self._metrics.set_gpus(self._memory.gpus())
 
 
 def _newer(version: str, other: str) -> bool:

@@ -30,7 +30,7 @@ def condensed(status: TrainerStatus, received: datetime) -> TrainerStatus:
     metrics: dict[str, Metric] = {}
     for metric in status.metrics:
         if metric.name in KNOWN:
-            metrics[metric.name] = metric
+            metrics.setdefault(metric.name, metric)
     sent = _time(status.last_updated_time)
     at = received if sent is None or abs(sent - received) > CLOCK_TOLERANCE else sent
     return status.model_copy(update={"metrics": list(metrics.values()), "last_updated_time": _text(at)})
