@@ -54,6 +54,10 @@ class Attempts:
         pods = await self._pods(known, name, attempt)
         return await self._workers(known, name, attempt), pods
 
+    async def find(self, known: Known, attempt: int) -> WorkersView | None:
+        """The PyTorchJob of an attempt, if there is one of ours."""
+        return await self._workers(known, child_name(known.key.name, known.uid, attempt), attempt)
+
     async def create(self, job: FineTuneJob, known: Known, attempt: int) -> WorkersView:
         """Create ConfigMap and PyTorchJob of an attempt, or find that they were.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from finetune_api.job import FineTuneJob
@@ -45,6 +46,8 @@ class Known:
     """uid of the current attempt's PyTorchJob."""
     size: tuple[int, int] | None = None
     """Number of the newest attempt that was read, and of its pods."""
+    ending_since: datetime | None = None
+    """When it was first seen that the current attempt is ending; None while it is not."""
     hindered: int = 0
     """Tries in a row that could not create the next attempt."""
     settled: bool = False

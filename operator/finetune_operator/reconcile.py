@@ -25,7 +25,8 @@ from finetune_operator.memory import Known, Memory, Reading
 from finetune_operator.metrics import Metrics
 from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
-from finetune_operator.policy.decide import Patience, Plan, Seen, Wishes, attempt_is_open, decide
+from finetune_operator.policy.deadline import exceeded
+from finetune_operator.policy.decide import Patience, Plan, Seen, Wishes, attempt_is_open, decide, next_attempt
 from finetune_operator.policy.observed import WorkersView
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.times import moment, seconds_between
@@ -152,7 +153,7 @@ class Reconciler:
                 attempts=self._attempts,
                 authority=self._authority,
             )
-        self._remember(known, plan, workers)
+        self._remember(known, plan, workers, now)
         await self._write(raw, known, seen, plan, now)
         self._count(raw, seen, plan, now)
         return seconds_between(now, plan.again_at) if plan.again_at is not None else None
@@ -167,9 +168,13 @@ class Reconciler:
     async def _observe(self, raw: Raw, known: Known) -> Seen:
         status = FineTuneJobStatus.model_validate(raw.get("status") or {})
         wishes = await self._wishes(raw, known, status)
-        if status.attempt is None:
-            return Seen(wishes=wishes, status=status)
         finished = is_finished(status)
+        unrecorded = None
+        if not finished and not attempt_is_open(status) and _holds_back(wishes, status, self._now()):
+            # No attempt is to be made, so nobody would notice that one was, just before the operator was stopped.
+            unrecorded = await self._attempts.find(known, next_attempt(status))
+        if status.attempt is None:
+            return Seen(wishes=wishes, status=status, unrecorded=unrecorded)
         workers, pods = await self._attempts.read(known, status.attempt, pods_of_finished=not finished)
         report = None if finished else self._inbox.newest(known.uid, status.attempt)
         progress, reported = progress_of(report) if report is not None else (None, None)
@@ -180,7 +185,16 @@ class Reconciler:
             # A trainer reports as soon as it lives. One that never does is another's, and simply runs.
             quiet = seconds_between(begun, self._now())
             reported = Phase.PREPARING if quiet < FIRST_REPORT_SECONDS else None
-        return Seen(wishes=wishes, status=status, workers=workers, pods=pods, progress=progress, reported=reported)
+        return Seen(
+            wishes=wishes,
+            status=status,
+            workers=workers,
+            pods=pods,
+            unrecorded=unrecorded,
+            noticed=known.ending_since,
+            progress=progress,
+            reported=reported,
+        )
 
     async def _wishes(self, raw: Raw, known: Known, status: FineTuneJobStatus) -> Wishes:
         generation = int(raw["metadata"].get("generation") or 0)
@@ -224,8 +238,9 @@ class Reconciler:
                 notices = [PLACEMENT_CHANGED, *notices]
         return Reading(generation, labels, status.attempt, job, problems, notices)
 
-    def _remember(self, known: Known, plan: Plan, workers: WorkersView | None) -> None:
+    def _remember(self, known: Known, plan: Plan, workers: WorkersView | None, now: datetime) -> None:
         status = plan.status
+        known.ending_since = (known.ending_since or now) if plan.ending else None
         known.phase = status.phase
         known.settled = is_finished(status) and plan.again_at is None and not plan.release
         is_open = not is_finished(status) and attempt_is_open(status)
@@ -260,6 +275,11 @@ class Reconciler:
         created = moment(raw["metadata"].get("creationTimestamp"))
         if seen.status.start_time is None and plan.status.start_time is not None and created is not None:
             self._metrics.started(seconds_between(created, now))
+
+
+def _holds_back(wishes: Wishes, status: FineTuneJobStatus, now: datetime) -> bool:
+    """Whether the spec allows no further attempt just now."""
+    return wishes.suspend or bool(wishes.problems) or exceeded(status, wishes.active_deadline_seconds, now)
 
 
 def _gpus_per_node(job: FineTuneJob) -> int:

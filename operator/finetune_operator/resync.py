@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.status import Phase
+from finetune_operator.attempts import is_owned
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, NotFound
 from finetune_operator.health import Heartbeat
 from finetune_operator.memory import Memory
-from finetune_operator.names import JOB_NAME_LABEL
+from finetune_operator.names import ATTEMPT_LABEL, JOB_NAME_LABEL
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.queue import Key, WorkQueue
 
@@ -138,11 +139,28 @@ class Resync:
         try:
             async for raw in self._cluster.list_pytorch_jobs(namespace):
                 metadata = raw["metadata"]
+                if self._is_stray(raw):
+                    await self._cluster.delete_pytorch_job(metadata["namespace"], metadata["name"], uid=metadata["uid"])
+                    continue
                 conditions = (raw.get("status") or {}).get("conditions") or ()
                 if not any(item.get("type") in ("Succeeded", "Failed") for item in conditions):
-                    self._queue.add(Key(metadata["namespace"], metadata["labels"][JOB_NAME_LABEL]))
+                    self._queue.add(Key(metadata["namespace"], metadata["labels"].get(JOB_NAME_LABEL, "")))
         except NotFound:
             return  # without the training operator there is nothing to let go
+
+    def _is_stray(self, raw: Mapping[str, Any]) -> bool:
+        """Whether an operator that stood still made this long after its attempt had ended: a later one is running."""
+        metadata = raw["metadata"]
+        labels = metadata["labels"]
+        known = self._memory.find(Key(metadata["namespace"], labels.get(JOB_NAME_LABEL, "")))
+        attempt = labels.get(ATTEMPT_LABEL, "")
+        return (
+            known is not None
+            and known.attempt is not None
+            and is_owned(raw, known.uid)
+            and attempt.isdecimal()
+            and int(attempt) < known.attempt
+        )
 
     async def _missed(self, listed: Mapping[Key, str]) -> int:
         """How many jobs of the list no event has told of, although one had time to come."""

@@ -60,6 +60,10 @@ class Seen:
     status: FineTuneJobStatus
     workers: WorkersView | None = None
     pods: Sequence[PodView] = ()
+    unrecorded: WorkersView | None = None
+    """PyTorchJob of the attempt after `status.attempt`, where an operator was stopped before it wrote that down."""
+    noticed: datetime | None = None
+    """When it was first seen that the current attempt is ending."""
     progress: Progress | None = None
     reported: Phase | None = None
     """Phase in the newest report of the current attempt."""
@@ -77,6 +81,8 @@ class Plan:
     delete_job: bool = False
     again_at: datetime | None = None
     """When to look again although nothing may have happened."""
+    ending: bool = False
+    """The attempt's end has begun and is not judged yet."""
 
 
 def decide(seen: Seen, now: datetime, patience: Patience) -> Plan:
@@ -97,6 +103,11 @@ def attempt_is_open(status: FineTuneJobStatus) -> bool:
     """Whether the current attempt was created and has not ended, as far as status knows."""
     ended = status.attempts[-1].number if status.attempts else 0
     return status.attempt is not None and status.attempt > ended
+
+
+def next_attempt(status: FineTuneJobStatus) -> int:
+    """Number of the attempt after the last one that has ended."""
+    return (status.attempts[-1].number if status.attempts else 0) + 1
 
 
 def note_created(plan: Plan, workers: WorkersView, seen: Seen, now: datetime, patience: Patience) -> None:
@@ -140,7 +151,8 @@ def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience
         pods: Sequence[PodView] = ()
     else:
         pods = [pod for pod in seen.pods if pod.owner_uid == workers.uid]
-        verdict = judge(workers, pods, now=now, group_end_seconds=patience.group_end_seconds)
+        verdict = judge(workers, pods, now=now, noticed=seen.noticed, group_end_seconds=patience.group_end_seconds)
+        plan.ending = isinstance(verdict, datetime)
     limit = wishes.active_deadline_seconds
     if isinstance(verdict, Verdict) and verdict.succeeded:
         _succeed(status, verdict, now, wishes)
@@ -208,6 +220,10 @@ def _stopped(reason: str, message: str) -> Verdict:
 
 def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
     status, wishes = plan.status, seen.wishes
+    if seen.unrecorded is not None:
+        note_created(plan, seen.unrecorded, seen, now, patience)
+        plan.again_at = now
+        return
     left = [pod for pod in seen.pods if pod.holds_machine]
     for pod in seen.pods:
         # The checkpoint of an attempt that was told to stop is known only now.
@@ -262,7 +278,7 @@ def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience)
         last = status.attempts[-1]
         _note_retrying(plan, f"{last.reason}: {last.message}", due, now, wishes)
         return
-    plan.create = (status.attempts[-1].number if status.attempts else 0) + 1
+    plan.create = next_attempt(status)
 
 
 def _note_activity(

@@ -56,7 +56,12 @@ class _Weight(IntEnum):
 
 
 def judge(
-    workers: WorkersView, pods: Sequence[PodView], *, now: datetime, group_end_seconds: float
+    workers: WorkersView,
+    pods: Sequence[PodView],
+    *,
+    now: datetime,
+    group_end_seconds: float,
+    noticed: datetime | None = None,
 ) -> Verdict | datetime | None:
     """How the attempt ended; None while it goes on; the time at which to judge again when its end has begun.
 
@@ -65,6 +70,7 @@ def judge(
         pods: those of its pods that exist.
         now: the present.
         group_end_seconds: how long the other pods may take to end after the first (seconds).
+        noticed: when the operator first saw that the end has begun.
     """
     if workers.suspended:
         return None
@@ -73,7 +79,8 @@ def judge(
     first = _first_end(workers, pods)
     if first is None:
         return None
-    decide_at = first + timedelta(seconds=group_end_seconds)
+    # The pods' times come from the clocks of their nodes: one that is ahead must not put the judgement off.
+    decide_at = min(first, noticed or now) + timedelta(seconds=group_end_seconds)
     if not all(pod.ended for pod in pods) and seconds_between(now, decide_at) > 0:
         return decide_at
     adapter = _adapter(lead)
@@ -127,13 +134,24 @@ def _adapter(pod: PodView | None) -> Adapter | None:
 
 
 def _without_failed_pod(workers: WorkersView, pods: Sequence[PodView], checkpoint: CheckpointResult | None) -> Verdict:
+    if workers.end == "Failed" and len(pods) < workers.nodes:
+        there = {pod.index for pod in pods}
+        gone = ", ".join(str(index) for index in range(workers.nodes) if index not in there)
+        return Verdict(
+            succeeded=False,
+            reason=OperatorReason.DISRUPTED,
+            message=f"The pod of worker {gone} was deleted before it could say why; this does not count as a failure.",
+            retryable=True,
+            counted=False,
+            checkpoint=checkpoint,
+        )
     if workers.end == "Failed":
+        text = _quoted(workers.end_message).rstrip(".")
         return Verdict(
             succeeded=False,
             reason=OperatorReason.WORKERS_FAILED,
-            message=f"The training operator ended the attempt: {_quoted(workers.end_message) or 'it gave no reason'}.",
+            message=f"The training operator ended the attempt: {text or 'it gave no reason'}.",
             retryable=True,
-            counted=bool(pods),
             checkpoint=checkpoint,
         )
     return Verdict(

@@ -138,7 +138,7 @@ class CertificateAuthority:
             authorities = stored.renewed(self._now())
             if authorities is stored:
                 return stored
-        await self._client.update_secret(self._namespace, {**secret, "data": _secret_data(authorities)})
+        await self._client.update_secret(self._namespace, {**secret, "data": {**data, **_secret_data(authorities)}})
         _log.info("Made a certificate authority for the progress endpoint, in Secret %s.", self._where)
         return authorities
 
