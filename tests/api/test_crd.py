@@ -129,7 +129,7 @@ def test_kubectl_get_shows_what_people_ask_for() -> None:
     columns = version["additionalPrinterColumns"]
     names = ["PHASE", "REASON", "PROGRESS", "LOSS", "MODEL", "ADAPTER", "AGE"]
     assert [column["name"].upper() for column in columns] == names
-    assert [column.get("priority", 0) for column in columns] == [0, 0, 0, 0, 1, 0]
+    assert [column.get("priority", 0) for column in columns] == [0, 0, 0, 0, 0, 1, 0]
     paths = {path for path, _ in NODES}
     assert {column["jsonPath"] for column in columns} - paths == {".metadata.creationTimestamp"}
     assert version["subresources"] == {"status": {}}

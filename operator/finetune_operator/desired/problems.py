@@ -20,6 +20,10 @@ _KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 
 _ELSEWHERE = "use an s3:// or pvc://claim/path address, or mount the folder with workers.volumes"
 
+QUOTED_GROWTH = 8
+"""A text takes at most so many times its length as quoted YAML, twice over; what is far below the limit is not written
+out to be measured."""
+
 
 def job_problems(job: FineTuneJob, settings: OperatorSettings) -> list[Problem]:
     """Every reason why `job`, which the contract accepts, cannot be done in this cluster. Paths start at its top."""
@@ -118,6 +122,8 @@ def _volume_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[P
 
 
 def _size_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[Problem]:
+    if len(job.model_dump_json()) * QUOTED_GROWTH < DATA_LIMIT_BYTES:
+        return
     size_bytes = sum(len(text.encode()) for text in config_data(job, settings).values())
     if size_bytes > DATA_LIMIT_BYTES:
         yield Problem(
