@@ -131,7 +131,8 @@ def test_kubectl_get_shows_what_people_ask_for() -> None:
     assert [column["name"].upper() for column in columns] == names
     assert [column.get("priority", 0) for column in columns] == [0, 0, 0, 0, 0, 1, 0]
     paths = {path for path, _ in NODES}
-    assert {column["jsonPath"] for column in columns} - paths == {".metadata.creationTimestamp"}
+    elsewhere = {column["jsonPath"] for column in columns} - paths
+    assert elsewhere == {".metadata.creationTimestamp", '.status.conditions[?(@.type=="Succeeded")].reason'}
     assert version["subresources"] == {"status": {}}
 
 
