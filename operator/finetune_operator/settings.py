@@ -1,7 +1,7 @@
 """What a platform team sets once for all jobs: environment variables FINETUNE_OPERATOR_<FIELD IN CAPITALS>.
 
-Maps and objects are given as JSON, lists of words separated by commas. A variable with that prefix that is no setting
-is refused at start, so a misspelled one is not ignored in silence.
+Maps and objects are given as JSON, lists of words separated by commas; empty counts as not given, `null` as none. A
+variable with that prefix that is no setting is refused at start, so a misspelled one is not ignored in silence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ PREFIX = "FINETUNE_OPERATOR_"
 class OperatorSettings(BaseSettings):
     """The operator's settings."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True, env_parse_none_str="null"
+    )
 
     namespace: str = "finetune-system"
     """Namespace that the operator itself runs in."""
@@ -46,7 +48,7 @@ class OperatorSettings(BaseSettings):
     scratch_size: Quantity | None = None
     """Most that a pod may write to its node's disk. Default: no limit of ours."""
     pod_user_id: int | None = 1000
-    """User and group that trainers run as. Empty (null): the cluster chooses, as OpenShift does."""
+    """User and group that trainers run as. `null`: the cluster chooses, as OpenShift does."""
     termination_grace_seconds: int = Field(default=120, ge=10)
     """Time a pod has between SIGTERM and SIGKILL, to write a checkpoint (seconds)."""
 

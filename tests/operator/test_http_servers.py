@@ -139,9 +139,11 @@ def test_a_handshake_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("with_tls", [False, True])
 def test_a_port_closes_although_clients_hold_on(with_tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_servers, "LEAVE_SECONDS", 0.05)
+    monkeypatch.setattr(http_servers, "HANDSHAKE_SECONDS", 3600)
 
     async def use() -> None:
-        async with listening(app(), "127.0.0.1", 0, tls=await tls_context() if with_tls else None) as port:
+        tls = await tls_context() if with_tls else None
+        async with listening(app(), "127.0.0.1", 0, tls=tls, idle_timeout_seconds=3600) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(REQUEST[:10] if not with_tls else b"")
             await asyncio.sleep(0)

@@ -17,7 +17,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import KubeflowCallback
 
 from finetune_api.outcome import PROGRESS_BODY_LIMIT_BYTES, TrainerStatus
-from finetune_operator.progress_server import Forbidden, progress_app, progress_runner
+from finetune_operator.progress_server import Forbidden, TryAgain, progress_app, progress_runner
 from tests.progress_receiver import run_receiver
 
 REPORT = {
@@ -36,6 +36,8 @@ async def authorize(token: str) -> str | None:
     """Knows one token, forbids another, cannot check a third."""
     if token == "foreign":
         raise Forbidden("This pod belongs to an earlier attempt.")
+    if token == "early":
+        raise TryAgain("The operator has not looked at this job yet.")
     if token == SECRET:
         raise ConnectionError(f"cannot review {token}")
     if token == "slow":
@@ -132,6 +134,15 @@ def test_a_body_that_is_no_report_is_refused(body: bytes) -> None:
         assert error.startswith("This is not a progress report: ")
 
     assert serve(use) == []
+
+
+def test_a_client_that_comes_too_early_is_told_so_and_the_log_is_spared(caplog: pytest.LogCaptureFixture) -> None:
+    async def use(client: TestClient[Any, Any]) -> None:
+        response = await client.post("/", json=REPORT, headers={"Authorization": "Bearer early"})
+        assert await status_and_error(response) == (503, "The operator has not looked at this job yet.")
+
+    assert serve(use) == []
+    assert caplog.records == []
 
 
 async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
