@@ -65,6 +65,7 @@ def render(
         raise problems_failed(file, result.errors)
     of_operator = operator_settings()
     from finetune_operator.desired import job_config_map, job_problems, pytorch_job
+    from finetune_operator.desired.continuation import continued
 
     job = _placed(result.job, namespace, uid)
     problems = job_problems(job, of_operator)
@@ -77,6 +78,8 @@ def render(
             "give the job's own with --uid.",
             err=True,
         )
+    if attempt > 1:
+        job = continued(job, job_config_map(job, 1, of_operator))
     objects = [job_config_map(job, attempt, of_operator), pytorch_job(job, attempt, of_operator)]
     if output is ObjectFormat.JSON:
         print_json({"apiVersion": "v1", "kind": "List", "items": objects})

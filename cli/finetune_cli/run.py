@@ -34,8 +34,8 @@ def run(
 
     Exit codes: 0 done; 1-127 the job has to be changed; 128 and above: start it again.
     """
-    from finetune_api.load import load_job, load_job_file
     from finetune_api.job_file import job_yaml
+    from finetune_api.load import load_job, load_job_file
     from finetune_cli.local_attempt import run_attempt
 
     result = load_job_file(file, settings or [])

@@ -15,7 +15,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from finetune_operator.cluster import Cluster
-from finetune_operator.errors import ApiError
+from finetune_operator.errors import ApiError, SetupProblem
 from finetune_operator.handlers import registry, watch
 from finetune_operator.health import Heartbeat, health_app
 from finetune_operator.http_servers import counted, listening
@@ -33,8 +33,10 @@ from finetune_operator.settings import OperatorSettings
 
 SETTLE_SECONDS = 0.2
 """Least time between two looks at one job (seconds): one change comes with several events."""
+PROGRESS_RETRY_SECONDS = 10.0
+"""Wait after the progress endpoint could not be served (seconds)."""
 KIND_CHECK_SECONDS = 5.0
-"""Time between two looks whether the PyTorchJob kind has been installed meanwhile (seconds)."""
+"""Time between two looks whether a kind that was missing has been installed meanwhile (seconds)."""
 
 _log = logging.getLogger(__name__)
 
@@ -86,13 +88,20 @@ class Operator:
             Exception: a part died.
         """
         async with self._servers(), asyncio.TaskGroup() as parts:
-            tasks = [parts.create_task(self._queue.run()), parts.create_task(self._resync.run())]
+            works = [self._queue.run(), self._resync.run()]
+            if self._settings.progress_url:
+                works.append(self._serve_progress())
+            tasks = [parts.create_task(work) for work in works]
             await self._watch()
             for task in tasks:
                 task.cancel()
 
     async def _look(self, key: Key) -> float | None:
-        return await self._reconciler.look(key)
+        again = await self._reconciler.look(key)
+        if self._memory.find(key) is None:
+            # Its children go after it; without this, their last events would leave something behind for ever.
+            self._queue.forget(key)
+        return again
 
     def _forget(self, key: Key) -> None:
         self._reconciler.forget(key)
@@ -103,7 +112,7 @@ class Operator:
         self._metrics.set_gpus(self._memory.gpus())
 
     async def _watch(self) -> None:
-        """Watch until a signal comes; from the start again once the PyTorchJob kind appears, which kopf cannot see."""
+        """Watch until a signal comes; anew once a kind appears that was missing, which kopf cannot see."""
         handlers = registry(
             self._dispatcher,
             self._memory,
@@ -120,23 +129,24 @@ class Operator:
                 appearance.cancel()
             if not appeared.is_set():
                 return
-            _log.info("The PyTorchJob kind was installed: watching it from now on.")
+            _log.info("A kind that was missing is installed: watching it from now on.")
 
     async def _stop_when_kind_appears(self, appeared: asyncio.Event, stop: asyncio.Event) -> None:
-        was_missing = False
+        missing: set[str] = set()
         while True:
             try:
-                is_there = await self._cluster.has_pytorch_jobs()
-            except ApiError:
-                is_there = not was_missing
-            if is_there and was_missing:
-                appeared.set()
-                stop.set()
-            if is_there:
-                return
-            if not was_missing:
-                _log.warning("The cluster has no PyTorchJob kind: jobs wait until the training operator is installed.")
-            was_missing = True
+                still_missing = await self._cluster.missing_kinds()
+            except ApiError as error:
+                _log.warning("It cannot be told which kinds are installed: %s", error)
+            else:
+                if missing - still_missing:
+                    appeared.set()
+                    stop.set()
+                if not still_missing or stop.is_set():
+                    return
+                if not missing:
+                    _log.warning("The cluster does not know %s: jobs wait until it does.", " and ".join(still_missing))
+                missing = still_missing
             await asyncio.sleep(KIND_CHECK_SECONDS)
 
     @asynccontextmanager
@@ -147,20 +157,23 @@ class Operator:
             metrics = metrics_app(self._metrics, refresh=self._count_jobs)
             await stack.enter_async_context(listening(health, "", settings.health_port))
             await stack.enter_async_context(listening(metrics, "", settings.metrics_port))
-            if settings.progress_url:
-                await stack.enter_async_context(self._progress())
-            self._open = True
+            self._open = not settings.progress_url
             yield
-            self._open = False
 
-    @asynccontextmanager
-    async def _progress(self) -> AsyncIterator[None]:
+    async def _serve_progress(self) -> None:
+        """Serve the progress endpoint for ever, as soon as that can be done: jobs train without it, too."""
         settings = self._settings
         authorize = TokenAuthorizer(self._cluster, self._memory.current_attempt, audience=settings.progress_audience)
-        app: web.Application = counted(progress_app(authorize, self._inbox.deliver), self._metrics.report_answered)
         certificate = ServerCertificate(self._authority, endpoint_hosts(settings.progress_url, settings.namespace))
-        async with progress_endpoint(app, certificate, settings.progress_host, settings.progress_port):
-            yield
+        while True:
+            app: web.Application = counted(progress_app(authorize, self._inbox.deliver), self._metrics.report_answered)
+            try:
+                async with progress_endpoint(app, certificate, settings.progress_host, settings.progress_port):
+                    self._open = True
+                    await asyncio.Event().wait()
+            except (ApiError, SetupProblem) as error:
+                _log.error("The progress endpoint cannot be served, so jobs show no progress; next try soon: %s", error)
+                await asyncio.sleep(PROGRESS_RETRY_SECONDS)
 
 
 async def run_operator(settings: OperatorSettings) -> None:

@@ -72,6 +72,8 @@ class Cluster:
         except ConfigException:
             await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # the client's
         configuration.connection_pool_maxsize = CONNECTIONS
+        # Or aiohttp reads ~/.netrc before every request, in a thread. kopf's watches do without as well.
+        configuration.client_session_kwargs = {"trust_env": False}
         return cls(configuration)
 
     async def __aenter__(self) -> Self:
@@ -95,9 +97,14 @@ class Cluster:
             private_key_path=configuration.key_file,
         )
 
-    async def has_pytorch_jobs(self) -> bool:
-        """Whether the PyTorchJob kind is installed."""
-        return await self._get(PYTORCH_JOBS) is not None
+    async def missing_kinds(self) -> set[str]:
+        """Plurals of the kinds of jobs that are not installed. Others may be there in their groups."""
+        missing = set()
+        for api, plural in ((JOBS, FINETUNE_PLURAL), (PYTORCH_JOBS, PYTORCH_PLURAL)):
+            found = await self._get(api)
+            if plural not in {item.get("name") for item in (found or {}).get("resources") or ()}:
+                missing.add(plural)
+        return missing
 
     # FineTuneJobs
 

@@ -53,6 +53,10 @@ async def create_attempt(
         plan.again_at = now + timedelta(seconds=_wait_seconds(known))
     except (NotFound, Forbidden, Unavailable) as error:
         reason = _reason(error)
+        if isinstance(error, Forbidden) and reason is None:
+            # The namespace is being deleted, and the job with it.
+            plan.again_at = now + timedelta(seconds=_wait_seconds(known))
+            return None
         if reason is None:
             raise
         _hindered(plan, known, reason, _SENTENCES[reason](error), seen, now)

@@ -27,7 +27,7 @@ from finetune_operator.names import (
     PYTORCH_VERSION,
 )
 from finetune_operator.queue import Key
-from finetune_operator.resync import JOBS, Dispatcher
+from finetune_operator.resync import JOBS, Dispatcher, child_ended
 
 LOGIN_LIFE = timedelta(minutes=30)
 """A pod's token is replaced every hour; kopf then asks again."""
@@ -44,9 +44,23 @@ class _EndlessBackoff:
             wait = min(BACKOFF_LIMIT_SECONDS, wait * 2)
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf copies every object at every event to find out what changed, for handlers of a kind that we have none of."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:  # noqa: ARG002  kopf's
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:  # noqa: ARG002
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Nothing is ever stored."""
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """How kopf watches."""
     settings = kopf.OperatorSettings()
+    settings.persistence.diffbase_storage = _NoDiffs()
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.scanning.disabled = True
@@ -110,9 +124,9 @@ def registry(
         memory.job(body).announced_version = body["metadata"]["resourceVersion"]
         dispatcher.job_seen(body)
 
-    async def child_event(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
-        if namespace and JOB_NAME_LABEL in labels:
-            dispatcher.child_seen(namespace, labels[JOB_NAME_LABEL])
+    async def child_event(body: kopf.Body, namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
+        if namespace and labels.get(JOB_NAME_LABEL):
+            dispatcher.child_seen(namespace, labels[JOB_NAME_LABEL], ended=child_ended(body))
 
     kopf.on.event(PYTORCH_GROUP, PYTORCH_VERSION, PYTORCH_PLURAL, registry=handlers, id="pytorchjob")(child_event)
     kopf.on.event("", "v1", "pods", labels={JOB_UID_LABEL: kopf.PRESENT}, registry=handlers, id="pod")(child_event)

@@ -30,9 +30,9 @@ class Heartbeat:
         """When the last resync succeeded, or the process began."""
         self._resynced = False
         self._suspects: set[str] = set()
-        """Kinds whose last resync found an unannounced change, and of which no event came since."""
+        """Kinds of which a resync found an unannounced change, and no event came since."""
         self._silent: set[str] = set()
-        """Kinds of which that is true of two resyncs in a row."""
+        """Kinds of which that is true of two resyncs."""
 
     def event(self, kind: str) -> None:
         """The watch of `kind` told of a change, so it works."""
@@ -47,8 +47,9 @@ class Heartbeat:
                 A few are normal, since an event may be on its way: it then comes before the next resync.
         """
         now_missed = {kind for kind, count in missed.items() if count}
-        self._silent = (self._silent | self._suspects) & now_missed
-        self._suspects = now_missed
+        # However long after the first: a watch that works tells of every change sooner or later.
+        self._silent |= self._suspects & now_missed
+        self._suspects |= now_missed
         self._since = self._clock()
         self._resynced = True
 
@@ -61,7 +62,7 @@ class Heartbeat:
         """What is wrong, in one sentence; None while nothing is."""
         if self._silent:
             kinds = " and ".join(sorted(self._silent))
-            return f"The watch of {kinds} is silent: two resyncs in a row found changes that no event had told of."
+            return f"The watch of {kinds} is silent: two resyncs found changes, and no event told of any."
         late_seconds = self._clock() - self._since
         if late_seconds > self._limit_seconds:
             return f"No full resync succeeded for {late_seconds:.0f} s; the API server may be out of reach."

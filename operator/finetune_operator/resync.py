@@ -29,6 +29,8 @@ ON_ITS_WAY_SECONDS = 5.0
 LOOK_SECONDS = 0.1
 JITTER = 0.1
 JOBS, PYTORCH_JOBS = "finetunejobs", "pytorchjobs"
+ENDED_PHASES = ("Succeeded", "Failed")
+"""Of jobs and pods; a PyTorchJob has conditions of these names."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +46,15 @@ class Dispatcher:
         self._now = now
 
     def job_seen(self, raw: Mapping[str, Any]) -> None:
-        """A FineTuneJob was listed or changed."""
+        """A FineTuneJob changed."""
+        if raw["metadata"]["resourceVersion"] != self._memory.job(raw).written_version:
+            self.job_listed(raw)
+        # else it is the echo of our own write, which said when to look again
+
+    def job_listed(self, raw: Mapping[str, Any]) -> None:
+        """A FineTuneJob is as it is; what has become of its children is not known."""
         known = self._memory.job(raw)
         metadata, status = raw["metadata"], raw.get("status") or {}
-        if metadata["resourceVersion"] == known.written_version:
-            return  # the echo of our own write, which said when to look again
         if not _is_finished(status) or status.get("observedGeneration") != metadata.get("generation"):
             self._queue.add(known.key, first=not status)
             return
@@ -57,12 +63,21 @@ class Dispatcher:
         if ttl is not None and completed is not None:
             self._queue.add(known.key, after_seconds=max(0.0, ttl - seconds_between(completed, self._now())))
 
-    def child_seen(self, namespace: str, job_name: str) -> None:
-        """A PyTorchJob or pod of the job changed."""
+    def child_seen(self, namespace: str, job_name: str, *, ended: bool = False) -> None:
+        """A PyTorchJob or pod of the job changed; whether it has ended and holds nothing any more."""
         key = Key(namespace, job_name)
         known = self._memory.find(key)
-        if known is None or not known.settled:
+        # A job that is not known yet is looked at once it is seen itself, unless it has ended as well.
+        over = known is None or known.phase in ENDED_PHASES
+        if not (ended and over) and not (known is not None and known.settled):
             self._queue.add(key)
+
+
+def child_ended(raw: Mapping[str, Any]) -> bool:
+    """Whether a PyTorchJob or pod has ended."""
+    status = raw.get("status") or {}
+    conditions = status.get("conditions") or ()
+    return status.get("phase") in ENDED_PHASES or any(item.get("type") in ENDED_PHASES for item in conditions)
 
 
 def _is_finished(status: Mapping[str, Any]) -> bool:
@@ -126,7 +141,7 @@ class Resync:
             async for raw in self._cluster.list_jobs(namespace):
                 known = self._memory.job(raw)
                 listed[known.key] = raw["metadata"]["resourceVersion"]
-                self._dispatcher.job_seen(raw)
+                self._dispatcher.job_listed(raw)
             await self._look_for_unreleased(namespace)
         gone = [key for key in self._memory.known_keys() if key not in listed]
         for key in gone:
@@ -142,9 +157,9 @@ class Resync:
                 if self._is_stray(raw):
                     await self._cluster.delete_pytorch_job(metadata["namespace"], metadata["name"], uid=metadata["uid"])
                     continue
-                conditions = (raw.get("status") or {}).get("conditions") or ()
-                if not any(item.get("type") in ("Succeeded", "Failed") for item in conditions):
-                    self._queue.add(Key(metadata["namespace"], metadata["labels"].get(JOB_NAME_LABEL, "")))
+                name = metadata["labels"].get(JOB_NAME_LABEL)
+                if name and not child_ended(raw):
+                    self._queue.add(Key(metadata["namespace"], name))
         except NotFound:
             return  # without the training operator there is nothing to let go
 

@@ -26,11 +26,11 @@ def test_help_loads_nothing_that_takes_long() -> None:
 
 def test_help_names_every_command() -> None:
     printed = finetune("--help").output
-    for command in ("run", "validate", "preview", "chat"):
+    for command in ("run", "validate", "preview", "render", "chat"):
         assert command in printed
 
 
-@pytest.mark.parametrize("command", ["run", "validate", "preview", "chat"])
+@pytest.mark.parametrize("command", ["run", "validate", "preview", "render", "chat"])
 def test_every_command_explains_itself(command: str) -> None:
     result = finetune(command, "--help")
     assert result.exit_code == 0

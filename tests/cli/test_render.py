@@ -15,6 +15,7 @@ from typer.testing import Result
 
 from finetune_api.load import load_job_file
 from finetune_operator.desired import job_config_map, pytorch_job
+from finetune_operator.desired.fingerprint import FINGERPRINT_ANNOTATION, is_edited
 from finetune_operator.settings import OperatorSettings
 from tests.cli.command import finetune, finetune_json
 
@@ -79,6 +80,12 @@ def test_the_objects_are_those_that_the_operator_creates(manifest: str) -> None:
         job_config_map(job, 1, settings),
         pytorch_job(job, 1, settings),
     ]
+
+
+def test_the_operator_would_not_take_it_for_edited(manifest: str) -> None:
+    _, job = _objects(finetune("render", manifest))
+    assert FINGERPRINT_ANNOTATION in job["metadata"]["annotations"]
+    assert not is_edited(job)
 
 
 def test_json_is_one_list_that_kubectl_takes(manifest: str) -> None:

@@ -23,4 +23,7 @@ def continued(job: FineTuneJob, first_config_map: Mapping[str, Any] | None) -> F
     if first is None:
         return job
     changes = {name: getattr(job.spec, name) for name in _CHANGEABLE}
-    return job.model_copy(update={"spec": first.spec.model_copy(update=changes)})
+    spec = first.spec.model_copy(update=changes)
+    # What its author did not write counts as not written, or the next comparison takes defaults for a change.
+    spec.model_fields_set.difference_update(_CHANGEABLE - job.spec.model_fields_set)
+    return job.model_copy(update={"spec": spec})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from dataclasses import replace
 
 from finetune_api.job import FineTuneJob
 from finetune_api.problem import Problem
@@ -30,7 +31,7 @@ def job_problems(job: FineTuneJob, settings: OperatorSettings) -> list[Problem]:
     attempt = attempt_job(job, settings)
     return [
         *_output_problems(attempt),
-        *_address_problems(attempt),
+        *(_where_written(problem, job) for problem in _address_problems(attempt)),
         *_claim_problems(attempt),
         *environment_problems(attempt.spec),
         *_volume_problems(attempt, settings),
@@ -45,6 +46,14 @@ def _output_problems(job: FineTuneJob) -> Iterator[Problem]:
             "output is required, since this operator has no default for it: write output: {uri: s3://bucket/prefix} "
             "or {uri: pvc://claim/path}.",
         )
+
+
+def _where_written(problem: Problem, job: FineTuneJob) -> Problem:
+    """`problem` of an effective job with the place where its author can mend it."""
+    if problem.path == "spec.output.uri" and job.spec.output is None:
+        # The operator's own default is no local path; so this came from LLMForge's spelling.
+        return replace(problem, path="spec.output_dir")
+    return problem
 
 
 def _address_problems(job: FineTuneJob) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_operator.desired.attempt import attempt_job
 from finetune_operator.desired.environment import processes_per_node
+from finetune_operator.desired.fingerprint import FINGERPRINT_ANNOTATION, fingerprint
 from finetune_operator.desired.metadata import child_metadata
 from finetune_operator.desired.pod import pod_template
 from finetune_operator.names import PYTORCH_GROUP, PYTORCH_VERSION, WORKER_REPLICA
@@ -23,7 +24,7 @@ def pytorch_job(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> d
     metadata = child_metadata(job, attempt)
     # Kueue's labels, the only ones that attempt_job leaves. runPolicy.suspend is Kueue's own from the start.
     metadata["labels"] |= job.metadata.labels
-    return {
+    made: dict[str, Any] = {
         "apiVersion": f"{PYTORCH_GROUP}/{PYTORCH_VERSION}",
         "kind": "PyTorchJob",
         "metadata": metadata,
@@ -41,3 +42,5 @@ def pytorch_job(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> d
             },
         },
     }
+    metadata["annotations"] = {FINGERPRINT_ANNOTATION: fingerprint(made)}
+    return made

@@ -232,11 +232,15 @@ def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience)
         plan.release = seen.workers is not None and not seen.workers.deleting
         plan.again_at = now + timedelta(seconds=LOOK_AGAIN_SECONDS)
         names = ", ".join(pod.name for pod in left[:3]) or (seen.workers.name if seen.workers else "")
+        going = f"what is left of it is on its way out: {names}."
+        orphan = next((pod.name for pod in left if not pod.owner_uid and not pod.deleting), None)
+        if orphan is not None:
+            going = f"nobody will delete {orphan}, since its owner is gone: `kubectl delete pod {orphan}`."
         conditions.progressing(
             status,
             Phase.SUSPENDED if wishes.suspend else Phase.RETRYING,
             OperatorReason.SUSPENDED if wishes.suspend else OperatorReason.PODS_STILL_ENDING,
-            f"Attempt {status.attempt} has ended; what is left of it is on its way out: {names}.",
+            f"Attempt {status.attempt} has ended; {going}",
             now=now,
             generation=wishes.generation,
         )

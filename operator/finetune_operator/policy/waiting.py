@@ -72,12 +72,21 @@ def activity(
                 "made without it."
             )
         return Activity(phase, phase, f"{what}: {workers_run}.{note}")
-    if len(pods) < nodes:
-        return _pods_missing(workers, len(pods), nodes, now, pods_expected_seconds)
+    # The same words before and after the pods are there: that alone is not worth a write.
+    so_far = (
+        f"{what}: {started} of {nodes} workers run so far." if nodes > 1 else f"{what}: the worker is being started."
+    )
+    if len(pods) >= nodes:
+        return Activity(Phase.STARTING, Phase.STARTING, so_far)
+    since = workers.resumed_at or workers.created_at or now
+    if seconds_between(since, now) < pods_expected_seconds:
+        again_at = since + timedelta(seconds=pods_expected_seconds)
+        return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=again_at)
     return Activity(
         Phase.STARTING,
-        Phase.STARTING,
-        f"{what}: {started} of {nodes} workers run so far." if nodes > 1 else f"{what}: the worker is being started.",
+        OperatorReason.PODS_NOT_CREATED,
+        f"{what}: {len(pods)} of {nodes} pods were created after {pods_expected_seconds:g} s. `kubectl describe "
+        f"pytorchjob {workers.name}` says why: a quota, an admission policy, or a training operator that does not run.",
     )
 
 
@@ -135,21 +144,3 @@ def _container_waits(pods: Sequence[PodView], _nodes: int) -> Activity | None:
             if pod.waiting in reasons:
                 return Activity(Phase.STARTING, reason, sentence(pod))
     return None
-
-
-def _pods_missing(workers: WorkersView, there: int, nodes: int, now: datetime, patience: float) -> Activity:
-    since = workers.resumed_at or workers.created_at or now
-    what = f"Attempt {workers.attempt}"
-    if seconds_between(since, now) < patience:
-        return Activity(
-            Phase.STARTING,
-            Phase.STARTING,
-            f"{what}: its pods are being created.",
-            again_at=since + timedelta(seconds=patience),
-        )
-    return Activity(
-        Phase.STARTING,
-        OperatorReason.PODS_NOT_CREATED,
-        f"{what}: {there} of {nodes} pods were created after {patience:g} s. `kubectl describe pytorchjob "
-        f"{workers.name}` says why: a quota, an admission policy, or a training operator that does not run.",
-    )

@@ -1,0 +1,103 @@
+"""Variables of a worker: what a job may set, what it may not, and that credentials are only ever pointed at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_operator.desired import job_problems
+from tests.operator.desired.built import SETTINGS, container, environment, stored
+
+SECRETS = {"huggingFace": {"name": "hub"}, "objectStore": {"name": "store"}}
+
+
+def _job_with(name: str, secrets: dict[str, Any] | None = None) -> Any:
+    # By reference: names such as HF_TOKEN are refused as plain values already.
+    source = {"secretKeyRef": {"name": "own", "key": "key"}}
+    return stored(workers={"env": [{"name": name, "valueFrom": source}]}, secrets=secrets or {})
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("PET_NNODES", "workers.nodes"),
+        ("PET_MASTER_ADDR", "workers.nodes"),
+        ("MASTER_ADDR", "workers.nodes"),
+        ("RANK", "workers.nodes"),
+        ("WORLD_SIZE", "workers.gpusPerNode"),
+        ("FINETUNE_NPROC_PER_NODE", "remove it"),
+        ("FINETUNE_ANYTHING", "remove it"),
+        ("FINETUNE_CACHE_DIR", "workers.cache"),
+        ("HF_HOME", "workers.cache"),
+        ("KUBEFLOW_TRAINER_SERVER_URL", "remove it"),
+        ("HOME", "remove it"),
+        ("TMPDIR", "remove it"),
+        ("HF_TOKEN", "secrets.huggingFace"),
+        ("HUGGING_FACE_HUB_TOKEN", "secrets.huggingFace"),
+        ("AWS_ACCESS_KEY_ID", "secrets.objectStore"),
+        ("AWS_SECRET_ACCESS_KEY", "secrets.objectStore"),
+        ("AWS_SESSION_TOKEN", "secrets.objectStore"),
+    ],
+)
+def test_a_variable_that_would_take_the_place_of_ours_is_refused(name: str, instead: str) -> None:
+    (problem,) = job_problems(_job_with(name, SECRETS), SETTINGS)
+    assert problem.path == "spec.workers.env[0]"
+    assert problem.message.startswith(f"{name} cannot be set in a cluster, since ")
+    assert instead in problem.message
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "WANDB_API_KEY"])
+def test_credentials_may_come_by_a_variable_where_secrets_give_none(name: str) -> None:
+    job = _job_with(name)
+    assert job_problems(job, SETTINGS) == []
+    assert environment(job)[name] == {"secretKeyRef": {"name": "own", "key": "key"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_ENDPOINT_URL_S3", "https://s3.example.com"),
+        ("AWS_REGION", "eu-central-1"),
+        ("TRITON_CACHE_DIR", "/data/triton"),
+        ("CUDA_VISIBLE_DEVICES", "0"),
+        ("NCCL_DEBUG", "INFO"),
+        ("HF_ENDPOINT", "https://hub.example.com"),
+    ],
+)
+def test_where_either_may_say_it_the_job_wins(name: str, value: str) -> None:
+    job = stored(workers={"env": [{"name": name, "value": value}], "gpusPerNode": 0}, secrets=SECRETS)
+    assert job_problems(job, SETTINGS) == []
+    assert environment(job)[name] == value
+
+
+def test_a_variable_that_is_given_twice_is_refused() -> None:
+    job = stored(workers={"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]})
+    (problem,) = job_problems(job, SETTINGS)
+    assert (problem.path, problem.message) == ("spec.workers.env[1]", "A is given twice: remove one.")
+
+
+def test_no_credential_is_asked_for_that_the_job_does_not_name() -> None:
+    assert not any("valueFrom" in entry for entry in container(stored())["env"] if entry["name"] != "PET_NODE_RANK")
+
+
+_names = st.sampled_from(
+    ["AWS_REGION", "AWS_DEFAULT_REGION", "HF_TOKEN", "HOME", "USER", "CUDA_VISIBLE_DEVICES", "PET_NODE_RANK", "MINE"]
+)
+
+
+@given(st.lists(_names, max_size=4), st.booleans(), st.booleans(), st.integers(0, 2))
+def test_an_accepted_job_has_each_variable_once(names: list[str], hub: bool, store: bool, gpus: int) -> None:
+    secrets = {key: SECRETS[key] for key, wanted in (("huggingFace", hub), ("objectStore", store)) if wanted}
+    source = {"configMapKeyRef": {"name": "own", "key": "key"}}
+    job = stored(
+        workers={"env": [{"name": name, "valueFrom": source} for name in names], "gpusPerNode": gpus}, secrets=secrets
+    )
+    if job_problems(job, SETTINGS):
+        return
+    made = [entry["name"] for entry in container(job)["env"]]
+    assert len(set(made)) == len(made)
+    assert set(names) <= set(made)
+    assert not {"HOME", "PET_NODE_RANK"} & set(names)
