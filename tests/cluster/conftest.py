@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ LOG_LINES = 150
 """How much of an operator's log a failed test shows."""
 
 OperatorFactory = Callable[..., OperatorProcess]
+
+
+@dataclass(frozen=True)
+class UnluckyOperator:
+    """An operator and what stands between it and the API server."""
+
+    process: OperatorProcess
+    proxy: FaultProxy
 
 
 @pytest.fixture(scope="session")
@@ -84,11 +93,29 @@ def operator(shared_operator: OperatorProcess) -> Iterator[OperatorProcess]:
     _check_rights(shared_operator, since)
 
 
+@pytest.fixture(scope="module")
+def shared_unlucky_operator(
+    control_plane: ControlPlane, shared_operator: OperatorProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[UnluckyOperator]:
+    """The operator behind a proxy that the tests of a module share. No test of that module takes another one."""
+    shared_operator.stop()
+    folder = tmp_path_factory.mktemp("unlucky")
+    with run_fault_proxy(control_plane, folder) as proxy:
+        process = OperatorProcess(control_plane, folder, {"concurrency": 64}, server=proxy.url)
+        yield UnluckyOperator(process, proxy)
+        process.stop()
+
+
 @pytest.fixture
-def fault_proxy(control_plane: ControlPlane, tmp_path: Path) -> Iterator[FaultProxy]:
-    """What stands between an operator and the API server: `operator_factory(server=fault_proxy.url)`."""
-    with run_fault_proxy(control_plane, tmp_path) as proxy:
-        yield proxy
+def unlucky(shared_unlucky_operator: UnluckyOperator) -> Iterator[UnluckyOperator]:
+    """A running operator for all namespaces, behind a proxy that makes things go wrong; the test may kill it."""
+    process, proxy = shared_unlucky_operator.process, shared_unlucky_operator.proxy
+    log_start = process.server.log_size()
+    proxy.calm()
+    process.start()
+    yield shared_unlucky_operator
+    proxy.calm()
+    print(process.log(log_start))
 
 
 @pytest.fixture

@@ -1,0 +1,311 @@
+"""Stands between an operator and the API server, and does to their conversation what networks and servers do to it.
+
+Requests are refused, answers lost or held back after the server has carried them out, events swallowed or late,
+watches silent or ended by an error, and the server out of reach. What is to go wrong is a test's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from aiohttp import web
+
+from finetune_operator.names import JOB_NAME_LABEL
+from tests.cluster.api import Object
+from tests.cluster.control_plane import HOST, ControlPlane
+from tests.processes import unused_port
+
+VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete", "GET": "get"}
+WATCH_TYPES = ("ADDED", "MODIFIED", "DELETED")
+_PATH = re.compile(
+    r"/apis?/(?:[^/]+/)?v\w+/(?:namespaces/(?P<ns>[^/]+)/)?(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?P<sub>.*)"
+)
+_CHILD = re.compile(r"(?P<job>.+)-[0-9a-f]{8}-\d+")
+_NOT_PASSED_ON = {"host", "connection", "transfer-encoding", "content-length", "accept-encoding", "keep-alive"}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request of the operator's."""
+
+    verb: str
+    """create, update, delete, get, list or watch."""
+    resource: str
+    """Plural, with a subresource behind a slash: finetunejobs/status."""
+    namespace: str
+    name: str
+    """Name of the object, from the path or the body; "" for lists, and for events, whose names the server makes."""
+    job: str
+    """Name of the FineTuneJob that it is about; "" where that cannot be told."""
+    body: Object = field(repr=False, hash=False, compare=False)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it asks for a change of a job or of what belongs to one."""
+        return self.verb in ("create", "update", "patch", "delete") and self.resource != "tokenreviews"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer that the API server never gave."""
+
+    code: int
+    message: str = "Made to fail by a test."
+    retry_after_seconds: int | None = None
+
+
+Refuse = Callable[[Call], Refusal | None]
+"""Answers in the server's place; None passes the request on."""
+AfterAnswer = Callable[[Call, int], "str | None"]
+"""Told of an answer's code before the operator gets it; DROP or HOLD keep it from the operator."""
+OnEvent = Callable[[str, Object], "float | None"]
+"""Told of the plural and the watch event; seconds to delay it, SWALLOW to keep it, None or 0 to pass it on."""
+DROP, HOLD = "drop", "hold"
+SWALLOW = float("inf")
+
+
+class FaultProxy:
+    """A proxy to one API server, in a thread of its own; `run_fault_proxy` makes one."""
+
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+        self._port = unused_port()
+        self.url = f"https://{HOST}:{self._port}"
+        self.refuse: Refuse | None = None
+        self.after_answer: AfterAnswer | None = None
+        self.on_event: OnEvent | None = None
+        self.done: list[tuple[Call, int]] = []
+        """Every changing request that the server answered, and its code."""
+        self._server = plane.url
+        certificate, key = folder / "proxy.crt", folder / "proxy.key"
+        plane.issue_certificate(HOST).write(certificate, key)
+        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._tls.load_cert_chain(certificate, key)
+        self._trust = ssl.create_default_context(cafile=str(plane.ca_file))
+        self._silent: set[str] = set()
+        self._watches: dict[asyncio.Task[Any], tuple[str, web.StreamResponse]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fault proxy", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+        self._await(self._start())
+
+    def stop(self) -> None:
+        """End everything."""
+        self._await(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def calm(self) -> None:
+        """Nothing goes wrong from now on, and nothing has been done yet."""
+        self.done.clear()
+        self.refuse = self.after_answer = self.on_event = None
+        self._silent = set()
+
+    @contextmanager
+    def out_of_reach(self) -> Iterator[None]:
+        """Connections are refused while this lasts, and those that exist are cut."""
+        self._await(self._cut())
+        try:
+            yield
+        finally:
+            self._await(self._listen())
+
+    @contextmanager
+    def silent(self, *resources: str) -> Iterator[None]:
+        """Watches of these plurals stay connected and say nothing; what they would have said is lost."""
+        self._silent = set(resources)
+        try:
+            yield
+        finally:
+            self._silent = set()
+
+    def end_watches(self, code: int, *resources: str) -> int:
+        """Send an ERROR with that code into the watches of these plurals and end them; how many there were."""
+        return self._await(self._end_watches(code, resources))
+
+    def watched(self) -> list[str]:
+        """Plurals of the watches that are open."""
+        return sorted(resource for resource, _ in list(self._watches.values()))
+
+    def changes(self, job: str) -> list[tuple[str, str, str, int]]:
+        """Verb, resource, name and code of the changing requests about a job, in the order of their answers."""
+        return [(call.verb, call.resource, call.name, code) for call, code in list(self.done) if call.job == job]
+
+    def created(self, job: str, resource: str) -> list[str]:
+        """Names of what was created for a job, in that order."""
+        return [name for verb, what, name, code in self.changes(job) if (verb, what, code) == ("create", resource, 201)]
+
+    def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    async def _start(self) -> None:
+        connector = aiohttp.TCPConnector(ssl=self._trust, limit=0)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None),
+            read_bufsize=2**24,
+            auto_decompress=False,
+        )
+        app = web.Application(client_max_size=2**24)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        # A request whose sender is gone waits for nothing any more.
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
+        await self._runner.setup()
+        await self._listen()
+
+    async def _stop(self) -> None:
+        await self._cut()
+        await self._runner.cleanup()
+        await self._session.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        # A connection is gone only some turns of the loop after it was closed.
+        await asyncio.sleep(0.1)
+
+    async def _listen(self) -> None:
+        self._site = web.TCPSite(self._runner, HOST, self._port, ssl_context=self._tls, reuse_address=True)
+        await self._site.start()
+
+    async def _cut(self) -> None:
+        await self._site.stop()
+        for connection in self._runner.server.connections if self._runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    async def _end_watches(self, code: int, resources: tuple[str, ...]) -> int:
+        chosen = [(task, answer) for task, (what, answer) in self._watches.items() if what in resources]
+        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "Made to fail."}
+        for task, answer in chosen:
+            await answer.write(json.dumps({"type": "ERROR", "object": status}).encode() + b"\n")
+            await answer.write_eof()
+            task.cancel()
+        return len(chosen)
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        content = await request.read()
+        call = _call(request, content)
+        refusal = self.refuse(call) if self.refuse else None
+        if refusal is not None:
+            return _refused(refusal)
+        headers = {key: value for key, value in request.headers.items() if key.lower() not in _NOT_PASSED_ON}
+        url = self._server + request.raw_path
+        try:
+            async with self._session.request(request.method, url, headers=headers, data=content or None) as answer:
+                if call.verb == "watch" and answer.status == 200:
+                    return await self._pass_events(request, call.resource, answer)
+                body = await answer.read()
+        except aiohttp.ClientError:
+            return _lost(request)
+        if call.writes:
+            self.done.append((call, answer.status))
+        fate = self.after_answer(call, answer.status) if self.after_answer else None
+        if fate == HOLD:
+            await asyncio.Event().wait()
+        if fate == DROP:
+            return _lost(request)
+        kept = {key: value for key, value in answer.headers.items() if key.lower() not in _NOT_PASSED_ON}
+        return web.Response(status=answer.status, body=body, headers=kept)
+
+    async def _pass_events(
+        self, request: web.Request, resource: str, answer: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        passed = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await passed.prepare(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._watches[task] = (resource, passed)
+        # Later events wait for one that is late, as they do on a connection.
+        try:
+            async for line in answer.content:
+                delay = self._fate(resource, line)
+                if delay != SWALLOW:
+                    await asyncio.sleep(delay)
+                    await passed.write(line)
+            await passed.write_eof()
+        except (aiohttp.ClientError, ConnectionError):
+            return _lost(request)
+        finally:
+            del self._watches[task]
+        return passed
+
+    def _fate(self, resource: str, line: bytes) -> float:
+        if resource in self._silent:
+            return SWALLOW
+        event: Object = json.loads(line)
+        if self.on_event is None or event["type"] not in WATCH_TYPES:
+            return 0.0
+        return self.on_event(resource, event) or 0.0
+
+
+@contextmanager
+def run_fault_proxy(plane: ControlPlane, folder: Path) -> Iterator[FaultProxy]:
+    """A proxy in front of the API server of `plane`, whose certificate authority it is trusted by."""
+    proxy = FaultProxy(plane, folder)
+    proxy.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+def job_of(resource: str, found: Object) -> str:
+    """Name of the FineTuneJob that an object is, or belongs to; "" where that cannot be told."""
+    metadata = found.get("metadata") or {}
+    if resource.startswith("finetunejobs"):
+        return str(metadata.get("name", ""))
+    if resource == "events":
+        return str((found.get("involvedObject") or {}).get("name", ""))
+    return str((metadata.get("labels") or {}).get(JOB_NAME_LABEL, ""))
+
+
+def _call(request: web.Request, content: bytes) -> Call:
+    path = _PATH.fullmatch(request.path)
+    parts = path.groupdict() if path else {"ns": "", "plural": request.path, "name": "", "sub": ""}
+    resource, name = f"{parts['plural']}{parts['sub'] or ''}", parts["name"] or ""
+    body: Object = json.loads(content) if content else {}
+    job = job_of(resource, body) or (name if resource.startswith("finetunejobs") else "")
+    child = _CHILD.fullmatch(name)
+    verb = VERBS.get(request.method, request.method)
+    if verb == "get" and not name:
+        verb = "watch" if request.query.get("watch") == "true" else "list"
+    return Call(
+        verb=verb,
+        resource=resource,
+        namespace=parts["ns"] or "",
+        name=name or str((body.get("metadata") or {}).get("name", "")),
+        job=job or (child["job"] if child else ""),
+        body=body,
+    )
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    wait = refusal.retry_after_seconds
+    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {}, "code": refusal.code}
+    return web.json_response(
+        {**status, "message": refusal.message, "reason": ""},
+        status=refusal.code,
+        headers={} if wait is None else {"Retry-After": str(wait)},
+    )
+
+
+def _lost(request: web.Request) -> web.StreamResponse:
+    """The connection breaks without an answer."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
