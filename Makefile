@@ -12,10 +12,10 @@ CRD := crds/finetunejobs.yaml
 JOB_REFERENCE := docs/reference/job.md
 CHECKED := $(wildcard crds operator trainer cli tests benchmarks examples/safety)
 
-.PHONY: help setup demo dev-cluster test check generate check-generated lock clean
+.PHONY: help setup demo dev-cluster bench-operator test check generate check-generated lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with the locked dependencies
 
@@ -28,6 +28,9 @@ demo: setup ## fine-tune a small real model on this machine and compare its answ
 
 dev-cluster: setup ## run a real control plane with the operator, to play with; PLAY=--play lets jobs succeed
 	@$(PYTHON) -m tests.cluster.dev $(PLAY)
+
+bench-operator: setup ## measure the operator beside a naive one on a real control plane; BENCH="--rounds 1 --many 0"
+	@$(PYTHON) -m benchmarks.operator $(BENCH)
 
 test: check ## check, then run every test
 	@$(PYTHON) tests/tools/build.py

@@ -1,0 +1,121 @@
+"""`make bench-operator`: how fast the operator is, beside a naive one, on a real control plane in the same run.
+
+Contestants take turns within each round and which one begins alternates, so that whatever else the machine does falls
+on both. The report is Markdown on standard output; what is going on is told on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.operator.contestants import NAIVE, OURS, Contestant, install_naive_account
+from benchmarks.operator.load import LoadError
+from benchmarks.operator.report import Report
+from benchmarks.operator.scenarios import arrivals, arrivals_and_restart
+from tests.cluster.control_plane import ControlPlane, run_control_plane
+from tests.processes import StartError
+from tests.tools.build import ToolError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print the report; 1 when something went wrong."""
+    options = _options(arguments)
+    logging.basicConfig(format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder, report = Path(tempfile.mkdtemp(prefix="finetune-bench-")), Report()
+    try:
+        with run_control_plane(folder) as plane:
+            install_naive_account(plane)
+            _measure(plane, folder, options, report)
+    except (LoadError, StartError, ToolError) as error:
+        print(f"error: {error}\nLogs are in {folder}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 1
+    finally:
+        # What was measured until then is worth something.
+        print(f"{_machine()}\n\n{report.markdown()}", flush=True)
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.operator", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--rate", type=float, default=10, help="jobs per second (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="of jobs at that rate (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1000, help="created at once (default: %(default)s)")
+    parser.add_argument(
+        "--many",
+        type=int,
+        default=5000,
+        help="jobs of the last situation, in one round (default: %(default)s; 0: none)",
+    )
+    parser.add_argument("--only", choices=[OURS.name, NAIVE.name], help="one contestant alone")
+    return parser.parse_args(arguments)
+
+
+def _measure(plane: ControlPlane, folder: Path, options: argparse.Namespace, report: Report) -> None:
+    contestants = [contestant for contestant in (OURS, NAIVE) if options.only in (None, contestant.name)]
+    steady = int(options.rate * options.seconds)
+    titles = {
+        "steady": f"{steady} jobs, {options.rate:g} per second",
+        "burst": f"{options.jobs} jobs at once",
+        "restart": f"Restart over {options.jobs} finished jobs",
+        "many": f"{options.many} jobs at once",
+    }
+
+    def place(contestant: Contestant, situation: str, number: int) -> Path:
+        _say(f"{situation}, round {number + 1}: {contestant.name}")
+        return folder / f"{situation}-{number}-{contestant.name}"
+
+    for number in range(options.rounds):
+        for contestant in contestants if number % 2 == 0 else reversed(contestants):
+            if steady:
+                found = arrivals(
+                    plane, contestant, place(contestant, "steady", number), count=steady, per_second=options.rate
+                )
+                report.add(titles["steady"], contestant.name, found)
+            if options.jobs:
+                where = place(contestant, "burst", number)
+                arrived, restarted = arrivals_and_restart(plane, contestant, where, count=options.jobs)
+                report.add(titles["burst"], contestant.name, arrived)
+                report.add(titles["restart"], contestant.name, restarted)
+    if options.many:
+        for contestant in contestants:
+            where = place(contestant, "many", 0)
+            found = arrivals(plane, contestant, where, count=options.many, per_second=None)
+            report.add(titles["many"], contestant.name, found)
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _machine() -> str:
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} cores ({model}), {memory_gib:.0f} GiB of memory, Linux {platform.release()}, "
+        f"Python {platform.python_version()}; kube-apiserver, etcd, kube-controller-manager, training operator and "
+        "this benchmark run on the same cores."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
