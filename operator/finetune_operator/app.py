@@ -68,6 +68,7 @@ class Operator:
             inbox=self._inbox,
             authority=self._authority if settings.progress_url else None,
             metrics=self._metrics,
+            newcomers=self._queue.newcomers,
         )
         self._dispatcher = Dispatcher(self._queue, self._memory)
         self._resync = Resync(

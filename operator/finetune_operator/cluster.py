@@ -32,7 +32,7 @@ Raw = dict[str, Any]
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 CONNECTIONS = 32
-PAGE = 500
+PAGE = 100
 """Objects per page of a list: bounds what API server and operator hold at once."""
 
 JOBS = f"apis/{FINETUNE_GROUP}/{FINETUNE_VERSION}"

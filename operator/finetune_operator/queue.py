@@ -70,6 +70,10 @@ class WorkQueue:
         """Keys that could be looked at right now if anybody had time."""
         return len(self._fresh) + len(self._ready)
 
+    def newcomers(self) -> int:
+        """Jobs that wait for their very first look."""
+        return len(self._fresh)
+
     def add(self, key: Key, *, after_seconds: float = 0.0, first: bool = False) -> None:
         """Look at `key`, at once or later. The earliest wish counts.
 

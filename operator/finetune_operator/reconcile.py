@@ -26,7 +26,16 @@ from finetune_operator.metrics import Metrics
 from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.deadline import exceeded
-from finetune_operator.policy.decide import Patience, Plan, Seen, Wishes, attempt_is_open, decide, next_attempt
+from finetune_operator.policy.decide import (
+    Patience,
+    Plan,
+    Seen,
+    Wishes,
+    attempt_is_open,
+    decide,
+    next_attempt,
+    note_created,
+)
 from finetune_operator.policy.observed import WorkersView
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.times import moment, seconds_between
@@ -70,6 +79,8 @@ class Reconciler:
         inbox: the newest progress reports.
         authority: sees to it that trainers can trust the progress endpoint; None when there is none.
         metrics: what is counted.
+        newcomers: number of jobs that wait for their very first look. As long as there are any, status waits: a
+            thousand jobs applied at once all start before the first of them is described.
         now: wall clock, UTC.
     """
 
@@ -82,6 +93,7 @@ class Reconciler:
         inbox: Inbox,
         authority: CertificateAuthority | None,
         metrics: Metrics,
+        newcomers: Callable[[], int] = lambda: 0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
@@ -90,6 +102,7 @@ class Reconciler:
         self._inbox = inbox
         self._authority = authority
         self._metrics = metrics
+        self._newcomers = newcomers
         self._now = now
         self._attempts = Attempts(cluster, settings)
         self._failures: dict[Key, int] = {}
@@ -140,7 +153,10 @@ class Reconciler:
         if plan.release and seen.workers is not None and plan.status.attempt is not None:
             await self._attempts.release(known, plan.status.attempt, seen.workers)
         workers = seen.workers
-        if plan.create is not None and known.reading is not None and known.reading.job is not None:
+        if plan.create is not None and known.made is not None and known.made.attempt == plan.create:
+            workers, known.made = known.made, None
+            note_created(plan, workers, seen, now, self._patience)
+        elif plan.create is not None and known.reading is not None and known.reading.job is not None:
             job = known.reading.job
             workers = await create_attempt(
                 plan,
@@ -153,6 +169,9 @@ class Reconciler:
                 attempts=self._attempts,
                 authority=self._authority,
             )
+            if workers is not None and self._newcomers():
+                known.made = workers
+                return 0.0
         self._remember(known, plan, workers, now)
         await self._write(raw, known, seen, plan, now)
         self._count(raw, seen, plan, now)

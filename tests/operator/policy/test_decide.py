@@ -1,0 +1,260 @@
+"""The next step for a job, from what status says has been done and what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_api.outcome import Reason
+from finetune_api.problem import Problem
+from finetune_api.status import Attempt, ConditionType, FineTuneJobStatus, Phase, Progress
+from finetune_operator.policy.conditions import condition, is_finished
+from finetune_operator.policy.decide import Plan, Seen, decide, note_created, note_hindered
+from finetune_operator.policy.times import moment, rfc3339
+from tests.operator.policy.views import (
+    ADAPTER,
+    NOW,
+    PATIENCE,
+    checkpoint,
+    ended,
+    failure,
+    later,
+    pod,
+    running,
+    seen,
+    success,
+    wishes,
+    workers,
+)
+
+
+def reason(status: FineTuneJobStatus) -> str | None:
+    """Of the condition Succeeded."""
+    found = condition(status, ConditionType.SUCCEEDED)
+    return found.reason if found else None
+
+
+def stalled(status: FineTuneJobStatus) -> bool:
+    """Whether it waits for somebody."""
+    return condition(status, ConditionType.STALLED) is not None
+
+
+def during(attempt: int = 1, **more: Any) -> FineTuneJobStatus:
+    """Status of a job whose attempt began an hour ago."""
+    since = rfc3339(later(-3600))
+    made: dict[str, Any] = {"attempt_start_time": since, "active_since": since, "start_time": since, **more}
+    return FineTuneJobStatus(attempt=attempt, **made)
+
+
+def between(why: str = "HubUnavailable", ago: float = 3600, **more: Any) -> FineTuneJobStatus:
+    """Status of a job whose first attempt ended so many seconds ago."""
+    end = Attempt(number=1, reason=why, message="It was away.", completion_time=rfc3339(later(-ago)))
+    return during(attempts=[end], **{"active_since": None, "active_seconds": 60, **more})
+
+
+def test_a_new_job_gets_its_first_attempt() -> None:
+    plan = decide(seen(), NOW, PATIENCE)
+    assert (plan.create, plan.release, plan.delete_job) == (1, False, False)
+    note_created(plan, workers(created_at=NOW), seen(), NOW, PATIENCE)
+    status = plan.status
+    assert (status.attempt, status.phase, reason(status)) == (1, Phase.STARTING, "Starting")
+    assert moment(status.start_time) == moment(status.active_since) == NOW
+    assert status.observed_generation == 1
+
+
+def test_what_hinders_the_creation_is_said_and_comes_to_no_attempt() -> None:
+    plan = decide(seen(), NOW, PATIENCE)
+    note_hindered(plan, "TrainingOperatorMissing", "It is not there.", seen(), NOW)
+    assert (plan.status.phase, reason(plan.status), plan.status.attempt) == (
+        Phase.PENDING,
+        "TrainingOperatorMissing",
+        None,
+    )
+
+
+def test_success_is_copied_into_status() -> None:
+    status = during(progress=Progress(percent=70, loss=1.0, eta_seconds=9))
+    plan = decide(seen(status, workers(), [ended(0, 0, success(checkpoint=checkpoint(5)))]), NOW, PATIENCE)
+    made = plan.status
+    assert made.adapter is not None
+    assert made.adapter.uri == ADAPTER.uri
+    assert made.progress == Progress(percent=100, loss=1.0, eta_seconds=0)
+    assert (made.phase, reason(made), made.completion_time) == (Phase.SUCCEEDED, "Succeeded", rfc3339(NOW))
+    assert not stalled(made)
+    assert (made.active_seconds, made.active_since, made.failures) == (3600, None, None)
+
+
+def test_a_users_mistake_is_not_tried_again() -> None:
+    plan = decide(seen(during(), workers(), [ended(0, 11, failure(Reason.DATA_INVALID))]), NOW, PATIENCE)
+    assert plan.create is None
+    assert (plan.status.phase, reason(plan.status)) == (Phase.FAILED, "DataInvalid")
+    assert stalled(plan.status)
+
+
+def test_the_worlds_fault_is_tried_again_after_a_wait() -> None:
+    plan = decide(seen(during(), workers(), [ended(0, 201, failure(Reason.HUB_UNAVAILABLE))]), NOW, PATIENCE)
+    assert (plan.create, plan.release) == (None, False)
+    assert (plan.status.phase, plan.status.failures) == (Phase.RETRYING, 1)
+    # Recorded first; what is left of the attempt goes with the next look.
+    gone = decide(seen(plan.status, workers(), [ended(0, 201)]), NOW, PATIENCE)
+    assert (gone.release, gone.create) == (True, None)
+    waiting = decide(seen(gone.status), later(9), PATIENCE)
+    assert (waiting.create, waiting.again_at) == (None, later(10))
+    assert decide(seen(waiting.status), later(10), PATIENCE).create == 2
+
+
+@pytest.mark.parametrize(("failures", "limit", "over"), [(None, 0, True), (2, 3, False), (3, 3, True)])
+def test_backoff_limit_counts_failures(failures: int | None, limit: int, over: bool) -> None:
+    status = during(attempt=(failures or 0) + 1, failures=failures)
+    found = workers(attempt=status.attempt or 1)
+    plan = decide(
+        seen(status, found, [ended(0, 201, failure(Reason.HUB_UNAVAILABLE))], backoff_limit=limit), NOW, PATIENCE
+    )
+    assert is_finished(plan.status) is over
+    if over:
+        assert reason(plan.status) == "RetriesExhausted"
+        last = condition(plan.status, ConditionType.SUCCEEDED)
+        assert last is not None
+        assert "HubUnavailable" in last.message
+
+
+def test_disruptions_do_not_count() -> None:
+    status = during(failures=3, attempt=4)
+    evicted = ended(0, None, phase="Failed", disruption="Evicted")
+    plan = decide(seen(status, workers(attempt=4), [evicted]), NOW, PATIENCE)
+    assert (plan.status.failures, plan.status.phase) == (3, Phase.RETRYING)
+
+
+@pytest.mark.parametrize(
+    ("limit", "active_seconds", "over"), [(3600, None, True), (3601, None, False), (3601, 1, True), (None, 9999, False)]
+)
+def test_the_deadline_counts_all_active_time(limit: int | None, active_seconds: int | None, over: bool) -> None:
+    status = during(active_seconds=active_seconds)
+    plan = decide(seen(status, workers(), [running()], active_deadline_seconds=limit), NOW, PATIENCE)
+    assert (reason(plan.status) == "DeadlineExceeded") is over
+    if limit is not None and not over:
+        assert plan.again_at == later(limit - 3600 - (active_seconds or 0))
+
+
+def test_after_the_deadline_what_still_runs_goes() -> None:
+    plan = decide(seen(during(), workers(), [running()], active_deadline_seconds=5), NOW, PATIENCE)
+    assert not plan.release
+    assert decide(seen(plan.status, workers(), [running()]), NOW, PATIENCE).release
+
+
+def test_success_beats_deadline_and_suspension() -> None:
+    pods = [ended(0, 0, success())]
+    plan = decide(seen(during(), workers(), pods, suspend=True, active_deadline_seconds=1), NOW, PATIENCE)
+    assert reason(plan.status) == "Succeeded"
+
+
+def test_suspension_ends_the_attempt_frees_the_machines_and_rests() -> None:
+    plan = decide(seen(during(), workers(), [running()], suspend=True), NOW, PATIENCE)
+    assert plan.status.attempts[-1].reason == "Suspended"
+    assert plan.status.failures is None
+    going = decide(seen(plan.status, workers(), [running()], suspend=True), NOW, PATIENCE)
+    assert (going.release, going.status.phase) == (True, Phase.SUSPENDED)
+    saved = ended(0, 143, failure(Reason.TERMINATED, checkpoint=checkpoint(9)), deleting=True)
+    told = decide(seen(going.status, None, [saved], suspend=True), NOW, PATIENCE)
+    assert told.status.checkpoint is not None
+    assert told.status.checkpoint.step == 9
+    rest = decide(seen(told.status, suspend=True), NOW, PATIENCE)
+    assert (rest.create, rest.again_at) == (None, None)
+    assert condition(rest.status, ConditionType.RECONCILING) is None
+    assert decide(seen(rest.status), NOW, PATIENCE).create == 2
+
+
+def test_a_job_that_is_applied_suspended_makes_nothing() -> None:
+    plan = decide(seen(suspend=True), NOW, PATIENCE)
+    assert (plan.create, plan.status.phase, reason(plan.status)) == (None, Phase.SUSPENDED, "Suspended")
+
+
+def test_an_attempt_that_was_created_and_not_written_down_is_found() -> None:
+    found = Seen(wishes=wishes(suspend=True), status=FineTuneJobStatus(), unrecorded=workers())
+    plan = decide(found, NOW, PATIENCE)
+    assert (plan.status.attempt, plan.create, plan.again_at) == (1, None, NOW)
+    assert decide(seen(plan.status, workers(), [], suspend=True), NOW, PATIENCE).status.attempts[-1].number == 1
+
+
+def test_no_attempt_begins_while_pods_of_the_last_one_run() -> None:
+    plan = decide(seen(between(), None, [running(0, deleting=True)]), NOW, PATIENCE)
+    assert (plan.create, reason(plan.status)) == (None, "PodsStillEnding")
+
+
+def test_a_deleted_pytorchjob_is_no_failure() -> None:
+    plan = decide(seen(during()), NOW, PATIENCE)
+    assert (plan.status.attempts[-1].reason, plan.status.attempts[-1].counted) == ("WorkersDeleted", False)
+    late = decide(seen(during(), None, [ended(0, 0, success())]), NOW, PATIENCE)
+    assert reason(late.status) == "Succeeded"
+
+
+BAD = Problem("spec.output", "output is required.")
+
+
+def test_an_invalid_spec_waits_for_somebody_and_does_not_end() -> None:
+    plan = decide(seen(problems=[BAD]), NOW, PATIENCE)
+    assert (plan.create, plan.status.phase, reason(plan.status)) == (None, Phase.PENDING, "InvalidSpec")
+    assert stalled(plan.status)
+    assert not is_finished(plan.status)
+    assert decide(seen(plan.status), NOW, PATIENCE).create == 1
+
+
+def test_what_runs_goes_on_under_a_spec_that_has_become_invalid() -> None:
+    plan = decide(seen(during(), workers(), [running()], problems=[BAD]), NOW, PATIENCE)
+    assert (plan.release, plan.status.phase, reason(plan.status)) == (False, Phase.RUNNING, "InvalidSpec")
+    assert decide(seen(between(), problems=[BAD]), NOW, PATIENCE).create is None
+
+
+def test_the_queue_is_not_active_time() -> None:
+    queued = decide(seen(during(), workers(suspended=True), queue="team"), NOW, PATIENCE).status
+    assert (queued.phase, queued.active_since, queued.active_seconds) == (Phase.QUEUED, None, 3600)
+    again = decide(seen(queued, workers(resumed_at=later(100)), [pod()]), later(130), PATIENCE).status
+    assert (again.active_since, again.active_seconds) == (rfc3339(later(100)), 3600)
+
+
+@pytest.mark.parametrize(
+    ("found", "pods", "release"),
+    [
+        (workers(end="Succeeded"), [ended(0, 0)], False),
+        (workers(), [ended(0, 0)], False),
+        (workers(), [ended(0, 0), running(1)], True),
+        (workers(), [], True),
+        (workers(end="Failed"), [], False),
+        (workers(deleting=True), [running()], False),
+        (None, [], False),
+    ],
+)
+def test_after_the_end_only_what_still_holds_machines_goes(found: Any, pods: Any, release: bool) -> None:
+    done = decide(seen(during(), workers(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    plan = decide(seen(done, found, pods), NOW, PATIENCE)
+    assert (plan.release, plan.create) == (release, None)
+    assert plan.status == done
+
+
+def test_the_ttl_deletes_the_job_when_it_is_over() -> None:
+    done = decide(seen(during(), workers(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    early = decide(seen(done, ttl_seconds_after_finished=60), later(59), PATIENCE)
+    assert (early.delete_job, early.again_at) == (False, later(60))
+    assert decide(seen(done, ttl_seconds_after_finished=60), later(60), PATIENCE).delete_job
+    assert decide(seen(done, ttl_seconds_after_finished=0), NOW, PATIENCE).delete_job
+
+
+def test_progress_is_the_current_attempts() -> None:
+    report = Progress(percent=5, loss=2.0)
+    found = Seen(
+        wishes=wishes(), status=during(), workers=workers(), pods=[running()], progress=report, reported=Phase.PREPARING
+    )
+    plan = decide(found, NOW, PATIENCE)
+    assert (plan.status.progress, plan.status.phase) == (report, Phase.PREPARING)
+    fresh: Plan = decide(seen(between(progress=report)), NOW, PATIENCE)
+    note_created(fresh, workers(attempt=2), seen(), NOW, PATIENCE)
+    assert fresh.status.progress is None
+
+
+def test_a_notice_stands_in_the_message() -> None:
+    notices = [Problem("spec.deepspeed", "deepspeed has no effect."), Problem("spec.task", "No task.")]
+    plan = decide(seen(during(), workers(), [running()], notices=notices), NOW, PATIENCE)
+    found = condition(plan.status, ConditionType.SUCCEEDED)
+    assert found is not None
+    assert "Note: spec.deepspeed: deepspeed has no effect." in found.message

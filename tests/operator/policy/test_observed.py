@@ -1,0 +1,106 @@
+"""Pods and PyTorchJobs as others write them: read where they make sense, never a reason to fall over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_operator.names import REPLICA_INDEX_LABEL
+from finetune_operator.policy.observed import read_pod, read_workers
+from tests.operator.policy.views import later, success
+
+WORDS = success().to_bytes().decode()
+
+
+def raw_pod(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    """A pod of worker 1."""
+    labels = {REPLICA_INDEX_LABEL: "1"}
+    return {"metadata": {"name": "p", "uid": "u", "labels": labels, **metadata}, "status": status}
+
+
+def container(**state: Any) -> dict[str, Any]:
+    """Status of the trainer's container, behind a sidecar's."""
+    return {"containerStatuses": [{"name": "istio", "state": {"running": {}}}, {"name": "pytorch", "state": state}]}
+
+
+def test_an_end_is_read_from_the_trainers_container() -> None:
+    state = {"exitCode": 0, "reason": "Completed", "message": WORDS, "finishedAt": "2026-01-31T12:00:00Z"}
+    found = read_pod(raw_pod({"phase": "Running", **container(terminated=state)}))
+    assert (found.index, found.ended, found.succeeded, found.ended_at) == (1, True, True, later(0))
+    assert found.last_words == success()
+
+
+def test_a_foreign_message_is_quoted_and_not_believed() -> None:
+    state = {"exitCode": 1, "message": "Traceback …"}
+    found = read_pod(raw_pod({"phase": "Failed", **container(terminated=state)}))
+    assert (found.last_words, found.ended_message, found.exit_code) == (None, "Traceback …", 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "disruption"),
+    [
+        ({"phase": "Failed", "reason": "Evicted", "message": "no disk"}, "Evicted: no disk"),
+        ({"phase": "Failed", "reason": "NodeShutdown"}, "NodeShutdown"),
+        ({"conditions": [{"type": "DisruptionTarget", "status": "True", "message": "preempting"}]}, "preempting"),
+        ({"conditions": [{"type": "DisruptionTarget", "status": "False", "message": "no"}]}, None),
+        ({"phase": "Failed", "reason": "Error"}, None),
+        ({"phase": "Running", "reason": "Evicted"}, None),
+    ],
+)
+def test_what_the_cluster_took_away_is_told_from_what_failed(status: dict[str, Any], disruption: str | None) -> None:
+    assert read_pod(raw_pod(status)).disruption == disruption
+
+
+def test_waiting_and_scheduling() -> None:
+    waiting = read_pod(raw_pod(container(waiting={"reason": "ErrImagePull", "message": "no such image"})))
+    assert (waiting.waiting, waiting.waiting_message, waiting.ended) == ("ErrImagePull", "no such image", False)
+    conditions = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "full"}]
+    assert read_pod(raw_pod({"conditions": conditions})).unschedulable == "full"
+    gated = [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]
+    assert read_pod(raw_pod({"conditions": gated})).unschedulable is None
+
+
+def test_a_pytorchjob() -> None:
+    raw = {
+        "metadata": {"name": "w", "uid": "u", "creationTimestamp": "2026-01-31T11:00:00Z"},
+        "spec": {"runPolicy": {"suspend": False}, "pytorchReplicaSpecs": {"Worker": {"replicas": 3}}},
+        "status": {
+            "startTime": "2026-01-31T12:00:00Z",
+            "conditions": [
+                {"type": "Suspended", "status": "False", "lastTransitionTime": "2026-01-31T12:00:00Z"},
+                {"type": "Failed", "status": "True", "message": "why", "lastTransitionTime": "2026-01-31T12:00:00Z"},
+            ],
+        },
+    }
+    found = read_workers(raw, 2)
+    assert (found.attempt, found.nodes, found.created_at) == (2, 3, later(-3600))
+    assert (found.resumed_at, found.end, found.end_message, found.ended_at) == (later(0), "Failed", "why", later(0))
+
+
+KEYS = [
+    *("metadata", "spec", "status", "phase", "conditions", "containerStatuses", "state", "terminated", "waiting"),
+    *("name", "reason", "exitCode", "message", "finishedAt", "labels", "ownerReferences", "runPolicy", "type"),
+    *("pytorchReplicaSpecs", "Worker", "replicas"),
+]
+
+nonsense = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(KEYS),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["metadata", "spec", "status"]), nonsense))
+def test_anything_may_stand_anywhere(raw: dict[str, Any]) -> None:
+    read_pod(raw)
+    read_workers(raw, 1)

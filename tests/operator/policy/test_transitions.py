@@ -1,0 +1,75 @@
+"""Events are told when something changes, once, and never for a state that lasts."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_api.problem import Problem
+from finetune_api.status import Attempt, FineTuneJobStatus, Phase
+from finetune_operator.policy.conditions import finished, progressing, stalled
+from finetune_operator.policy.transitions import events_between
+from tests.operator.policy.views import NOW
+
+
+def status(phase: Phase = Phase.STARTING, reason: str = "Starting", attempt: int | None = 1) -> FineTuneJobStatus:
+    """A job on its way."""
+    made = FineTuneJobStatus(attempt=attempt, observed_generation=1)
+    progressing(made, phase, reason, "A sentence.", now=NOW, generation=1)
+    return made
+
+
+def end(succeeded: bool, reason: str, *attempts: str) -> FineTuneJobStatus:
+    """A job that has ended after such attempts."""
+    made = status()
+    made.attempts = [Attempt(number=number, reason=why) for number, why in enumerate(attempts, 1)]
+    finished(made, succeeded=succeeded, reason=reason, message="A sentence.", now=NOW, generation=1)
+    return made
+
+
+def retrying(why: str) -> FineTuneJobStatus:
+    """A job between two attempts."""
+    made = status(Phase.RETRYING, why)
+    made.attempts = [Attempt(number=1, reason=why)]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (FineTuneJobStatus(), status(), [("Normal", "AttemptCreated")]),
+        (status(), status(Phase.RUNNING, "Running"), [("Normal", "Running")]),
+        (status(), status(Phase.PREPARING, "Preparing"), []),
+        (status(), status(Phase.PENDING, "Unschedulable"), [("Warning", "Unschedulable")]),
+        (status(), status(Phase.QUEUED, "WaitingForQuota"), [("Normal", "WaitingForQuota")]),
+        (status(), status(reason="ImagePullFailed"), [("Warning", "ImagePullFailed")]),
+        (status(reason="ImagePullFailed"), status(), []),
+        (status(), retrying("HubUnavailable"), [("Warning", "HubUnavailable")]),
+        (status(), retrying("Disrupted"), [("Normal", "Disrupted")]),
+        (retrying("Disrupted"), status(attempt=2), [("Normal", "AttemptCreated")]),
+        (status(), end(True, "Succeeded", "Succeeded"), [("Normal", "Succeeded")]),
+        (status(), end(False, "DataInvalid", "DataInvalid"), [("Warning", "DataInvalid")]),
+        (
+            status(),
+            end(False, "RetriesExhausted", "HubUnavailable"),
+            [("Warning", "HubUnavailable"), ("Warning", "RetriesExhausted")],
+        ),
+    ],
+)
+def test_a_change_is_told_once(old: FineTuneJobStatus, new: FineTuneJobStatus, told: list[tuple[str, str]]) -> None:
+    new.attempts = [*old.attempts, *new.attempts]
+    assert [(event.type, event.reason) for event in events_between(old, new)] == told
+    assert events_between(new, new) == []
+
+
+def test_each_problem_and_each_notice_is_told() -> None:
+    problems = [Problem("spec.output", "It is required."), Problem("spec.train_path", "It is local.")]
+    bad = FineTuneJobStatus(observed_generation=1)
+    stalled(bad, Phase.PENDING, "InvalidSpec", str(problems[0]), now=NOW, generation=1)
+    notices = [Problem("spec.task", "It is not given.")]
+    events = events_between(FineTuneJobStatus(), bad, problems=problems, notices=notices)
+    assert [(event.reason, event.message) for event in events] == [
+        ("Notice", "spec.task: It is not given."),
+        ("InvalidSpec", "spec.output: It is required."),
+        ("InvalidSpec", "spec.train_path: It is local."),
+    ]
+    assert events_between(bad, bad, problems=problems, notices=notices) == []
