@@ -254,6 +254,7 @@ class Secrets(KubernetesModel):
     )
     object_store: LocalReference | None = Field(
         default=None,
-        description="objectStore is the Secret whose keys become the AWS_* environment variables that read and write "
-        "s3:// addresses: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3, ... Default: none.",
+        description="objectStore is the Secret whose keys become the variables that read and write s3:// addresses: "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and where it has them AWS_SESSION_TOKEN, AWS_REGION, "
+        "AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_S3. Other keys are not read. Default: none.",
     )

@@ -10,7 +10,7 @@ from finetune_api.job import FineTuneJob
 from finetune_operator.cluster import Cluster
 from finetune_operator.desired import immutable_spec, job_config_map, placement, pytorch_job
 from finetune_operator.desired.continuation import continued
-from finetune_operator.desired.fingerprint import FINGERPRINT_ANNOTATION, fingerprint, is_edited
+from finetune_operator.desired.fingerprint import is_edited
 from finetune_operator.errors import Conflict
 from finetune_operator.memory import Known
 from finetune_operator.names import ATTEMPT_LABEL, JOB_UID_LABEL, PLACEMENT_KEY, SPEC_KEY, child_name, pod_name
@@ -69,7 +69,6 @@ class Attempts:
             job = continued(job, await self.first_config_map(known))
         await self._create_config_map(job, known, attempt)
         body = pytorch_job(job, attempt, self._settings)
-        body["metadata"].setdefault("annotations", {})[FINGERPRINT_ANNOTATION] = fingerprint(body)
         namespace, name = known.key.namespace, body["metadata"]["name"]
         try:
             made = await self._cluster.create_pytorch_job(namespace, body)

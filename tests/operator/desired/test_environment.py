@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.workers import Secrets
 from finetune_operator.desired import job_problems
 from tests.operator.desired.built import SETTINGS, container, environment, stored
 
@@ -101,3 +103,9 @@ def test_an_accepted_job_has_each_variable_once(names: list[str], hub: bool, sto
     assert len(set(made)) == len(made)
     assert set(names) <= set(made)
     assert not {"HOME", "PET_NODE_RANK"} & set(names)
+
+
+def test_the_reference_names_every_key_that_is_taken_from_the_object_stores_secret() -> None:
+    taken = set(environment(stored(secrets={"objectStore": {"name": "store"}}))) - set(environment(stored()))
+    description = Secrets.model_fields["object_store"].description or ""
+    assert taken == set(re.findall(r"AWS_\w+", description))
