@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 
@@ -23,26 +25,35 @@ AT_ONCE = 28
 """Answers that can be held back at once: the operator keeps at most 32 connections."""
 
 
+class Write(NamedTuple):
+    """The n-th write of a kind in a job's life, n from 1."""
+
+    verb: str
+    resource: str
+    number: int
+
+
 @dataclass
 class Interruption:
-    """Keeps the answer to a job's n-th write from the operator."""
+    """Keeps the answer to one write of each job from the operator."""
 
-    writes: Mapping[str, int]
-    """Job -> n, from 1."""
+    writes: Mapping[str, Write]
+    """Job -> the write that it is interrupted after."""
     how: str
 
     def __post_init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self.interrupted: dict[str, tuple[str, str]] = {}
-        """Job -> verb and resource of the write that it was interrupted after."""
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self.interrupted: dict[str, Write] = {}
+        """Those that were."""
 
     def __call__(self, call: Call, code: int) -> str | None:
         if not call.writes or call.job not in self.writes:
             return None
-        self._counts[call.job] += 1
-        if self._counts[call.job] != self.writes[call.job]:
+        self._counts[call.job, call.verb, call.resource] += 1
+        write = Write(call.verb, call.resource, self._counts[call.job, call.verb, call.resource])
+        if write != self.writes[call.job]:
             return None
-        self.interrupted[call.job] = (call.verb, call.resource)
+        self.interrupted[call.job] = write
         return self.how
 
 
@@ -50,7 +61,7 @@ class Interruption:
 class Life:
     """How a job lives when nothing happens to it."""
 
-    writes: Sequence[tuple[str, str]]
+    writes: Sequence[Write]
     ending: str
     history: Sequence[str]
 
@@ -68,26 +79,27 @@ class Theatre:
         scenes = self.stage.begin(story, ["first", "second"])
         self.stage.play(story, scenes)
         endings = wait_until(
-            lambda: [self.stage.ending(scene.name) for scene in scenes], lambda seen: seen[0] == seen[1]
+            lambda: [self.stage.ending(scene.name) for scene in scenes], lambda seen: seen[0] and seen[0] == seen[1]
         )
         histories = [self.stage.history(scene.name) for scene in scenes]
         assert histories[0] == histories[1]
         writes = max((self.proxy.changes(scene.name) for scene in scenes), key=len)
-        return Life([(verb, resource) for verb, resource, _, _ in writes], endings[0], histories[0])
+        kinds = [(verb, resource) for verb, resource, _, _ in writes]
+        numbered = [Write(*kind, kinds[: place + 1].count(kind)) for place, kind in enumerate(kinds)]
+        return Life(numbered, endings[0], histories[0])
 
     def same_as(self, life: Life, names: Sequence[str]) -> None:
         """The jobs have ended as the undisturbed ones did, and what was created and deleted on the way is the same."""
         for name in names:
-            try:
+            with suppress(AssertionError):
                 wait_until(lambda name=name: self.stage.ending(name), lambda seen: seen == life.ending)  # type: ignore[misc]
-            except AssertionError:
-                assert self.stage.ending(name).splitlines() == life.ending.splitlines(), name
+            assert self.stage.ending(name).splitlines() == life.ending.splitlines(), name
             assert self.stage.history(name) == life.history, name
 
-    def killed(self, story: Story, life: Life, numbers: Sequence[int]) -> Counter[tuple[str, str]]:
-        """The operator dies after the n-th write of each job. Some of the worlds wait for its return, others go on."""
-        covered: Counter[tuple[str, str]] = Counter()
-        cases = [(f"{world}-{number}", number) for world in ("waits", "goes-on") for number in numbers]
+    def killed(self, story: Story, life: Life) -> list[Write]:
+        """The operator dies after another write of each job. Some of the worlds wait for its return, others go on."""
+        covered: list[Write] = []
+        cases = [(f"{world}-{n}", write) for world in ("waits", "goes-on") for n, write in enumerate(life.writes)]
         for first in range(0, len(cases), AT_ONCE):
             self.proxy.after_answer = interruption = Interruption(dict(cases[first : first + AT_ONCE]), HOLD)
             scenes = self.stage.begin(story, list(interruption.writes))
@@ -98,17 +110,18 @@ class Theatre:
             self.operator.start()
             self.stage.play(story, scenes)
             self.same_as(life, list(interruption.writes))
-            covered.update(interruption.interrupted.values())
+            covered += interruption.interrupted.values()
         return covered
 
-    def lost(self, story: Story, life: Life, numbers: Sequence[int]) -> Counter[tuple[str, str]]:
-        """The operator does not hear that the n-th write of each job was done."""
-        self.proxy.after_answer = interruption = Interruption({f"lost-{number}": number for number in numbers}, DROP)
+    def lost(self, story: Story, life: Life) -> list[Write]:
+        """The operator does not hear that a write was done, another one of each job."""
+        cases = {f"lost-{n}": write for n, write in enumerate(life.writes)}
+        self.proxy.after_answer = interruption = Interruption(cases, DROP)
         scenes = self.stage.begin(story, list(interruption.writes))
         self.stage.play(story, scenes)
         self.proxy.after_answer = None
         self.same_as(life, list(interruption.writes))
-        return Counter(interruption.interrupted.values())
+        return list(interruption.interrupted.values())
 
 
 @pytest.fixture
@@ -123,8 +136,12 @@ def test_a_job_ends_the_same_whichever_write_its_operator_died_after_or_never_he
 ) -> None:
     story = STORIES[name]
     life = theatre.undisturbed(story)
-    numbers = range(1, len(life.writes) + 1)
-    killed = theatre.killed(story, life, numbers)
-    lost = theatre.lost(story, life, numbers)
-    print(f"{name}: {len(life.writes)} writes; killed after {sum(killed.values())}, deaf to {sum(lost.values())}")
-    assert set(killed) == set(lost) == set(life.writes)
+    killed = theatre.killed(story, life)
+    lost = theatre.lost(story, life)
+    print(f"{name}: {len(life.writes)} writes; killed after {len(killed)}, deaf to {len(lost)}")
+    # How many statuses are written depends on how fast the pods are; every kind of write has been interrupted.
+    assert _kinds(killed) == _kinds(lost) == _kinds(life.writes)
+
+
+def _kinds(writes: Sequence[Write]) -> set[tuple[str, str]]:
+    return {(write.verb, write.resource) for write in writes}

@@ -68,11 +68,6 @@ class PodView:
         return self.phase not in ("Succeeded", "Failed")
 
     @property
-    def holds(self) -> bool:
-        """Whether it still holds its machine, as one does in which a sidecar outlives the trainer."""
-        return self.phase not in ("Succeeded", "Failed")
-
-    @property
     def succeeded(self) -> bool:
         """Whether it ended with exit code 0."""
         return self.ended and (self.exit_code == 0 or (self.exit_code is None and self.phase == "Succeeded"))

@@ -232,6 +232,14 @@ def test_after_the_end_only_what_still_holds_machines_goes(found: Any, pods: Any
     assert plan.status == done
 
 
+def test_a_sidecar_that_outlives_the_trainer_goes_after_a_while() -> None:
+    done = decide(seen(during(), workers(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    pods = [ended(0, 0, phase="Running")]
+    early = decide(seen(done, workers(), pods), NOW, PATIENCE)
+    assert (early.release, early.again_at) == (False, later(30))
+    assert decide(seen(done, workers(), pods), later(30), PATIENCE).release
+
+
 def test_the_ttl_deletes_the_job_when_it_is_over() -> None:
     done = decide(seen(during(), workers(), [ended(0, 0, success())]), NOW, PATIENCE).status
     early = decide(seen(done, ttl_seconds_after_finished=60), later(59), PATIENCE)
