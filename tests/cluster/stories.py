@@ -138,7 +138,9 @@ class Stage:
 
         def going_on() -> list[str]:
             jobs = self._tick(story, scenes, alone=False, left_out=until)
-            return [name for name, job in jobs.items() if not until(name) and not story.is_over(job)]
+            # A job that is over lets go of its pods.
+            held = {pod["metadata"]["labels"][JOB_NAME_LABEL] for pod in self._pods() if not _has_ended(pod)}
+            return [n for n, job in jobs.items() if not until(n) and (n in held or not story.is_over(job))]
 
         deadline = time.monotonic() + seconds
         while names := going_on():
@@ -152,8 +154,7 @@ class Stage:
 
         def look() -> dict[str, str]:
             self._tick(story, scenes, alone=True)
-            pods = self._api.list("Pod", labels=JOB_NAME_LABEL)
-            mine = [pod for pod in pods if pod["metadata"]["labels"][JOB_NAME_LABEL] in names]
+            mine = [pod for pod in self._pods() if pod["metadata"]["labels"][JOB_NAME_LABEL] in names]
             return {pod["metadata"]["name"]: pod["status"].get("phase", "") for pod in mine}
 
         wait_until(look, lambda phases: "Pending" not in phases.values() and phases == look())
@@ -168,7 +169,7 @@ class Stage:
     ) -> dict[str, Object | None]:
         jobs = {job["metadata"]["name"]: job for job in self._api.list("FineTuneJob")}
         pods: dict[str, dict[str, Object]] = {}
-        for pod in self._api.list("Pod", labels=JOB_NAME_LABEL):
+        for pod in self._pods():
             labels = pod["metadata"]["labels"]
             pods.setdefault(labels[JOB_NAME_LABEL], {})[labels[ATTEMPT_LABEL]] = pod
         for scene in scenes:
@@ -180,6 +181,9 @@ class Stage:
                     if error.code not in (404, 409):  # it has gone or changed since it was listed
                         raise
         return {scene.name: jobs.get(scene.name) for scene in scenes}
+
+    def _pods(self) -> list[Object]:
+        return self._api.list("Pod", labels=JOB_NAME_LABEL)
 
     def ending(self, name: str) -> str:
         """How a job ended: its status without times, and what there is of its attempts; "" while something goes on."""

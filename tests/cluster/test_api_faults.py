@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 import time
 from collections import Counter
@@ -179,7 +180,8 @@ def test_a_silent_watch_is_made_up_for_and_reported(unlucky: UnluckyOperator, sc
         scene.run(attempt=2)
         scene.change(suspend=True)
         scene.wait_phase("Suspended")
-        wait_until(lambda: _healthz(unlucky), lambda seen: seen == (500, _SILENT))
+        # Something goes on changing, and only resyncs see it.
+        wait_until(lambda: _healthz_after_a_change(unlucky, scene), lambda seen: seen == (500, _SILENT))
         assert unlucky.process.running
     # The next event proves that the watch works.
     unlucky.process.restart()
@@ -187,6 +189,12 @@ def test_a_silent_watch_is_made_up_for_and_reported(unlucky: UnluckyOperator, sc
 
 
 _SILENT = "The watch of finetunejobs is silent: two resyncs found changes, and no event told of any."
+
+
+def _healthz_after_a_change(unlucky: UnluckyOperator, scene: Scene) -> tuple[int, str]:
+    label = {"changed": secrets.token_hex(4)}
+    scene.api.patch("FineTuneJob", scene.name, {"metadata": {"labels": label}})
+    return _healthz(unlucky)
 
 
 def _healthz(unlucky: UnluckyOperator) -> tuple[int, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster.api import Api, wait_until
+from tests.cluster.api import Api, Object, has_condition, wait_until
 from tests.cluster.conftest import OperatorFactory
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
@@ -149,6 +149,11 @@ def test_no_attempt_begins_beside_pods_that_nobody_owns_any_more(scene: Scene) -
     )
 
 
+def has_end(found: Object) -> bool:
+    """Whether the training operator knows that a PyTorchJob has ended."""
+    return has_condition(found, "Succeeded") or has_condition(found, "Failed")
+
+
 ENDS = {
     "success": ([*RUNNING, Step(succeeds(), "Succeeded", "Succeeded")], "Succeeded", "Succeeded"),
     "failure": ([*RUNNING, Step(says_user_error(), "Failed", "DataInvalid")], "Failed", "DataInvalid"),
@@ -162,6 +167,8 @@ def test_after_the_end_nothing_is_made_again_whatever_is_deleted(
     before = play(scene, steps)
     audit = operator.control_plane.audit
     events = len(wait_until(scene.events, lambda found: found[-1][1] == reason))
+    # Before that the training operator would make the pod anew, and the operator rightly delete the whole of it.
+    scene.api.wait("PyTorchJob", scene.child(), has_end)
     since = audit.position()
     scene.api.delete("Pod", scene.pod())
     scene.api.wait_gone("Pod", scene.pod())

@@ -107,7 +107,7 @@ def _left_over(pod: PodView, workers: WorkersView) -> bool:
         pod.deleting
         and workers.resumed_at is not None
         and pod.created_at is not None
-        and pod.created_at < workers.resumed_at
+        and pod.created_at <= workers.resumed_at
     )
 
 
