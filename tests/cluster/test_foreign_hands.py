@@ -117,7 +117,8 @@ def test_labels_of_ours_on_the_objects_of_others_do_no_harm(operator: OperatorPr
     assert len(scene.pytorch_jobs()) == 2 * len(LABELS) + 1
     wait_for_a_resync(operator)
     assert operator.running
-    errors = [line for line in operator.log(since).splitlines() if " ERROR " in line and str(scene.api.namespace) in line]
+    namespace = str(scene.api.namespace)
+    errors = [line for line in operator.log(since).splitlines() if " ERROR " in line and namespace in line]
     assert errors == []
 
 
