@@ -36,4 +36,3 @@ class OperatorReason(StrEnum):
     TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
     TRAINING_OPERATOR_UNAVAILABLE = "TrainingOperatorUnavailable"
     CREATION_FORBIDDEN = "CreationForbidden"
-    SPEC_CHANGED = "SpecChanged"
