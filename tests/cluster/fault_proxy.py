@@ -8,52 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp import web
 
-from finetune_operator.names import JOB_NAME_LABEL
 from tests.cluster.api import Object
+from tests.cluster.calls import Call, read_call
 from tests.cluster.control_plane import HOST, ControlPlane
 from tests.processes import unused_port
 
-VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete", "GET": "get"}
 WATCH_TYPES = ("ADDED", "MODIFIED", "DELETED")
-_PATH = re.compile(
-    r"/apis?/(?:[^/]+/)?v\w+/(?:namespaces/(?P<ns>[^/]+)/)?(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?P<sub>.*)"
-)
-_CHILD = re.compile(r"(?P<job>.+)-[0-9a-f]{8}-\d+")
 _NOT_PASSED_ON = {"host", "connection", "transfer-encoding", "content-length", "accept-encoding", "keep-alive"}
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Call:
-    """A request of the operator's."""
-
-    verb: str
-    """create, update, delete, get, list or watch."""
-    resource: str
-    """Plural, with a subresource behind a slash: finetunejobs/status."""
-    namespace: str
-    name: str
-    """Name of the object, from the path or the body; "" for lists, and for events, whose names the server makes."""
-    job: str
-    """Name of the FineTuneJob that it is about; "" where that cannot be told."""
-    body: Object = field(repr=False, hash=False, compare=False)
-
-    @property
-    def writes(self) -> bool:
-        """Whether it asks for a change of a job or of what belongs to one."""
-        return self.verb in ("create", "update", "patch", "delete") and self.resource != "tokenreviews"
 
 
 @dataclass(frozen=True)
@@ -199,7 +172,7 @@ class FaultProxy:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         content = await request.read()
-        call = _call(request, content)
+        call = read_call(request, content)
         refusal = self.refuse(call) if self.refuse else None
         if refusal is not None:
             return _refused(refusal)
@@ -262,36 +235,6 @@ def run_fault_proxy(plane: ControlPlane, folder: Path) -> Iterator[FaultProxy]:
         yield proxy
     finally:
         proxy.stop()
-
-
-def job_of(resource: str, found: Object) -> str:
-    """Name of the FineTuneJob that an object is, or belongs to; "" where that cannot be told."""
-    metadata = found.get("metadata") or {}
-    if resource.startswith("finetunejobs"):
-        return str(metadata.get("name", ""))
-    if resource == "events":
-        return str((found.get("involvedObject") or {}).get("name", ""))
-    return str((metadata.get("labels") or {}).get(JOB_NAME_LABEL, ""))
-
-
-def _call(request: web.Request, content: bytes) -> Call:
-    path = _PATH.fullmatch(request.path)
-    parts = path.groupdict() if path else {"ns": "", "plural": request.path, "name": "", "sub": ""}
-    resource, name = f"{parts['plural']}{parts['sub'] or ''}", parts["name"] or ""
-    body: Object = json.loads(content) if content else {}
-    job = job_of(resource, body) or (name if resource.startswith("finetunejobs") else "")
-    child = _CHILD.fullmatch(name)
-    verb = VERBS.get(request.method, request.method)
-    if verb == "get" and not name:
-        verb = "watch" if request.query.get("watch") == "true" else "list"
-    return Call(
-        verb=verb,
-        resource=resource,
-        namespace=parts["ns"] or "",
-        name=name or str((body.get("metadata") or {}).get("name", "")),
-        job=job or (child["job"] if child else ""),
-        body=body,
-    )
 
 
 def _refused(refusal: Refusal) -> web.Response:

@@ -15,9 +15,10 @@ import pytest
 
 from finetune_api.outcome import Reason
 from tests.cluster.api import Api, ApiError, wait_until
+from tests.cluster.calls import Call
 from tests.cluster.conftest import UnluckyOperator
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.fault_proxy import Call, Refusal
+from tests.cluster.fault_proxy import Refusal
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene, failure, success
 from tests.cluster.stories import STORIES, Stage

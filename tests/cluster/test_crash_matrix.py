@@ -15,8 +15,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.cluster.api import Api, wait_until
+from tests.cluster.calls import Call
 from tests.cluster.conftest import UnluckyOperator
-from tests.cluster.fault_proxy import DROP, HOLD, Call, FaultProxy
+from tests.cluster.fault_proxy import DROP, HOLD, FaultProxy
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.stories import STORIES, Stage, Story

@@ -11,8 +11,9 @@ import pytest
 
 from finetune_api.outcome import Reason
 from tests.cluster.api import Api, Object, wait_until
+from tests.cluster.calls import job_of
 from tests.cluster.conftest import UnluckyOperator
-from tests.cluster.fault_proxy import SWALLOW, job_of
+from tests.cluster.fault_proxy import SWALLOW
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene, failure, success
 from tests.cluster.stories import Moment, Stage, Story

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import selectors
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -17,32 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.queue import Key, WorkQueue
+from tests.operator.jumping_loop import JumpingLoop
 
 A, B, C = (Key("space", name) for name in "abc")
 SETTLE = 0.5
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    """Never waits: the time that it was to wait is over at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            raise AssertionError("Everything waits, and nothing will ever happen.")
-        self.now += timeout
-        return super().select(0)
-
-
-class _JumpingLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
 
 
 class Desk:
@@ -101,7 +78,7 @@ def play(desk: Desk, story: Callable[[], Awaitable[None]], *, then_seconds: floa
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=_JumpingLoop) as runner:
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         runner.run(work)
 
 
