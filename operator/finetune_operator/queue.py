@@ -25,6 +25,14 @@ class Key(NamedTuple):
     name: str
 
 
+class NotBefore(Exception):  # noqa: N818  said as the answer of a look
+    """Raised by a look: the API server wants to be left alone for so many seconds, whatever happens meanwhile."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not before {seconds:g} s")
+        self.seconds = seconds
+
+
 @dataclass(slots=True)
 class _Entry:
     due: float | None = None
@@ -34,14 +42,15 @@ class _Entry:
     again: bool = False
     """An event came while it was running."""
     gone: bool = False
-    last_end: float = field(default=float("-inf"))
+    not_before: float = field(default=float("-inf"))
+    """Monotonic seconds of the earliest next look."""
 
 
 class WorkQueue:
     """Runs `work` for keys, several at a time, one at a time per key.
 
     Args:
-        work: looks at one job; returns after how many seconds to look again, or None. It must not raise.
+        work: looks at one job; returns after how many seconds to look again, or None. It may raise NotBefore.
         concurrency: jobs looked at at the same time.
         settle_seconds: least time between two looks at one job: a change comes with several events (seconds).
         clock: monotonic seconds; the event loop's by default.
@@ -89,7 +98,7 @@ class WorkQueue:
         if entry.ready:
             return
         now = self._clock()
-        due = max(now + after_seconds, entry.last_end + self._settle_seconds)
+        due = max(now + after_seconds, entry.not_before)
         if due <= now:
             self._make_ready(key, entry, first=first)
         elif entry.due is None or due < entry.due:
@@ -129,6 +138,10 @@ class WorkQueue:
                 entry = self._entries.get(key)
                 # An earlier wish may have replaced this one.
                 if entry is not None and entry.due == due and not entry.running:
+                    if entry.not_before > now:  # asked for before the look that said so
+                        entry.due = entry.not_before
+                        heapq.heappush(self._timers, (entry.due, next(self._sequence), key))
+                        continue
                     self._make_ready(key, entry, first=False)
                 elif entry is not None and entry.due == due:
                     entry.due, entry.again = None, True
@@ -147,14 +160,18 @@ class WorkQueue:
         entry = self._entries[key]
         entry.ready, entry.running, entry.gone = False, True, False
         again_seconds: float | None = None
+        pause_seconds = self._settle_seconds
         try:
             again_seconds = await self._work(key)
+        except NotBefore as wish:
+            again_seconds = wish.seconds
+            pause_seconds = max(pause_seconds, wish.seconds)
         except Exception:  # a bug must not stop the other jobs
             _log.exception("Looking at %s/%s failed in an unforeseen way.", *key)
             again_seconds = 60.0
         finally:
             slots.release()
-            entry.running, entry.last_end = False, self._clock()
+            entry.running, entry.not_before = False, self._clock() + pause_seconds
             again, entry.again = entry.again, False
             if again:
                 self.add(key)

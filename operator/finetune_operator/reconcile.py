@@ -43,7 +43,7 @@ from finetune_operator.policy.transitions import events_between
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.figures import progress_of
 from finetune_operator.progress.inbox import Inbox
-from finetune_operator.queue import Key
+from finetune_operator.queue import Key, NotBefore
 from finetune_operator.recorder import post_events
 from finetune_operator.settings import OperatorSettings
 
@@ -114,9 +114,13 @@ class Reconciler:
         )
 
     async def look(self, key: Key) -> float | None:
-        """Look at a job once; after how many seconds to look again, or None. Never raises."""
+        """Look at a job once; after how many seconds to look again, or None.
+
+        Raises:
+            NotBefore: the API server asked to be left alone.
+        """
         started = time.monotonic()
-        result = "error"
+        result, told_seconds = "error", None
         try:
             again = await self._reconcile(key)
             result = "success" if again is None else "requeue_after"
@@ -124,13 +128,16 @@ class Reconciler:
         except Conflict:
             result, again = "conflict", CONFLICT_SECONDS
         except ApiError as error:
-            again = self._wait_after_failure(key, error.retry_after_seconds)
+            told_seconds = error.retry_after_seconds
+            again = self._wait_after_failure(key, told_seconds)
             level = logging.WARNING if isinstance(error, Unavailable) else logging.ERROR
             _log.log(level, "%s/%s: %s (again in %.1f s)", *key, error, again)
         except Exception:
             again = self._wait_after_failure(key, None)
             _log.exception("Looking at %s/%s failed in an unforeseen way; again in %.1f s.", *key, again)
         self._metrics.observe_reconcile(result, time.monotonic() - started)
+        if told_seconds is not None:
+            raise NotBefore(told_seconds)
         return again
 
     def _wait_after_failure(self, key: Key, wish: float | None) -> float:

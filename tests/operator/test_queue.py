@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_operator.queue import Key, WorkQueue
+from finetune_operator.queue import Key, NotBefore, WorkQueue
 from tests.operator.jumping_loop import JumpingLoop
 
 A, B, C = (Key("space", name) for name in "abc")
@@ -219,6 +219,22 @@ def test_a_look_that_raises_is_repeated_later_and_stops_nobody(caplog: pytest.Lo
     play(desk, adding(desk.queue, A, B))
     assert desk.keys == [A, B, A]
     assert "a bug" in caplog.text
+
+
+def test_an_event_does_not_shorten_the_time_that_the_server_asked_for() -> None:
+    desk = Desk(settle_seconds=SETTLE, takes_seconds=1)
+    desk.answers[A] = [NotBefore(30), None]
+
+    async def story() -> None:
+        desk.queue.add(A)
+        await asyncio.sleep(0.5)
+        desk.queue.add(A)
+        desk.queue.add(A, after_seconds=2)
+        await asyncio.sleep(5)
+        desk.queue.add(A)
+
+    play(desk, story)
+    assert desk.times(A) == [0, 31]
 
 
 def test_what_is_forgotten_is_not_looked_at_any_more() -> None:
