@@ -12,12 +12,12 @@ from datetime import datetime, timedelta
 
 from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
-from finetune_api.status import ATTEMPTS_KEPT, Attempt, FineTuneJobStatus, Phase, Progress
-from finetune_operator.policy import conditions, deadline, retry, ttl
+from finetune_api.status import FineTuneJobStatus, Phase, Progress
+from finetune_operator.policy import conditions, deadline, endings, retry, ttl
 from finetune_operator.policy.failure_reason import Verdict, judge
 from finetune_operator.policy.observed import PodView, WorkersView
 from finetune_operator.policy.reasons import OperatorReason
-from finetune_operator.policy.results import adapter_of, keep_checkpoint, keep_results
+from finetune_operator.policy.results import keep_checkpoint
 from finetune_operator.policy.times import moment, rfc3339
 from finetune_operator.policy.waiting import Activity, activity
 
@@ -147,7 +147,7 @@ def _after_the_end(plan: Plan, seen: Seen, now: datetime, patience: Patience) ->
 def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
     status, wishes, workers = plan.status, seen.wishes, seen.workers
     if workers is None or workers.deleting:
-        verdict: Verdict | datetime | None = _deleted(seen)
+        verdict: Verdict | datetime | None = endings.deleted(status.attempt, seen.pods)
         pods: Sequence[PodView] = ()
     else:
         pods = [pod for pod in seen.pods if pod.owner_uid == workers.uid]
@@ -155,14 +155,14 @@ def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience
         plan.ending = isinstance(verdict, datetime)
     limit = wishes.active_deadline_seconds
     if isinstance(verdict, Verdict) and verdict.succeeded:
-        _succeed(status, verdict, now, wishes)
+        endings.succeed(status, verdict, now=now, generation=wishes.generation)
         plan.again_at = now
     elif isinstance(verdict, Verdict) and not verdict.retryable:
-        _end_attempt(status, verdict, now)
-        _fail(status, verdict.reason, verdict.message, now, wishes)
+        endings.end_attempt(status, verdict, now)
+        endings.fail(status, verdict.reason, verdict.message, now=now, generation=wishes.generation)
         plan.again_at = now
     elif wishes.suspend:
-        _end_attempt(status, _suspended(), now)
+        endings.end_attempt(status, endings.suspended(), now)
         conditions.progressing(
             status,
             Phase.SUSPENDED,
@@ -174,11 +174,11 @@ def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience
         plan.again_at = now
     elif limit is not None and deadline.exceeded(status, limit, now):
         sentence = deadline.deadline_sentence(limit)
-        _end_attempt(status, _stopped(OperatorReason.DEADLINE_EXCEEDED, sentence), now)
-        _fail(status, OperatorReason.DEADLINE_EXCEEDED, sentence, now, wishes)
+        endings.end_attempt(status, endings.stopped(OperatorReason.DEADLINE_EXCEEDED, sentence), now)
+        endings.fail(status, OperatorReason.DEADLINE_EXCEEDED, sentence, now=now, generation=wishes.generation)
         plan.again_at = now
     elif isinstance(verdict, Verdict):
-        _end_attempt(status, verdict, now)
+        endings.end_attempt(status, verdict, now)
         _retry_or_fail(plan, verdict, seen, now, patience)
     elif workers is not None:
         _note_activity(plan, workers, pods, seen, now, patience, reported=seen.reported)
@@ -186,36 +186,6 @@ def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience
             status.progress = seen.progress
         times = [plan.again_at, verdict, deadline.deadline(status, limit)]
         plan.again_at = min((time for time in times if time is not None), default=None)
-
-
-def _deleted(seen: Seen) -> Verdict:
-    """The PyTorchJob is gone or going, and it was not us: what its pods said before still counts."""
-    lead = next((pod for pod in seen.pods if pod.index == 0 and pod.ended), None)
-    if lead is not None and lead.last_words is not None and adapter_of(lead.last_words) is not None:
-        uri = lead.last_words.adapter.uri if lead.last_words.adapter else ""
-        return Verdict(
-            succeeded=True,
-            reason=OperatorReason.SUCCEEDED,
-            message=f"The adapter is at {uri}.",
-            exit_code=0,
-            words=lead.last_words,
-        )
-    return Verdict(
-        succeeded=False,
-        reason=OperatorReason.WORKERS_DELETED,
-        message=f"The PyTorchJob of attempt {seen.status.attempt} was deleted by somebody else; this does not count as "
-        "a failure. To stop the job, set suspend: true or delete the FineTuneJob.",
-        retryable=True,
-        counted=False,
-    )
-
-
-def _suspended() -> Verdict:
-    return _stopped(OperatorReason.SUSPENDED, "The job was suspended.")
-
-
-def _stopped(reason: str, message: str) -> Verdict:
-    return Verdict(succeeded=False, reason=reason, message=message, retryable=True, counted=False)
 
 
 def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
@@ -269,12 +239,18 @@ def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience)
         return
     limit = wishes.active_deadline_seconds
     if limit is not None and deadline.exceeded(status, limit, now):
-        _fail(status, OperatorReason.DEADLINE_EXCEEDED, deadline.deadline_sentence(limit), now, wishes)
+        endings.fail(
+            status,
+            OperatorReason.DEADLINE_EXCEEDED,
+            deadline.deadline_sentence(limit),
+            now=now,
+            generation=wishes.generation,
+        )
         plan.again_at = now
         return
     if retry.exhausted(status.failures or 0, wishes.backoff_limit):
         # The limit was lowered since the last attempt ended.
-        _give_up(status, now, wishes)
+        endings.give_up(status, wishes.backoff_limit, now=now, generation=wishes.generation)
         plan.again_at = now
         return
     due = _next_attempt_at(status, patience)
@@ -325,67 +301,15 @@ def _note_activity(
     )
 
 
-def _end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> None:
-    deadline.account(status, active=False, since=now)
-    ended = Attempt(
-        number=status.attempt or 1,
-        reason=verdict.reason,
-        message=verdict.message[:4096],
-        exit_code=verdict.exit_code,
-        counted=verdict.counted,
-        start_time=status.attempt_start_time,
-        completion_time=rfc3339(now),
-    )
-    status.attempts = [*status.attempts, ended][-ATTEMPTS_KEPT:]
-    if verdict.counted and not verdict.succeeded:
-        status.failures = (status.failures or 0) + 1
-    if status.progress is not None:
-        status.progress = status.progress.model_copy(update={"eta_seconds": None})
-    keep_checkpoint(status, verdict.checkpoint)
-
-
-def _succeed(status: FineTuneJobStatus, verdict: Verdict, now: datetime, wishes: Wishes) -> None:
-    _end_attempt(status, verdict, now)
-    if verdict.words is not None:
-        keep_results(status, verdict.words)
-    # The last report may have been lost; the end may not.
-    progress = status.progress or Progress()
-    status.progress = progress.model_copy(update={"percent": 100, "eta_seconds": 0})
-    conditions.finished(
-        status,
-        succeeded=True,
-        reason=OperatorReason.SUCCEEDED,
-        message=verdict.message,
-        now=now,
-        generation=wishes.generation,
-    )
-
-
-def _fail(status: FineTuneJobStatus, reason: str, message: str, now: datetime, wishes: Wishes) -> None:
-    conditions.finished(status, succeeded=False, reason=reason, message=message, now=now, generation=wishes.generation)
-
-
 def _retry_or_fail(plan: Plan, verdict: Verdict, seen: Seen, now: datetime, patience: Patience) -> None:
     status, wishes = plan.status, seen.wishes
     plan.again_at = now
     if retry.exhausted(status.failures or 0, wishes.backoff_limit):
-        _give_up(status, now, wishes)
+        endings.give_up(status, wishes.backoff_limit, now=now, generation=wishes.generation)
         return
     due = _next_attempt_at(status, patience) or now
     _note_retrying(plan, f"{verdict.reason}: {verdict.message}", due, now, wishes)
     plan.again_at = now
-
-
-def _give_up(status: FineTuneJobStatus, now: datetime, wishes: Wishes) -> None:
-    tries = f"{status.failures} attempts have failed" if (status.failures or 0) > 1 else "The attempt has failed"
-    last = next((attempt for attempt in reversed(status.attempts) if attempt.counted), status.attempts[-1])
-    _fail(
-        status,
-        OperatorReason.RETRIES_EXHAUSTED,
-        f"{tries} and backoffLimit: {wishes.backoff_limit} allows no more; the last one: {last.reason}: {last.message}",
-        now,
-        wishes,
-    )
 
 
 def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, wishes: Wishes) -> None:

@@ -1,0 +1,102 @@
+"""Ends, as status records them: of an attempt, and of the job. Pure: status in, the same status changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from finetune_api.status import ATTEMPTS_KEPT, Attempt, FineTuneJobStatus, Progress
+from finetune_operator.policy import conditions, deadline
+from finetune_operator.policy.failure_reason import Verdict
+from finetune_operator.policy.observed import PodView
+from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.policy.results import adapter_of, keep_checkpoint, keep_results
+from finetune_operator.policy.times import rfc3339
+
+
+def deleted(attempt: int | None, pods: Sequence[PodView]) -> Verdict:
+    """The PyTorchJob is gone or going, and it was not us: what its pods said before still counts."""
+    lead = next((pod for pod in pods if pod.index == 0 and pod.ended), None)
+    if lead is not None and lead.last_words is not None and adapter_of(lead.last_words) is not None:
+        uri = lead.last_words.adapter.uri if lead.last_words.adapter else ""
+        return Verdict(
+            succeeded=True,
+            reason=OperatorReason.SUCCEEDED,
+            message=f"The adapter is at {uri}.",
+            exit_code=0,
+            words=lead.last_words,
+        )
+    return Verdict(
+        succeeded=False,
+        reason=OperatorReason.WORKERS_DELETED,
+        message=f"The PyTorchJob of attempt {attempt} was deleted by somebody else; this does not count as "
+        "a failure. To stop the job, set suspend: true or delete the FineTuneJob.",
+        retryable=True,
+        counted=False,
+    )
+
+
+def suspended() -> Verdict:
+    """The author asked for it."""
+    return stopped(OperatorReason.SUSPENDED, "The job was suspended.")
+
+
+def stopped(reason: str, message: str) -> Verdict:
+    """The operator ends an attempt that runs; nobody is to blame."""
+    return Verdict(succeeded=False, reason=reason, message=message, retryable=True, counted=False)
+
+
+def end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> None:
+    """The current attempt has ended."""
+    deadline.account(status, active=False, since=now)
+    ended = Attempt(
+        number=status.attempt or 1,
+        reason=verdict.reason,
+        message=verdict.message[:4096],
+        exit_code=verdict.exit_code,
+        counted=verdict.counted,
+        start_time=status.attempt_start_time,
+        completion_time=rfc3339(now),
+    )
+    status.attempts = [*status.attempts, ended][-ATTEMPTS_KEPT:]
+    if verdict.counted and not verdict.succeeded:
+        status.failures = (status.failures or 0) + 1
+    if status.progress is not None:
+        status.progress = status.progress.model_copy(update={"eta_seconds": None})
+    keep_checkpoint(status, verdict.checkpoint)
+
+
+def succeed(status: FineTuneJobStatus, verdict: Verdict, *, now: datetime, generation: int) -> None:
+    """The job has ended with an adapter."""
+    end_attempt(status, verdict, now)
+    if verdict.words is not None:
+        keep_results(status, verdict.words)
+    # The last report may have been lost; the end may not.
+    progress = status.progress or Progress()
+    status.progress = progress.model_copy(update={"percent": 100, "eta_seconds": 0})
+    conditions.finished(
+        status,
+        succeeded=True,
+        reason=OperatorReason.SUCCEEDED,
+        message=verdict.message,
+        now=now,
+        generation=generation,
+    )
+
+
+def fail(status: FineTuneJobStatus, reason: str, message: str, *, now: datetime, generation: int) -> None:
+    """The job has ended without one."""
+    conditions.finished(status, succeeded=False, reason=reason, message=message, now=now, generation=generation)
+
+
+def give_up(status: FineTuneJobStatus, backoff_limit: int, *, now: datetime, generation: int) -> None:
+    """No further attempt is allowed."""
+    tries = f"{status.failures} attempts have failed" if (status.failures or 0) > 1 else "The attempt has failed"
+    last = next((attempt for attempt in reversed(status.attempts) if attempt.counted), status.attempts[-1])
+    fail(
+        status,
+        OperatorReason.RETRIES_EXHAUSTED,
+        f"{tries} and backoffLimit: {backoff_limit} allows no more; the last one: {last.reason}: {last.message}",
+        now=now,
+        generation=generation,
+    )
