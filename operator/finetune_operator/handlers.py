@@ -57,6 +57,15 @@ class _NoDiffs(kopf.DiffBaseStorage):
         """Nothing is ever stored."""
 
 
+class _Everything(frozenset[asyncio.Task[Any]]):
+    """Contains every task. When kopf ends it waits for all tasks that are younger than itself and then cancels them:
+    also those of our servers, and of looks at jobs, which have to go on when the watches alone begin anew.
+    """
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """How kopf watches."""
     settings = kopf.OperatorSettings()
@@ -110,11 +119,6 @@ def registry(
             expiration=datetime.now(UTC) + LOGIN_LIFE,
         )
 
-    @kopf.on.cleanup(registry=handlers)
-    async def ending(memo: kopf.Memo, **_: Any) -> None:
-        # After a signal kopf forgets its own task that waits for the flag, and then waits five seconds for it to end.
-        memo.stop.set()
-
     @kopf.on.event(FINETUNE_GROUP, FINETUNE_VERSION, FINETUNE_PLURAL, registry=handlers)
     async def job_event(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
         heartbeat.event(JOBS)
@@ -136,12 +140,12 @@ def registry(
 async def watch(
     handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: asyncio.Event, ready: asyncio.Event
 ) -> None:
-    """Watch until `stop` is set, which it also is when a signal has come.
+    """Watch until `stop` is set or a signal comes.
 
     Raises:
         Exception: a watch died; the process must end, because kopf starts no new one.
     """
-    await kopf.operator(
+    tasks = await kopf.spawn_tasks(
         registry=handlers,
         settings=kopf_settings(),
         clusterwide=not namespaces,
@@ -149,5 +153,5 @@ async def watch(
         standalone=True,
         stop_flag=stop,
         ready_flag=ready,
-        memo=kopf.Memo(stop=stop),
     )
+    await kopf.run_tasks(tasks, ignored=_Everything())

@@ -19,7 +19,7 @@ from finetune_api.outcome import (
     TerminationMessage,
 )
 from finetune_operator.names import child_name, pod_name
-from tests.cluster.api import WAIT_SECONDS, Api, Object, condition_of
+from tests.cluster.api import WAIT_SECONDS, Api, Object, condition_of, wait_until
 from tests.cluster.kubelet import Kubelet
 
 ADAPTER = AdapterResult(
@@ -152,6 +152,10 @@ class Scene:
         events = [event for event in self.api.list("Event") if event["involvedObject"].get("uid") == uid]
         ordered = sorted(events, key=lambda event: int(event["metadata"]["resourceVersion"]))
         return [(event["type"], event["reason"]) for event in ordered]
+
+    def wait_events(self, count: int) -> list[tuple[str, str]]:
+        """Type and reason of the events about the job, once there are so many: they come after the status."""
+        return wait_until(self.events, lambda events: len(events) >= count)
 
     def pytorch_jobs(self) -> list[Object]:
         """All PyTorchJobs of the namespace."""

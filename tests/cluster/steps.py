@@ -7,7 +7,7 @@ that a scenario reads as a story; those that take `attempt` and `worker` mean th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -65,6 +65,25 @@ def play(scene: Scene, steps: Sequence[Step]) -> Object:
             wanted = f"{step.phase}/{step.reason} {step.says!r} {step.attempts or ''}"
             raise AssertionError(f"Step {number} of {len(steps)} did not lead to {wanted}. {error}") from None
     return status
+
+
+def play_all(stories: Mapping[str, tuple[Scene, Sequence[Step]]]) -> dict[str, Object]:
+    """Go through the steps of several jobs side by side, which takes little longer than one of them.
+
+    Returns:
+        The status that each one's last step led to, by the story's name.
+    """
+    reached: dict[str, Object] = {}
+    for number in range(max(len(steps) for _, steps in stories.values())):
+        now = {name: (scene, steps[number]) for name, (scene, steps) in stories.items() if number < len(steps)}
+        for scene, step in now.values():
+            step.happens(scene)
+        for name, (scene, step) in now.items():
+            try:
+                reached[name] = play(scene, [replace(step, happens=nothing)])
+            except AssertionError as error:
+                raise AssertionError(f"{name!r}, step {number + 1}: {error}") from None
+    return reached
 
 
 def each(scenarios: Scenarios) -> pytest.MarkDecorator:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from finetune_api.outcome import EXIT_CODES, Reason, is_retryable
-from tests.cluster.api import Api, wait_until
+from tests.cluster.api import Api
 from tests.cluster.conftest import OperatorFactory
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
@@ -24,6 +24,7 @@ from tests.cluster.steps import (
     exits,
     out_of_memory,
     play,
+    play_all,
     pod_deleted,
     preempted,
     run,
@@ -32,6 +33,7 @@ from tests.cluster.steps import (
 )
 
 SENTENCE = "This is wrong: do that."
+WORLDS = {reason for reason in Reason if is_retryable(EXIT_CODES[reason])}
 
 
 @pytest.fixture
@@ -40,40 +42,37 @@ def scene(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> Scene:
     return Scene(api, kubelet, "guard")
 
 
-@pytest.mark.parametrize("reason", [reason for reason in Reason if not is_retryable(EXIT_CODES[reason])])
-def test_what_the_author_has_to_mend_ends_the_job_with_the_trainers_own_words(scene: Scene, reason: Reason) -> None:
-    status = play(
-        scene,
-        [
+def test_what_the_author_has_to_mend_ends_the_job_with_the_trainers_own_words(
+    operator: OperatorProcess, api: Api, kubelet: Kubelet
+) -> None:
+    def story(reason: Reason) -> tuple[Scene, list[Step]]:
+        fails = says(reason, SENTENCE, code=EXIT_CODES[reason])
+        steps = [
             Step(apply(), "Starting", "Starting"),
-            Step(says(reason, SENTENCE, code=EXIT_CODES[reason]), "Failed", reason, says=SENTENCE, attempts=[reason]),
-        ],
-    )
-    assert status["attempts"][0]["exitCode"] == EXIT_CODES[reason]
-    assert scene.condition(status, "Stalled")["reason"] == reason
-    wait_until(scene.events, lambda events: events[-1] == ("Warning", reason))
+            Step(fails, "Failed", reason, says=SENTENCE, attempts=[reason]),
+        ]
+        return Scene(api, kubelet, reason.lower()), steps
+
+    reasons = [reason for reason in Reason if reason not in WORLDS]
+    for name, status in play_all({reason: story(reason) for reason in reasons}).items():
+        reason, scene = Reason(name), Scene(api, kubelet, name.lower())
+        assert status["attempts"][0]["exitCode"] == EXIT_CODES[reason]
+        assert scene.condition(status, "Stalled")["reason"] == reason
+        assert scene.wait_events(2)[-1] == ("Warning", reason)
 
 
-@pytest.mark.parametrize(
-    "reason",
-    [reason for reason in Reason if is_retryable(EXIT_CODES[reason]) and reason is not Reason.TERMINATED],
-)
-def test_what_another_attempt_may_mend_is_tried_again(scene: Scene, reason: Reason) -> None:
-    status = play(
-        scene,
-        [
+def test_what_another_attempt_may_mend_is_tried_again(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+    def story(reason: Reason) -> tuple[Scene, list[Step]]:
+        fails = says(reason, SENTENCE, code=EXIT_CODES[reason])
+        steps = [
             Step(apply(), "Starting", "Starting"),
-            Step(
-                both(says(reason, SENTENCE, code=EXIT_CODES[reason]), lambda scene: scene.pods(2)),
-                "Starting",
-                "Starting",
-                says="Attempt 2",
-                attempts=[reason],
-            ),
-        ],
-    )
-    (attempt,) = status["attempts"]
-    assert (attempt["message"], attempt["counted"], status["failures"]) == (SENTENCE, True, 1)
+            Step(fails, "Starting", "Starting", says="Attempt 2", attempts=[reason]),
+        ]
+        return Scene(api, kubelet, reason.lower()), steps
+
+    for status in play_all({reason: story(reason) for reason in WORLDS - {Reason.TERMINATED}}).values():
+        (attempt,) = status["attempts"]
+        assert (attempt["message"], attempt["counted"], status["failures"]) == (SENTENCE, True, 1)
 
 
 def test_a_trainer_that_was_told_to_stop_has_not_failed(scene: Scene) -> None:
@@ -139,23 +138,23 @@ PODS: dict[str, tuple[Happening, str, str, bool | None]] = {
 }
 
 
-@pytest.mark.parametrize(("happens", "reason", "message", "counted"), list(PODS.values()), ids=list(PODS))
-def test_what_became_of_a_pod_is_told(
-    scene: Scene, happens: Happening, reason: str, message: str, counted: bool | None
-) -> None:
-    after = ("Failed", reason) if counted is None else ("Starting", "Starting")
-    status = play(
-        scene,
-        [
+def test_what_became_of_a_pod_is_told(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+    def story(number: int, name: str) -> tuple[Scene, list[Step]]:
+        happens, reason, _, counted = PODS[name]
+        after = ("Failed", reason) if counted is None else ("Starting", "Starting")
+        steps = [
             Step(apply(), "Starting", "Starting"),
             Step(run(), "Preparing", "Preparing"),
             Step(happens, *after, attempts=[reason]),
-        ],
-    )
-    (attempt,) = status["attempts"]
-    assert message in attempt["message"]
-    assert attempt["counted"] == (counted is not False)
-    assert status.get("failures", 0) == (counted is not False)
+        ]
+        return Scene(api, kubelet, f"job-{number}"), steps
+
+    for name, status in play_all({name: story(number, name) for number, name in enumerate(PODS)}).items():
+        _, _, message, counted = PODS[name]
+        (attempt,) = status["attempts"]
+        assert message in attempt["message"], name
+        assert attempt["counted"] == (counted is not False), name
+        assert status.get("failures", 0) == (counted is not False), name
 
 
 TWO = {"nodes": 2, "gpusPerNode": 0}

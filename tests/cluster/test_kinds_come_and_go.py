@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.cluster.api import Api, wait_until
@@ -44,6 +45,8 @@ def test_jobs_wait_until_the_training_operator_is_installed(
     control_plane.install_pytorchjobs()
     control_plane.training_operator.start()
     wait_until(lambda: "watching it from now on" in operator.log())
+    # Watching anew concerns the watches alone: trainers can still report.
+    assert httpx.get(operator.progress_url, verify=False, timeout=5, trust_env=False).is_client_error  # noqa: S501
     pods = scene.run()
     scene.kubelet.succeed(pods[0], success())
     scene.wait_phase("Succeeded")

@@ -205,18 +205,24 @@ def test_suspension_by_somebody_who_is_no_queue_says_how_to_take_it_back(scene: 
     wait_until(lambda: scene.api.list("Pod"), lambda pods: not pods)
 
 
-def test_pods_that_take_their_time_to_go_after_preemption_end_no_attempt(scene: Scene) -> None:
+def test_pods_that_take_their_time_to_go_after_preemption_are_nobodys_failure(scene: Scene) -> None:
+    """Admitted again while the old pod is on its way out, the attempt goes on, or another one begins without blame.
+
+    Which of the two is the training operator's doing: when it looks while the old pod is there, it counts the pod as
+    failed, and the PyTorchJob with it.
+    """
     play(scene, [Step(queued, "Starting", "Starting"), Step(run(), "Preparing", "Preparing")])
     old = scene.api.get("Pod", scene.pod())
     with scene.kubelet.holding_deletions():
-        play(
-            scene,
-            [
-                Step(queue_holds(), "Queued", "WaitingForQuota"),
-                Step(queue_admits(), "Starting", "Starting", attempts=[]),
-            ],
-        )
+        play(scene, [Step(queue_holds(), "Queued", "WaitingForQuota")])
+        queue_admits()(scene)
         assert scene.api.get("Pod", scene.pod())["metadata"]["uid"] == old["metadata"]["uid"]
         scene.kubelet.terminate(old)
-        scene.api.wait("Pod", scene.pod(), lambda pod: pod["metadata"]["uid"] != old["metadata"]["uid"])
-    play(scene, [Step(run(), "Preparing", "Preparing", says="Attempt 1", attempts=[])])
+    new = wait_until(
+        lambda: [pod for pod in scene.api.list("Pod") if pod["metadata"]["uid"] != old["metadata"]["uid"]],
+        lambda pods: len(pods) == 1,
+    )
+    scene.kubelet.run(new[0])
+    status = scene.wait_phase("Preparing")
+    assert status.get("failures") is None
+    assert all(not attempt["counted"] for attempt in status.get("attempts", []))
