@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pytest
-
 from finetune_api.outcome import CheckpointResult, Reason
-from tests.cluster.api import WAIT_SECONDS, Object, has_condition, wait_until
+from tests.cluster.api import WAIT_SECONDS, Api, Object, has_condition, wait_until
+from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene, failure, success
 
 Happening = Callable[[Scene], object]
@@ -86,9 +85,12 @@ def play_all(stories: Mapping[str, tuple[Scene, Sequence[Step]]]) -> dict[str, O
     return reached
 
 
-def each(scenarios: Scenarios) -> pytest.MarkDecorator:
-    """Runs a test for every scenario of a table, as its argument `steps`."""
-    return pytest.mark.parametrize("steps", list(scenarios.values()), ids=list(scenarios))
+def cast(api: Api, kubelet: Kubelet, scenarios: Scenarios) -> dict[str, tuple[Scene, Sequence[Step]]]:
+    """A job for each scenario of a table, for `play_all`."""
+    return {
+        name: (Scene(api, kubelet, f"job-{number}"), steps)
+        for number, (name, steps) in enumerate(scenarios.items(), start=1)
+    }
 
 
 def nothing(_: Scene) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.api import Api, ApiError, Object, has_condition, wait_until
 from tests.cluster.control_plane import OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, OPERATOR_USER, ROOT, ControlPlane
 from tests.cluster.kubelet import Kubelet
+from tests.cluster.operator_process import OperatorProcess
 from tests.s3_server import S3Server
 
 AUDIENCE = "somebody-else"
@@ -58,7 +59,10 @@ def test_jobs_are_known_by_kubectl(control_plane: ControlPlane) -> None:
     assert control_plane.kubectl("get", "finetunejobs,pytorchjobs", "-A").returncode == 0
 
 
-def test_a_service_account_has_its_rights_and_no_others(control_plane: ControlPlane) -> None:
+def test_a_service_account_has_its_rights_and_no_others(
+    control_plane: ControlPlane, shared_operator: OperatorProcess
+) -> None:
+    shared_operator.stop()  # it has the same account
     kubeconfig = control_plane.kubeconfig(OPERATOR_NAMESPACE, OPERATOR_ACCOUNT)
     since = control_plane.audit.position()
     assert control_plane.kubectl("get", "finetunejobs", "-A", kubeconfig=kubeconfig).returncode == 0

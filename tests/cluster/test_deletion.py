@@ -13,10 +13,12 @@ from tests.cluster.steps import (
     Step,
     apply,
     both,
+    cast,
     change,
     child_deleted,
     crashes,
     play,
+    play_all,
     run,
     says_user_error,
     succeeds,
@@ -53,11 +55,12 @@ def nothing_is_left(api: Api) -> None:
     wait_until(lambda: api.list("ConfigMap", labels=ours), lambda found: not found)
 
 
-@pytest.mark.parametrize("steps", list(DELETED_IN.values()), ids=list(DELETED_IN))
-def test_a_deleted_job_leaves_nothing(scene: Scene, steps: list[Step]) -> None:
-    play(scene, steps)
-    scene.api.delete("FineTuneJob", scene.name)
-    nothing_is_left(scene.api)
+def test_a_deleted_job_leaves_nothing(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+    stories = cast(api, kubelet, DELETED_IN)
+    play_all(stories)
+    for scene, _ in stories.values():
+        api.delete("FineTuneJob", scene.name)
+    nothing_is_left(api)
 
 
 def test_deletion_in_the_foreground_leaves_nothing_either(scene: Scene) -> None:

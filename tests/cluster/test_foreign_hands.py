@@ -26,7 +26,13 @@ def named(body: Object, name: str, **labels: str) -> Object:
     return {**body, "metadata": {**body["metadata"], "name": name, "labels": labels}}
 
 
-FOREIGN: dict[str, Object] = {"PyTorchJob": pytorchjob(replicas=1), "ConfigMap": config_map("foreign")}
+def idle() -> Object:
+    """A PyTorchJob that makes no pods, whose names would be those of ours."""
+    body = pytorchjob(replicas=1)
+    return {**body, "spec": {**body["spec"], "runPolicy": {"suspend": True}}}
+
+
+FOREIGN: dict[str, Object] = {"PyTorchJob": idle(), "ConfigMap": config_map("foreign")}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

@@ -12,7 +12,7 @@ from tests.cluster.api import Api, Object, has_condition
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import ADAPTER, Scene, manifest, success
-from tests.cluster.steps import Step, apply, each, exits, play, run, succeeds
+from tests.cluster.steps import Step, apply, cast, exits, play, play_all, run, succeeds
 
 NODES = {"nodes": 2, "gpusPerNode": 0}
 
@@ -54,9 +54,8 @@ SCENARIOS = {
 }
 
 
-@each(SCENARIOS)
-def test_a_job_succeeds_with_the_words_of_rank_0(scene: Scene, steps: list[Step]) -> None:
-    play(scene, steps)
+def test_a_job_succeeds_with_the_words_of_rank_0(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+    play_all(cast(api, kubelet, SCENARIOS))
 
 
 def test_status_keeps_what_the_trainer_said_last(scene: Scene) -> None:
@@ -157,11 +156,9 @@ def test_everything_that_a_job_may_ask_for_is_admitted_and_is_not_taken_for_an_e
     assert "edited" not in scene.condition(status)["message"]
 
 
-@pytest.mark.parametrize(
-    "name", ["x", "a" * 63, f"{'a' * 35}-{'b' * 27}"], ids=["shortest", "longest", "cut behind a dash"]
-)
-def test_a_name_may_have_any_length(operator: OperatorProcess, api: Api, kubelet: Kubelet, name: str) -> None:
-    play(Scene(api, kubelet, name), SCENARIOS["one worker"])
+def test_a_name_may_have_any_length(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+    names = {"shortest": "x", "longest": "a" * 63, "cut behind a dash": f"{'a' * 35}-{'b' * 27}"}
+    play_all({why: (Scene(api, kubelet, name), SCENARIOS["one worker"]) for why, name in names.items()})
 
 
 def test_jobs_with_the_same_long_beginning_do_not_meet(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:

@@ -14,12 +14,13 @@ from tests.cluster.steps import (
     Step,
     apply,
     both,
+    cast,
     change,
     checkpoint,
     crashes,
-    each,
     nothing,
     play,
+    play_all,
     queue_admits,
     queue_holds,
     resume,
@@ -86,9 +87,8 @@ SCENARIOS = {
 }
 
 
-@each(SCENARIOS)
-def test_a_job_is_suspended(scene: Scene, steps: list[Step]) -> None:
-    play(scene, steps)
+def test_a_job_is_suspended(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+    play_all(cast(api, kubelet, SCENARIOS))
 
 
 def test_a_suspended_job_holds_nothing_and_knows_its_checkpoint(scene: Scene) -> None:
@@ -171,9 +171,9 @@ def queued(scene: Scene) -> Object:
     return scene.api.create(body)
 
 
-@each(QUEUES)
-def test_a_queue_decides_when_the_workers_run(scene: Scene, steps: list[Step]) -> None:
-    play(scene, [Step(queued, "Starting", "Starting"), *steps])
+def test_a_queue_decides_when_the_workers_run(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+    began = Step(queued, "Starting", "Starting")
+    play_all(cast(api, kubelet, {name: [began, *steps] for name, steps in QUEUES.items()}))
 
 
 def test_what_a_queue_did_is_left_alone(scene: Scene) -> None:

@@ -10,7 +10,7 @@ from tests.cluster.api import Api, Object, wait_until
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import Scene
-from tests.cluster.steps import Happening, Step, apply, each, nothing, play, resume, run, suspend
+from tests.cluster.steps import Happening, Step, apply, cast, nothing, play, play_all, resume, run, suspend
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def one_of_two_runs(scene: Scene) -> None:
     scene.kubelet.scheduled(second)
 
 
+WAITS = ("Unschedulable", "ImagePullFailed", "ConfigurationMissing")
 SCENARIOS = {
     "no machine has room": [
         Step(
@@ -74,14 +75,14 @@ SCENARIOS = {
 }
 
 
-@each(SCENARIOS)
-def test_what_a_job_waits_for_appears_and_clears(scene: Scene, steps: list[Step]) -> None:
-    play(scene, [Step(apply(), "Starting", "Starting"), *steps])
-    waits = [
-        step.reason for step in steps if step.reason in ("Unschedulable", "ImagePullFailed", "ConfigurationMissing")
-    ]
-    told = wait_until(scene.events, lambda events: len(events) > len(waits))
-    assert [event for event in told if event[1] in waits] == [("Warning", reason) for reason in waits]
+def test_what_a_job_waits_for_appears_and_clears(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+    applied = Step(apply(), "Starting", "Starting")
+    stories = cast(api, kubelet, {name: [applied, *steps] for name, steps in SCENARIOS.items()})
+    play_all(stories)
+    for scene, steps in stories.values():
+        waits = [step.reason for step in steps if step.reason in WAITS]
+        told = scene.wait_events(1 + len(waits))
+        assert [event for event in told if event[1] in WAITS] == [("Warning", reason) for reason in waits]
 
 
 def test_of_several_workers_those_that_wait_are_counted(scene: Scene) -> None:

@@ -80,6 +80,20 @@ def test_a_pytorchjob() -> None:
     assert (found.resumed_at, found.end, found.end_message, found.ended_at) == (later(0), "Failed", "why", later(0))
 
 
+@pytest.mark.parametrize(
+    ("asked", "done", "suspended"),
+    [(None, None, False), (True, None, True), (True, "True", True), (False, "True", True), (False, "False", False)],
+)
+def test_a_suspension_lasts_until_the_training_operator_knows_that_it_is_over(
+    asked: bool | None, done: str | None, suspended: bool
+) -> None:
+    """Before that nobody can say since when the job is active again, and the old pods look like failures."""
+    since = "2026-01-31T12:00:00Z"
+    conditions = [{"type": "Suspended", "status": done, "lastTransitionTime": since}] if done else []
+    found = read_workers({"spec": {"runPolicy": {"suspend": asked}}, "status": {"conditions": conditions}}, 1)
+    assert (found.suspended, found.resumed_at) == (suspended, later(0) if done == "False" else None)
+
+
 KEYS = [
     *("metadata", "spec", "status", "phase", "conditions", "containerStatuses", "state", "terminated", "waiting"),
     *("name", "reason", "exitCode", "message", "finishedAt", "labels", "ownerReferences", "runPolicy", "type"),
