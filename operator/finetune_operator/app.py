@@ -125,7 +125,7 @@ class Operator:
             appeared, stop = asyncio.Event(), asyncio.Event()
             appearance = asyncio.create_task(self._stop_when_kind_appears(appeared, stop))
             try:
-                await watch(handlers, self._settings.watch_namespaces, stop, asyncio.Event())
+                await watch(handlers, self._settings.watch_namespaces, stop)
             finally:
                 appearance.cancel()
             if not appeared.is_set():

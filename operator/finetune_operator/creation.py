@@ -53,13 +53,13 @@ async def create_attempt(
         plan.again_at = now + timedelta(seconds=_wait_seconds(known))
     except (NotFound, Forbidden, Unavailable) as error:
         reason = _reason(error)
-        if isinstance(error, Forbidden) and reason is None:
+        if reason is not None:
+            _hindered(plan, known, reason, _SENTENCES[reason](error), seen, now)
+        elif isinstance(error, Forbidden):
             # The namespace is being deleted, and the job with it.
             plan.again_at = now + timedelta(seconds=_wait_seconds(known))
-            return None
-        if reason is None:
+        else:
             raise
-        _hindered(plan, known, reason, _SENTENCES[reason](error), seen, now)
     else:
         known.hindered = 0
         note_created(plan, workers, seen, now, patience)

@@ -137,9 +137,7 @@ def registry(
     return handlers
 
 
-async def watch(
-    handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: asyncio.Event, ready: asyncio.Event
-) -> None:
+async def watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: asyncio.Event) -> None:
     """Watch until `stop` is set or a signal comes.
 
     Raises:
@@ -152,6 +150,5 @@ async def watch(
         namespaces=namespaces,
         standalone=True,
         stop_flag=stop,
-        ready_flag=ready,
     )
     await kopf.run_tasks(tasks, ignored=_Everything())
