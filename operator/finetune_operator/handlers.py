@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import kopf
@@ -32,6 +33,9 @@ from finetune_operator.resync import JOBS, Dispatcher, child_ended
 LOGIN_LIFE = timedelta(minutes=30)
 """A pod's token is replaced every hour; kopf then asks again."""
 BACKOFF_LIMIT_SECONDS = 30.0
+LEFTOVER_SECONDS = 0.2
+"""Wait between two cancellations of what kopf leaves behind (seconds)."""
+_KOPF = Path(kopf.__file__).parent
 
 
 class _EndlessBackoff:
@@ -151,4 +155,24 @@ async def watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], st
         standalone=True,
         stop_flag=stop,
     )
-    await kopf.run_tasks(tasks, ignored=_Everything())
+    try:
+        await kopf.run_tasks(tasks, ignored=_Everything())
+    finally:
+        await _end_leftovers()
+
+
+async def _end_leftovers() -> None:
+    """End every task of kopf's that is left.
+
+    A watch that waits for the first byte of its answer takes its cancellation for the end of that answer and begins
+    anew. One cancellation, all that asyncio gives when a process ends, would leave the process running, and blind.
+    """
+    while left := [task for task in asyncio.all_tasks() if _is_of_kopf(task)]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=LEFTOVER_SECONDS)
+
+
+def _is_of_kopf(task: asyncio.Task[Any]) -> bool:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and Path(code.co_filename).is_relative_to(_KOPF)

@@ -66,6 +66,9 @@ class FaultProxy:
         self._tls.load_cert_chain(certificate, key)
         self._trust = ssl.create_default_context(cafile=str(plane.ca_file))
         self._silent: set[str] = set()
+        self._unanswered: set[str] = set()
+        self.waiting_watches = 0
+        """Requests for watches that wait for an answer, which they never get."""
         self._watches: dict[asyncio.Task[Any], tuple[str, web.StreamResponse]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault proxy", daemon=True)
@@ -87,6 +90,7 @@ class FaultProxy:
         self.done.clear()
         self.refuse = self.after_answer = self.on_event = None
         self._silent = set()
+        self._unanswered = set()
 
     @contextmanager
     def out_of_reach(self) -> Iterator[None]:
@@ -105,6 +109,15 @@ class FaultProxy:
             yield
         finally:
             self._silent = set()
+
+    @contextmanager
+    def unanswered(self, *resources: str) -> Iterator[None]:
+        """Requests for watches of these plurals get no answer at all, not even a status line."""
+        self._unanswered = set(resources)
+        try:
+            yield
+        finally:
+            self._unanswered = set()
 
     def end_watches(self, code: int, *resources: str) -> int:
         """Send an ERROR with that code into the watches of these plurals and end them; how many there were."""
@@ -176,6 +189,12 @@ class FaultProxy:
         refusal = self.refuse(call) if self.refuse else None
         if refusal is not None:
             return _refused(refusal)
+        if call.verb == "watch" and call.resource in self._unanswered:
+            self.waiting_watches += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.waiting_watches -= 1
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _NOT_PASSED_ON}
         url = self._server + request.raw_path
         try:

@@ -172,6 +172,19 @@ def test_a_watch_that_ends_with_an_error_is_taken_up_again(unlucky: UnluckyOpera
     assert len(unlucky.proxy.created("guard", "pytorchjobs")) == 2
 
 
+def test_the_process_ends_while_a_watch_waits_for_its_answer(unlucky: UnluckyOperator, scene: Scene) -> None:
+    wait_until(unlucky.proxy.watched, lambda open_: len(open_) == len(WATCHES))
+    with unlucky.proxy.unanswered("pods"):
+        unlucky.proxy.end_watches(410, "pods")
+        wait_until(lambda: unlucky.proxy.waiting_watches)
+        # Left alone it would begin its watch anew for ever, and the dead operator would stay.
+        unlucky.proxy.end_watches(500, "pytorchjobs")
+        assert wait_until(lambda: unlucky.process.server.exit_code, lambda code: code is not None) == 1
+    unlucky.process.start()
+    scene.apply()
+    scene.run()
+
+
 def test_a_silent_watch_is_made_up_for_and_reported(unlucky: UnluckyOperator, scene: Scene) -> None:
     wait_until(unlucky.proxy.watched, lambda open_: len(open_) == len(WATCHES))
     with unlucky.proxy.silent(*WATCHES):
