@@ -84,13 +84,12 @@ def _train(
 ) -> tuple[StepTrainer, bool]:
     """Train to the end, or to a checkpoint when a stop is asked for (the second value is then true)."""
     spec, plan = job.spec, prepared.plan
-    model = _load_model(spec, prepared, around, device)
     control = RunControl(plan=plan, save_at=_save_steps(spec, plan), stop_asked=stop_asked, ranks=around.ranks)
     resumed_at = prepared.resume.step if prepared.resume else None
     with MetricsLog(around.output.metrics_path, resumed_at_step=resumed_at) as metrics_log:
         observer = TrainingObserver(reporter=around.reporter, console=around.console, metrics_log=metrics_log)
-        trainer = _trainer(job, prepared, around, device, model, [control, observer])
-        _announce(prepared, around, model)
+        trainer = assemble(job, prepared, around, device, [control, observer])
+        _announce(prepared, around, trainer.peft_model)
         # Ranks draw different dropout; a resume replaces this by the saved state.
         torch.manual_seed(spec.seed + around.ranks.rank)
         try:
@@ -126,10 +125,12 @@ def _save_steps(spec: FineTuneJobSpec, plan: TrainingPlan) -> frozenset[int]:
     return save_steps(total_steps=plan.total_steps, every=every, at_most=spec.max_num_checkpoints)
 
 
-def _trainer(
-    job: FineTuneJob, prepared: Prepared, around: Surroundings, device: torch.device, model: Any, callbacks: list[Any]
+def assemble(
+    job: FineTuneJob, prepared: Prepared, around: Surroundings, device: torch.device, callbacks: list[Any]
 ) -> StepTrainer:
+    """The model, loaded and with its LoRA layers, in the trainer that is to train it."""
     spec, ranks = job.spec, around.ranks
+    model = _load_model(spec, prepared, around, device)
     tokenizer = prepared.model.tokenizer.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

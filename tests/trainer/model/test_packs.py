@@ -1,0 +1,130 @@
+"""Packs of rows compute what the rows compute one by one: on any tree, loss and every gradient of the adapter."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_trainer.model.batch import TokenPair, pad
+from finetune_trainer.model.loss import summed_loss, target_logits
+from finetune_trainer.model.packed_attention import PackingRefusedError, attending, use_packed_attention
+from finetune_trainer.model.packed_forward import take_packs
+from finetune_trainer.model.prefix_tree import packs_of
+from finetune_trainer.model.tree_attention import dense, flex, in_pieces, tree_mask
+
+VOCABULARY = 50
+CLOSE = 1e-5
+"""Relative, on the whole gradient."""
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> list[TokenPair]:
+    """Rows that leave each other's path at random places."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows: list[TokenPair] = []
+    for _ in range(draw(st.integers(1, 7))):
+        start = rows[draw(st.integers(0, len(rows) - 1))][0] if rows else np.zeros(0, dtype=np.int64)
+        kept = start[: draw(st.integers(0, len(start)))]
+        own = generator.integers(0, VOCABULARY, draw(st.integers(1, 60)))
+        ids = np.concatenate([kept, own]).astype(np.int64)
+        rows.append((ids, generator.random(len(ids)) < draw(st.sampled_from([0.0, 0.1, 1.0]))))
+    return rows
+
+
+@functools.cache
+def tiny(window: int | None = None) -> Any:
+    """A Mistral with an adapter that changes what it says."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+    )
+    base = MistralForCausalLM(config).requires_grad_(False)
+    use_packed_attention(base)
+    take_packs(base)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    return model.train()
+
+
+def outcome(model: Any, rows: list[TokenPair], *, budget: int | None, share: bool = True) -> tuple[float, torch.Tensor]:
+    """Loss and whole gradient; without a budget by the model's own forward, row by row."""
+    model.zero_grad()
+    total = 0.0
+    if budget is None:
+        for row in rows:
+            alone = summed_loss(*target_logits(model, pad([row], 0), keep=True))
+            torch.autograd.backward(alone)
+            total += alone.item()
+    else:
+        for pack in packs_of(rows, budget=budget, share=share):
+            with attending(pack):
+                loss, _ = model(pack=pack)
+                loss.backward()
+            total += loss.item()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return total, torch.cat(gradients)
+
+
+@pytest.mark.parametrize("window", [None, 20], ids=["full", "sliding"])
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "plain"])
+@settings(max_examples=25, deadline=None)
+@given(rows=trees(), budget=st.sampled_from([1, 64, 10_000]))
+def test_loss_and_gradients_are_those_of_one_row_at_a_time(
+    window: int | None, share: bool, rows: list[TokenPair], budget: int
+) -> None:
+    model = tiny(window)
+    loss, gradient = outcome(model, rows, budget=None)
+    packed_loss, packed_gradient = outcome(model, rows, budget=budget, share=share)
+    assert packed_loss == pytest.approx(loss, rel=CLOSE)
+    assert torch.norm(packed_gradient - gradient) <= CLOSE * torch.norm(gradient)
+
+
+# Compiling takes a compiler and minutes; the tree is the same without.
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@settings(max_examples=25, deadline=None)
+@given(rows=trees())
+def test_all_kinds_of_attention_agree(rows: list[TokenPair]) -> None:
+    (pack,) = packs_of(rows, budget=10_000, share=True)
+    size = pack.input_ids.shape[1]
+    query, key, value = torch.randn(1, 4, size, 16), torch.randn(1, 2, size, 16), torch.randn(1, 2, size, 16)
+    wanted = dense(query, key, value, tree_mask(pack), 0.25)
+    torch.testing.assert_close(in_pieces(query, key, value, pack, 0.25), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(flex(query, key, value, pack, 0.25), wanted, atol=1e-5, rtol=1e-5)
+
+
+@given(rows=trees(), budget=st.integers(1, 200))
+def test_every_target_of_every_row_is_there_once(rows: list[TokenPair], budget: int) -> None:
+    packs = packs_of(rows, budget=budget, share=True)
+    wanted = sorted(int(i) for ids, trained in rows for i in ids[1:][trained[1:]])
+    assert sorted(int(i) for pack in packs for i in pack.targets) == wanted
+
+
+def test_a_shared_prompt_is_stored_once() -> None:
+    prompt = np.arange(40)
+    rows = [(np.concatenate([prompt, [40 + i] * 5]), np.arange(45) >= 42) for i in range(4)]
+    (shared,) = packs_of(rows, budget=1_000, share=True)
+    assert shared.input_ids.shape[1] == 40 + 4 * 4  # the last token of a row predicts nothing
+    (plain,) = packs_of(rows, budget=1_000, share=False)
+    assert plain.input_ids.shape[1] == 4 * 44
+
+
+def test_layers_other_than_attention_are_refused() -> None:
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    config = Qwen3NextConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_experts=2)
+    with torch.device("meta"), pytest.raises(PackingRefusedError, match="linear_attention layers"):
+        use_packed_attention(Qwen3NextForCausalLM(config))

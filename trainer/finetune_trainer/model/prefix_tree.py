@@ -1,0 +1,177 @@
+"""Rows as a prefix tree: what several of them begin with is stored, and later computed, once.
+
+A pack is the tree written down depth first. A token may attend to the tokens before it whose node lies on its own path,
+and those are exactly the ones whose subtree has not ended yet: kv <= q < span_end[kv]. Rows without a common beginning
+are roots side by side, which is plain block-diagonal packing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_trainer.model.batch import TokenPair
+
+MIN_SHARED = 16
+"""Tokens. A shorter common beginning costs more in pieces of attention than computing it twice."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A run of tokens that the same rows have in common."""
+
+    start: int
+    """First token in the pack."""
+    end: int
+    """Behind its last token; its descendants follow."""
+    span_end: int
+    """Behind the last token of its last descendant; `end` for a leaf."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """T tokens of a prefix tree, depth first, and N predictions."""
+
+    input_ids: torch.Tensor
+    """int64 [1, T]."""
+    position_ids: torch.Tensor
+    """int64 [1, T]: each token's place in the rows it belongs to."""
+    span_end: torch.Tensor
+    """int64 [T]: behind the last token that may attend to this one."""
+    sources: torch.Tensor
+    """int64 [N]: the token whose hidden state predicts. A shared one may appear once per row."""
+    targets: torch.Tensor
+    """int64 [N]: the token to predict, or IGNORED."""
+    nodes: tuple[Node, ...]
+    """Depth first; together they cover all tokens."""
+    longest: int
+    """Tokens of the longest row."""
+
+    def to(self, device: torch.device) -> Pack:
+        """The same on `device`."""
+        names = ("input_ids", "position_ids", "span_end", "sources", "targets")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """A row without what lies behind its last prediction, which no prediction can see."""
+
+    ids: Array
+    """int64 [L]: the tokens that are computed."""
+    sources: Array
+    """int64 [n]: places that predict."""
+    targets: Array
+    """int64 [n]."""
+
+
+def packs_of(sequences: Sequence[TokenPair], *, budget: int, share: bool) -> list[Pack]:
+    """The sequences in as few packs as the budget allows, about equally full, the fullest first.
+
+    Args:
+        sequences: (ids int64 [L], trained bool [L]) each, at least one.
+        budget: most tokens of a pack; a longer sequence gets a pack of its own.
+        share: whether common beginnings are stored once; without it every sequence is a root.
+    """
+    cut = [_cut(ids, trained) for ids, trained in sequences]
+    # In lexicographic order a sequence shares with no earlier one more than with the one just before it.
+    cut.sort(key=lambda sequence: sequence.ids.astype(">u4").tobytes())
+    shared = [0] + [_common(a.ids, b.ids) if share else 0 for a, b in itertools.pairwise(cut)]
+    even = _even_budget([len(s.ids) for s in cut], shared, budget)
+    groups = _fill([len(s.ids) for s in cut], shared, even)
+    packs = [_pack(cut[first:last], [0, *shared[first + 1 : last]]) for first, last in groups]
+    return sorted(packs, key=lambda pack: -pack.input_ids.shape[1])
+
+
+def _cut(ids: Array, trained: Array) -> _Sequence:
+    sources = np.flatnonzero(trained[1:])
+    # Where nothing is predicted a token is left, so that the model has something to run on.
+    length = int(sources[-1]) + 1 if len(sources) else 1
+    return _Sequence(ids[:length], sources, ids[sources + 1])
+
+
+def _common(a: Array, b: Array) -> int:
+    """Length of the common beginning, or 0 when it is too short to be worth it."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    common = int(differ[0]) if len(differ) else n
+    return common if common >= MIN_SHARED else 0
+
+
+def _fill(lengths: list[int], shared: list[int], budget: int) -> list[tuple[int, int]]:
+    """Runs (first, last) of sequences, each within the budget."""
+    groups, first, used = [], 0, 0
+    for number, (length, common) in enumerate(zip(lengths, shared, strict=True)):
+        if number > first and used + length - common > budget:
+            groups.append((first, number))
+            first, used, common = number, 0, 0
+        used += length - (common if number > first else 0)
+    return [*groups, (first, len(lengths))]
+
+
+def _even_budget(lengths: list[int], shared: list[int], budget: int) -> int:
+    """The smallest budget that needs no more packs."""
+    fewest = len(_fill(lengths, shared, budget))
+    low, high = 1, budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(_fill(lengths, shared, middle)) <= fewest:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _pack(sequences: Sequence[_Sequence], shared: Sequence[int]) -> Pack:
+    """One pack of sequences in lexicographic order; sequence i has its first shared[i] tokens in common with i-1."""
+    # A boundary between nodes lies wherever a later sequence leaves a path.
+    nodes: list[list[int]] = []
+    path: list[list[int]] = []  # [start, end, span_end, depth] of the nodes on the path of the latest sequence
+    ids: list[Array] = []
+    places: list[Array] = []
+    where = np.zeros(0, dtype=np.int64)  # of each token of the latest sequence in the pack
+    sources, targets = [], []
+    size = 0
+    for sequence, common in zip(sequences, shared, strict=True):
+        while path and path[-1][3] >= common:
+            path.pop()[2] = size
+        if path and common - path[-1][3] < MIN_SHARED:
+            # So little of the last node is shared that it is computed again.
+            common = path[-1][3]
+            path.pop()[2] = size
+        if path and path[-1][3] + path[-1][1] - path[-1][0] > common:
+            upper, keep = path[-1], common - path[-1][3]
+            lower = [upper[0] + keep, upper[1], size, common]
+            nodes.insert(nodes.index(upper) + 1, lower)
+            upper[1] = upper[0] + keep
+        own = sequence.ids[common:]
+        if len(own):
+            node = [size, size + len(own), 0, common]
+            nodes.append(node)
+            path.append(node)
+        where = np.concatenate([where[:common], np.arange(size, size + len(own))])
+        ids.append(own)
+        places.append(np.arange(common, len(sequence.ids)))
+        size += len(own)
+        sources.append(where[sequence.sources])
+        targets.append(sequence.targets)
+    for node in path:
+        node[2] = size
+    found = tuple(Node(start, end, span_end) for start, end, span_end, _ in nodes)
+    span_end = np.concatenate([np.full(node.end - node.start, node.span_end) for node in found])
+    return Pack(
+        torch.from_numpy(np.concatenate(ids))[None],
+        torch.from_numpy(np.concatenate(places))[None],
+        torch.from_numpy(span_end),
+        torch.from_numpy(np.concatenate(sources)),
+        torch.from_numpy(np.concatenate(targets)),
+        found,
+        max(len(sequence.ids) for sequence in sequences),
+    )
