@@ -63,6 +63,17 @@ async def _let_callbacks_run() -> None:
         await asyncio.sleep(0)
 
 
+async def _end_connections(loop: asyncio.AbstractEventLoop) -> None:
+    """Whatever the server has left: a socket still open when the loop closes fails some later test."""
+    others = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
+    if others:
+        await asyncio.wait(others, timeout=WAIT_SECONDS)
+    # asyncio keeps them under no public name.
+    for transport in list(getattr(loop, "_transports", {}).values()):
+        transport.abort()
+    await _let_callbacks_run()
+
+
 @contextmanager
 def run_receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver on a free port of the loopback interface."""
@@ -83,7 +94,7 @@ def run_receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
         await site.stop()
         await _let_callbacks_run()
         await runner.cleanup()
-        await _let_callbacks_run()
+        await _end_connections(loop)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
