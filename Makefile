@@ -12,7 +12,7 @@ CRD := crds/finetunejobs.yaml
 JOB_REFERENCE := docs/reference/job.md
 CHECKED := $(wildcard crds operator trainer cli tests benchmarks examples/safety)
 
-.PHONY: help setup demo dev-cluster bench-operator test check generate check-generated lock clean
+.PHONY: help setup demo dev-cluster bench bench-operator test check generate check-generated lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: setup ## fine-tune a small real model on this machine and compare its answ
 
 dev-cluster: setup ## run a real control plane with the operator, to play with; PLAY=--play lets jobs succeed
 	@$(PYTHON) -m tests.cluster.dev $(PLAY)
+
+bench: setup ## measure the trainer beside TRL's, step by step in turn; BENCH="--shapes guard --rows 8 --rounds 1"
+	@$(PYTHON) -m benchmarks.trainer $(BENCH)
 
 bench-operator: setup ## measure the operator beside a naive one on a real control plane; BENCH="--rounds 1 --many 0"
 	@$(PYTHON) -m benchmarks.operator $(BENCH)

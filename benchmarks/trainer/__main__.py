@@ -1,0 +1,79 @@
+"""`make bench`: our trainer beside TRL's, on the same optimizer steps, in one process, step by step in turn.
+
+Which contestant begins changes with every step, so that whatever else the machine does falls on all. The report is
+Markdown on standard output; what is going on is told on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+_ENVIRONMENT = {
+    # Threads that spin while they wait are counted as work. Read by the library when it is loaded.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print the report."""
+    options = _options(arguments)
+    if any(os.environ.get(name) != value for name, value in _ENVIRONMENT.items()):
+        command = [sys.executable, "-m", "benchmarks.trainer", *(sys.argv[1:] if arguments is None else arguments)]
+        os.execve(sys.executable, command, os.environ | _ENVIRONMENT)  # noqa: S606 (no shell is wanted)
+    from benchmarks.trainer.measure import Settings, measure
+
+    measure(
+        Settings(
+            shapes=options.shapes,
+            rows=options.rows,
+            rounds=options.rounds,
+            seed=options.seed,
+            trl_rows=options.trl_rows,
+            padding_free=options.padding_free,
+            profile=options.profile,
+            rss=options.rss,
+            memory_gib=options.memory_gib,
+        )
+    )
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer", description=__doc__)
+    parser.add_argument(
+        "--shapes", type=_words, default="guard,tools,chat,short", help="of the data (default: %(default)s)"
+    )
+    parser.add_argument("--rows", type=_numbers, default="8,32", help="rows a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="steps measured after a warm-up (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--trl-rows",
+        type=_numbers,
+        default="8",
+        help="rows of TRL's micro-batches; trl-fair tries all, TRL as shipped the first (default: %(default)s)",
+    )
+    parser.add_argument("--padding-free", action="store_true", help="try TRL's padding-free batches too")
+    parser.add_argument("--profile", action="store_true", help="where one of our steps spends its time")
+    parser.add_argument("--rss", action="store_true", help="peak memory of a step, each contestant in its own process")
+    parser.add_argument(
+        "--memory-gib", type=float, default=12.0, help="what a step may take at most (default: %(default)s)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The fine-tuning job that is measured, prepared as `finetune run` prepares it but never published."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.trainer.shapes import Row
+from finetune_api.defaults import effective_job
+from finetune_api.load import load_job
+from finetune_api.outcome import TerminationMessage
+from finetune_trainer.job_output import open_output
+from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
+from finetune_trainer.run import assemble
+from finetune_trainer.train.collective import Ranks
+from finetune_trainer.train.console import Console
+from finetune_trainer.train.progress import ProgressReporter
+from finetune_trainer.train.trainer import StepTrainer
+
+RANK = 8
+ALPHA = 16
+LEARNING_RATE = 2e-4
+MAX_GRAD_NORM = 1.0
+ROWS_PER_DEVICE = 8
+
+_CHATML = {
+    "system": "<|im_start|>system\n{instruction}<|im_end|>\n",
+    "user": "<|im_start|>user\n{instruction}<|im_end|>\n",
+    "assistant": "<|im_start|>assistant\n{instruction}<|im_end|>\n",
+    "trailing_assistant": "<|im_start|>assistant\n",
+}
+
+
+class BenchmarkJob:
+    """A job with its data tokenized and its plan made.
+
+    Args:
+        model: folder of the base model.
+        rows: the training data.
+        rows_per_step: a multiple of 8.
+        folder: an empty folder for the job's files.
+        seed: of the order of rows and of the LoRA weights.
+    """
+
+    def __init__(self, model: Path, rows: list[Row], *, rows_per_step: int, folder: Path, seed: int) -> None:
+        data = folder / "train.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        spec: dict[str, Any] = {
+            "model_id": str(model),
+            "train_path": str(data),
+            "generation_config": {"prompt_format": _CHATML, "stopping_sequences": ["<|im_end|>"]},
+            "num_epochs": 1,
+            "train_batch_size_per_device": ROWS_PER_DEVICE,
+            "gradient_accumulation_steps": rows_per_step // ROWS_PER_DEVICE,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "num_warmup_steps": 0,
+            "weight_decay": 0.0,
+            "max_grad_norm": MAX_GRAD_NORM,
+            "seed": seed,
+            "lora_config": {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0, "target_modules": "all-linear"},
+            "output": {"uri": str(folder / "out")},
+        }
+        manifest = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "benchmark"}}
+        loaded = load_job(yaml.safe_dump(manifest | {"spec": spec}), source="the benchmark's job")
+        if loaded.job is None:
+            raise ValueError(f"The benchmark's job is not valid: {loaded.errors}")
+        self._job = effective_job(loaded.job)
+        self._device = torch.device("cpu")
+        scratch, ranks = folder / "scratch", Ranks()
+        scratch.mkdir()
+        self._around = Surroundings(
+            ranks, Console(io.StringIO()), ProgressReporter(None), open_output(self._job, scratch, ranks), scratch
+        )
+        prepared = prepare_run(self._job, [], self._around, self._device)
+        if isinstance(prepared, TerminationMessage):
+            raise TypeError("The benchmark's job is published already, which an empty folder cannot be.")
+        self.prepared: Prepared = prepared
+
+    def assemble(self) -> StepTrainer:
+        """Our trainer for this job, its model freshly loaded."""
+        return assemble(self._job, self.prepared, self._around, self._device, [])
