@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from finetune_trainer.model.batch import IGNORED
+from finetune_trainer.model.loss import correct_targets, summed_loss
 from finetune_trainer.model.packed_attention import PackingRefusedError, attention_calls
 from finetune_trainer.model.prefix_tree import Pack
 
@@ -65,7 +64,7 @@ def pack_loss(base: Any, original: Callable[..., Any], pack: Pack) -> tuple[torc
         return _evaluated(hidden, pack.targets, head, rows)
     if learns:
         parts = _chunks(hidden, pack.targets, rows)
-        loss = torch.stack([checkpoint(_cross_entropy, head, *part, use_reentrant=False) for part in parts]).sum()
+        loss = torch.stack([checkpoint(_head_loss, head, *part, use_reentrant=False) for part in parts]).sum()
     else:
         loss = _FrozenHead.apply(hidden, pack.targets, head, rows)  # type: ignore[no-untyped-call]  # torch's
     return loss, torch.zeros((), dtype=torch.int64, device=loss.device)
@@ -106,7 +105,7 @@ class _FrozenHead(torch.autograd.Function):
         for number, (states, wanted) in enumerate(_chunks(hidden, targets, rows)):
             with torch.enable_grad():
                 leaf = states.detach().requires_grad_()
-                loss = _cross_entropy(head, leaf, wanted)
+                loss = _head_loss(head, leaf, wanted)
             (gradient[number * rows : number * rows + len(states)],) = torch.autograd.grad(loss, leaf)
             total += loss.detach()
         ctx.save_for_backward(gradient)
@@ -123,15 +122,15 @@ def _chunks(hidden: torch.Tensor, targets: torch.Tensor, rows: int) -> Iterator[
         yield hidden[first : first + rows], targets[first : first + rows]
 
 
-def _cross_entropy(head: Head, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(head(states).float(), targets, ignore_index=IGNORED, reduction="sum")
+def _head_loss(head: Head, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return summed_loss(head(states), targets)
 
 
 def _evaluated(hidden: torch.Tensor, targets: torch.Tensor, head: Head, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     loss = torch.zeros((), device=hidden.device)
     correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
     for states, wanted in _chunks(hidden, targets, rows):
-        logits = head(states).float()
-        loss += functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
-        correct += (logits.argmax(dim=-1) == wanted).sum()
+        logits = head(states)
+        loss += summed_loss(logits, wanted)
+        correct += correct_targets(logits, wanted)
     return loss, correct

@@ -35,9 +35,11 @@ class Node:
     """Behind the last token of its last descendant; `end` for a leaf."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pack:
-    """T tokens of a prefix tree, depth first, and N predictions."""
+    """T tokens of a prefix tree, depth first, and N predictions. Equal to itself alone, so that what is made of it can
+    be kept by it.
+    """
 
     input_ids: torch.Tensor
     """int64 [1, T]."""
@@ -84,8 +86,8 @@ def packs_of(sequences: Sequence[TokenPair], *, budget: int, share: bool) -> lis
     # In lexicographic order a sequence shares with no earlier one more than with the one just before it.
     cut.sort(key=lambda sequence: sequence.ids.astype(">u4").tobytes())
     shared = [0] + [_common(a.ids, b.ids) if share else 0 for a, b in itertools.pairwise(cut)]
-    even = _even_budget([len(s.ids) for s in cut], shared, budget)
-    groups = _fill([len(s.ids) for s in cut], shared, even)
+    lengths = [len(sequence.ids) for sequence in cut]
+    groups = _fill(lengths, shared, _even_budget(lengths, shared, budget))
     packs = [_pack(cut[first:last], [0, *shared[first + 1 : last]]) for first, last in groups]
     return sorted(packs, key=lambda pack: -pack.input_ids.shape[1])
 
@@ -129,31 +131,50 @@ def _even_budget(lengths: list[int], shared: list[int], budget: int) -> int:
     return low
 
 
+@dataclass(eq=False)
+class _Open:
+    """A node while its pack is written."""
+
+    start: int
+    end: int
+    depth: int
+    """Tokens on the path before it."""
+    span_end: int = 0
+
+    @property
+    def bottom(self) -> int:
+        """Tokens on the path up to its end."""
+        return self.depth + self.end - self.start
+
+    def split(self, depth: int, span_end: int) -> _Open:
+        """End at `depth`; the node that takes the rest, with all descendants so far, which end at `span_end`."""
+        middle = self.start + depth - self.depth
+        lower = _Open(middle, self.end, depth, span_end)
+        self.end = middle
+        return lower
+
+
 def _pack(sequences: Sequence[_Sequence], shared: Sequence[int]) -> Pack:
     """One pack of sequences in lexicographic order; sequence i has its first shared[i] tokens in common with i-1."""
-    # A boundary between nodes lies wherever a later sequence leaves a path.
-    nodes: list[list[int]] = []
-    path: list[list[int]] = []  # [start, end, span_end, depth] of the nodes on the path of the latest sequence
+    nodes: list[_Open] = []
+    path: list[_Open] = []  # to the end of the latest sequence
     ids: list[Array] = []
     places: list[Array] = []
     where = np.zeros(0, dtype=np.int64)  # of each token of the latest sequence in the pack
     sources, targets = [], []
     size = 0
     for sequence, common in zip(sequences, shared, strict=True):
-        while path and path[-1][3] >= common:
-            path.pop()[2] = size
-        if path and common - path[-1][3] < MIN_SHARED:
+        while path and path[-1].depth >= common:
+            path.pop().span_end = size
+        if path and common - path[-1].depth < MIN_SHARED:
             # So little of the last node is shared that it is computed again.
-            common = path[-1][3]
-            path.pop()[2] = size
-        if path and path[-1][3] + path[-1][1] - path[-1][0] > common:
-            upper, keep = path[-1], common - path[-1][3]
-            lower = [upper[0] + keep, upper[1], size, common]
-            nodes.insert(nodes.index(upper) + 1, lower)
-            upper[1] = upper[0] + keep
+            common = path[-1].depth
+            path.pop().span_end = size
+        if path and path[-1].bottom > common:
+            nodes.insert(nodes.index(path[-1]) + 1, path[-1].split(common, size))
         own = sequence.ids[common:]
         if len(own):
-            node = [size, size + len(own), 0, common]
+            node = _Open(size, size + len(own), common)
             nodes.append(node)
             path.append(node)
         where = np.concatenate([where[:common], np.arange(size, size + len(own))])
@@ -163,15 +184,13 @@ def _pack(sequences: Sequence[_Sequence], shared: Sequence[int]) -> Pack:
         sources.append(where[sequence.sources])
         targets.append(sequence.targets)
     for node in path:
-        node[2] = size
-    found = tuple(Node(start, end, span_end) for start, end, span_end, _ in nodes)
-    span_end = np.concatenate([np.full(node.end - node.start, node.span_end) for node in found])
+        node.span_end = size
     return Pack(
         torch.from_numpy(np.concatenate(ids))[None],
         torch.from_numpy(np.concatenate(places))[None],
-        torch.from_numpy(span_end),
+        torch.from_numpy(np.concatenate([np.full(node.end - node.start, node.span_end) for node in nodes])),
         torch.from_numpy(np.concatenate(sources)),
         torch.from_numpy(np.concatenate(targets)),
-        found,
+        tuple(Node(node.start, node.end, node.span_end) for node in nodes),
         max(len(sequence.ids) for sequence in sequences),
     )

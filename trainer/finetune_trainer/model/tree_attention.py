@@ -121,31 +121,14 @@ def _compiled_flex() -> Any:
     return torch.compile(_flex(), dynamic=True)
 
 
-@functools.lru_cache(maxsize=2)
-def _block_mask_of(span_end: _ById) -> Any:
+@functools.lru_cache(maxsize=1)
+def _block_mask(pack: Pack) -> Any:
+    """Made once per pack, for all layers."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    ends = span_end.tensor
+    ends = pack.span_end
 
     def attends(_b: Any, _h: Any, q: Any, kv: Any) -> Any:
         return (kv <= q) & (q < ends[kv])
 
     return create_block_mask(attends, B=None, H=None, Q_LEN=len(ends), KV_LEN=len(ends), device=ends.device)
-
-
-class _ById:
-    """A tensor as a key: equal to itself alone."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.tensor is self.tensor
-
-    def __hash__(self) -> int:
-        return id(self.tensor)
-
-
-def _block_mask(pack: Pack) -> Any:
-    """Made once per pack, for all layers."""
-    return _block_mask_of(_ById(pack.span_end))
