@@ -11,7 +11,7 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,8 +89,8 @@ class FaultProxy:
         """Nothing goes wrong from now on, and nothing has been done yet."""
         self.done.clear()
         self.refuse = self.after_answer = self.on_event = None
-        self._silent = set()
-        self._unanswered = set()
+        self._silent.clear()
+        self._unanswered.clear()
 
     @contextmanager
     def out_of_reach(self) -> Iterator[None]:
@@ -101,23 +101,13 @@ class FaultProxy:
         finally:
             self._await(self._listen())
 
-    @contextmanager
-    def silent(self, *resources: str) -> Iterator[None]:
+    def silent(self, *resources: str) -> AbstractContextManager[None]:
         """Watches of these plurals stay connected and say nothing; what they would have said is lost."""
-        self._silent = set(resources)
-        try:
-            yield
-        finally:
-            self._silent = set()
+        return _within(self._silent, resources)
 
-    @contextmanager
-    def unanswered(self, *resources: str) -> Iterator[None]:
+    def unanswered(self, *resources: str) -> AbstractContextManager[None]:
         """Requests for watches of these plurals get no answer at all, not even a status line."""
-        self._unanswered = set(resources)
-        try:
-            yield
-        finally:
-            self._unanswered = set()
+        return _within(self._unanswered, resources)
 
     def end_watches(self, code: int, *resources: str) -> int:
         """Send an ERROR with that code into the watches of these plurals and end them; how many there were."""
@@ -254,6 +244,16 @@ def run_fault_proxy(plane: ControlPlane, folder: Path) -> Iterator[FaultProxy]:
         yield proxy
     finally:
         proxy.stop()
+
+
+@contextmanager
+def _within(chosen: set[str], resources: tuple[str, ...]) -> Iterator[None]:
+    """These are among the chosen ones while this lasts, and none is afterwards."""
+    chosen.update(resources)
+    try:
+        yield
+    finally:
+        chosen.clear()
 
 
 def _refused(refusal: Refusal) -> web.Response:
