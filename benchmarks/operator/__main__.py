@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import platform
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.console import machine, say
 from benchmarks.operator.contestants import NAIVE, OURS, Contestant, install_naive_account
 from benchmarks.operator.load import LoadError
 from benchmarks.operator.report import Report
@@ -74,7 +72,7 @@ def _measure(plane: ControlPlane, folder: Path, options: argparse.Namespace, rep
     }
 
     def place(contestant: Contestant, situation: str, number: int) -> Path:
-        _say(f"{situation}, round {number + 1}: {contestant.name}")
+        say(f"{situation}, round {number + 1}: {contestant.name}")
         return folder / f"{situation}-{number}-{contestant.name}"
 
     for number in range(options.rounds):
@@ -96,24 +94,10 @@ def _measure(plane: ControlPlane, folder: Path, options: argparse.Namespace, rep
             report.add(titles["many"], contestant.name, found)
 
 
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 def _machine() -> str:
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{os.cpu_count()} cores ({model}), {memory_gib:.0f} GiB of memory, Linux {platform.release()}, "
-        f"Python {platform.python_version()}; kube-apiserver, etcd, kube-controller-manager, training operator and "
-        "this benchmark run on the same cores."
+        f"{machine()}; kube-apiserver, etcd, kube-controller-manager, training operator and this benchmark run on the "
+        "same cores."
     )
 
 

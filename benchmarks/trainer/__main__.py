@@ -28,19 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.execve(sys.executable, command, os.environ | _ENVIRONMENT)  # noqa: S606 (no shell is wanted)
     from benchmarks.trainer.measure import Settings, measure
 
-    measure(
-        Settings(
-            shapes=options.shapes,
-            rows=options.rows,
-            rounds=options.rounds,
-            seed=options.seed,
-            trl_rows=options.trl_rows,
-            padding_free=options.padding_free,
-            profile=options.profile,
-            rss=options.rss,
-            memory_gib=options.memory_gib,
-        )
-    )
+    measure(Settings(**vars(options)))
     return 0
 
 

@@ -25,9 +25,8 @@ from typing_extensions import override
 
 from benchmarks.trainer.job import ALPHA, LEARNING_RATE, MAX_GRAD_NORM, RANK, ROWS_PER_DEVICE, BenchmarkJob
 from finetune_trainer.data.dataset import TokenizedData
+from finetune_trainer.model.batch import IGNORED
 from finetune_trainer.train.plan import TrainingPlan
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,13 @@ from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
 from finetune_trainer.train.progress import ProgressReporter
 from finetune_trainer.train.trainer import StepTrainer
+from tests.trainer.run.tiny_job import CHATML, write_rows
 
 RANK = 8
 ALPHA = 16
 LEARNING_RATE = 2e-4
 MAX_GRAD_NORM = 1.0
 ROWS_PER_DEVICE = 8
-
-_CHATML = {
-    "system": "<|im_start|>system\n{instruction}<|im_end|>\n",
-    "user": "<|im_start|>user\n{instruction}<|im_end|>\n",
-    "assistant": "<|im_start|>assistant\n{instruction}<|im_end|>\n",
-    "trailing_assistant": "<|im_start|>assistant\n",
-}
 
 
 class BenchmarkJob:
@@ -48,12 +41,11 @@ class BenchmarkJob:
     """
 
     def __init__(self, model: Path, rows: list[Row], *, rows_per_step: int, folder: Path, seed: int) -> None:
-        data = folder / "train.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = write_rows(folder / "train.jsonl", rows)
         spec: dict[str, Any] = {
             "model_id": str(model),
             "train_path": str(data),
-            "generation_config": {"prompt_format": _CHATML, "stopping_sequences": ["<|im_end|>"]},
+            "generation_config": {"prompt_format": CHATML, "stopping_sequences": ["<|im_end|>"]},
             "num_epochs": 1,
             "train_batch_size_per_device": ROWS_PER_DEVICE,
             "gradient_accumulation_steps": rows_per_step // ROWS_PER_DEVICE,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +15,11 @@ from unittest.mock import patch
 import torch
 import transformers
 
+from benchmarks.console import say
 from benchmarks.trainer.contestants import Contestant, Ours, Trl
 from benchmarks.trainer.job import ROWS_PER_DEVICE, BenchmarkJob
 from benchmarks.trainer.memory import Peak, is_out_of_memory, limit_memory, peak_alone, peak_of
-from benchmarks.trainer.report import Case, case_markdown, machine
+from benchmarks.trainer.report import Case, case_markdown, conditions
 from benchmarks.trainer.shapes import rows_of
 from tests.models import smollm2_folder
 
@@ -86,14 +85,14 @@ def entries(settings: Settings) -> list[Entry]:
 def measure(settings: Settings) -> None:
     """Measure all cases and print each as soon as it is there."""
     _quiet()
-    print(f"{machine()}\n", flush=True)
+    print(f"{conditions()}\n", flush=True)
     for shape in settings.shapes:
         for rows in settings.rows:
             with _job(shape, rows, settings.rounds, settings.seed) as (job, model, scratch):
                 case = _run(job, model, scratch, settings, shape)
             if settings.rss:
                 for entry in entries(settings):
-                    _say(f"{shape}, {rows} rows, memory: {entry.name}")
+                    say(f"{shape}, {rows} rows, memory: {entry.name}")
                     case.peaks[entry.name] = peak_alone(partial(_one_step, entry, shape, rows, settings))
             print(case_markdown(case), flush=True)
 
@@ -112,7 +111,7 @@ def _run(job: BenchmarkJob, model: Path, scratch: Path, settings: Settings, shap
         first = number % len(contestants)
         for contestant in contestants[first:] + contestants[:first]:
             if contestant.name not in case.failures:
-                _say(f"{shape}, {plan.rows_per_step} rows, step {number}: {contestant.name}")
+                say(f"{shape}, {plan.rows_per_step} rows, step {number}: {contestant.name}")
                 _step(contestant, number, case, settings.memory_gib)
     if settings.profile and contestants[0].name not in case.failures:
         case.profile = _profile(contestants[0], settings.rounds + 1)
@@ -133,10 +132,10 @@ def _step(contestant: Contestant, number: int, case: Case, memory_gib: float) ->
         smaller = contestant.shrink()
         if smaller is None:
             case.failures[contestant.name] = "does not fit into the memory allowed"
-            _say(f"{contestant.name} {case.failures[contestant.name]}")
+            say(f"{contestant.name} {case.failures[contestant.name]}")
             return
         case.shrunk[contestant.name] = smaller
-        _say(f"{contestant.name} does not fit into the memory allowed: {smaller} rows at a time")
+        say(f"{contestant.name} does not fit into the memory allowed: {smaller} rows at a time")
 
 
 def _profile(contestant: Contestant, number: int) -> str:
@@ -173,7 +172,3 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from benchmarks.console import machine
 from benchmarks.trainer.contestants import Step
 from benchmarks.trainer.memory import Peak
 
@@ -44,21 +42,10 @@ def case_markdown(case: Case) -> str:
     return "\n".join(_lines(case))
 
 
-def machine() -> str:
+def conditions() -> str:
     """Where and with what it was measured."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl"))
-    return (
-        f"{os.cpu_count()} cores ({model}), {torch.get_num_threads()} threads, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, {libraries}; float32, SmolLM2-135M-Instruct."
-    )
+    return f"{machine()}, {libraries}, {torch.get_num_threads()} threads; float32, SmolLM2-135M-Instruct."
 
 
 def _lines(case: Case) -> Iterator[str]:
