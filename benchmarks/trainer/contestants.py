@@ -59,6 +59,10 @@ class Contestant(ABC):
     def backward(self, number: int) -> float:
         """The loss of step `number`; its gradients are left in the model."""
 
+    def prepare(self) -> str:
+        """What the trainer does once, before its first step; a sentence about it, or nothing."""
+        return ""
+
     def shrink(self) -> int | None:
         """Use smaller micro-batches from now on; their rows, or None when they cannot be smaller."""
         return None
@@ -89,6 +93,18 @@ class Ours(Contestant):
 
     def __init__(self, name: str, job: BenchmarkJob) -> None:
         super().__init__(name, job.assemble())
+
+    @override
+    def prepare(self) -> str:
+        began, cpu = time.perf_counter(), time.process_time()
+        choice = self.trainer.choose_batching()
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+        layout, packs = choice.batching.layout.value, choice.batching.tokens_per_pack
+        return (
+            f"Ours: layout {layout}, packs of at most {packs:,} tokens; before the first step the gate and what it "
+            f"needs took {wall:.1f} s, {cpu:.1f} CPU s. Gradients of the sample differ by "
+            f"{choice.verdict.gradient_difference or 0:.1e} from one row at a time."
+        )
 
     @override
     def backward(self, number: int) -> float:

@@ -103,6 +103,7 @@ def _run(job: BenchmarkJob, model: Path, scratch: Path, settings: Settings, shap
     for contestant in contestants[1:]:
         contestant.begin_as(contestants[0])
     case = Case(shape, plan.rows_per_step, {contestant.name: [] for contestant in contestants})
+    case.remarks = [remark for contestant in contestants if (remark := contestant.prepare())]
     for number in range(settings.rounds + 1):
         rows = plan.rows_of_step(number)
         case.tokens.append(int(data.row_tokens[rows].sum()))
@@ -150,6 +151,7 @@ def _one_step(entry: Entry, shape: str, rows: int, settings: Settings) -> Peak:
     _quiet()
     with _job(shape, rows, 0, settings.seed) as (job, model, scratch):
         contestant = entry.build(job, model, scratch)
+        contestant.prepare()
         limit_memory(settings.memory_gib)
         return peak_of(lambda: contestant.step(0))
 

@@ -33,6 +33,8 @@ class Case:
     """Of each step, padding not counted."""
     trained_tokens: list[int] = field(default_factory=list)
     longest_row: int = 0
+    remarks: list[str] = field(default_factory=list)
+    """Sentences about what contestants did before the first step."""
     peaks: dict[str, Peak] = field(default_factory=dict)
     profile: str = ""
 
@@ -65,6 +67,8 @@ def _lines(case: Case) -> Iterator[str]:
         label = f"{name} ({case.shrunk[name]} at a time)" if name in case.shrunk else name
         yield f"| {label} | {' | '.join(cells + _memory(case, name))} |"
     yield ""
+    for remark in case.remarks:
+        yield f"{remark}\n"
     yield from _agreement(case)
     if case.profile:
         yield f"\n```\n{case.profile}\n```"

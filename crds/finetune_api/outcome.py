@@ -222,6 +222,17 @@ class ProgressReport(_Wire):
     trainer_status: TrainerStatus = Field(alias="trainerStatus")
 
 
+class BatchLayout(StrEnum):
+    """How rows lie beside each other in what goes through the model at once."""
+
+    SHARED_PREFIX = "SharedPrefix"
+    """In packs, without padding, what rows begin with alike only once."""
+    PACKED = "Packed"
+    """In packs, each row whole."""
+    PADDED = "Padded"
+    """A row each, filled up to the longest."""
+
+
 class ProgressMetric(StrEnum):
     """Names of the metrics in our own reports. A stock KubeflowCallback sends some of them and others besides."""
 
@@ -234,3 +245,5 @@ class ProgressMetric(StrEnum):
     EVAL_LOSS = "eval_loss"
     LEARNING_RATE = "learning_rate"
     TOKENS_PER_SECOND = "tokens_per_second"
+    BATCHING = "batching"
+    """A `BatchLayout`."""

@@ -67,7 +67,7 @@ OUR_DEFAULTS = {
     "weight_decay": "0, with AdamW, the only optimizer",
     "max_grad_norm": "1",
     "seed": "42",
-    "gradient_checkpointing": "true on GPUs, false on CPU; LLMForge: always true",
+    "gradient_checkpointing": "where memory asks for it; LLMForge: always true",
     "prompt_format.strip_whitespace": "false, since the text is promised to be verbatim; LLMForge's serving code: true",
 }
 

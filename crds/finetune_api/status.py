@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from finetune_api.fields import Address, Amount, Word
+from finetune_api.outcome import BatchLayout
 
 Sentence = Annotated[str, Field(max_length=4096)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
@@ -101,6 +102,11 @@ class Progress(StatusModel):
     learning_rate: Amount | None = Field(default=None, description="learningRate of the most recent step.")
     tokens_per_second: Amount | None = Field(
         default=None, description="tokensPerSecond is the speed over all workers, in tokens per second."
+    )
+    batching: BatchLayout | None = Field(
+        default=None,
+        description="batching is how rows lie beside each other: SharedPrefix (packed, common beginnings once), Packed "
+        "or Padded.",
     )
     eta_seconds: Number | None = Field(default=None, description="etaSeconds is the time left, in seconds.")
     last_updated: Time | None = Field(default=None, description="lastUpdated is when a worker last reported.")

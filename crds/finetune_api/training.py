@@ -141,8 +141,9 @@ class Schedule(SpecModel):
         default=None,
         ge=1,
         le=65536,
-        description="train_batch_size_per_device is the number of rows per device and forward pass. Default: by "
-        "context_length, 16 up to 512 tokens, 8 up to 1024, 4 up to 2048, 2 up to 4096, else 1.",
+        description="train_batch_size_per_device times gradient_accumulation_steps is the number of rows per device of "
+        "an optimizer step. Default: by context_length, 16 up to 512 tokens, 8 up to 1024, 4 up to 2048, 2 up to 4096, "
+        "else 1.",
     )
     eval_batch_size_per_device: int | None = Field(
         default=None,
@@ -155,7 +156,8 @@ class Schedule(SpecModel):
         default=1,
         ge=1,
         le=65536,
-        description="gradient_accumulation_steps is the number of forward passes per optimizer step. Default: 1.",
+        description="gradient_accumulation_steps multiplies the rows of an optimizer step; how many rows go through "
+        "the model at once follows from memory. Default: 1.",
     )
     learning_rate: Amount = Field(
         default=1e-4,
@@ -199,13 +201,13 @@ class Method(SpecModel):
     )
     padding: Literal["longest", "max_length"] = Field(
         default="longest",
-        description="padding fills a batch up to its longest row (longest) or to context_length (max_length, to see "
-        "the worst case's memory). Default: longest.",
+        description="padding fills rows that cannot be packed up to the longest of a batch (longest). max_length turns "
+        "packing off and fills all rows up to context_length, to see the worst case's memory. Default: longest.",
     )
     gradient_checkpointing: bool | None = Field(
         default=None,
         description="gradient_checkpointing computes activations again in the backward pass, which saves memory and "
-        "costs about a third more time. Default: true on GPUs, false on CPU.",
+        "costs about a third more time. Default: where memory asks for it.",
     )
     sharding: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",

@@ -7,13 +7,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
-from finetune_api.outcome import Reason, TerminationMessage
+from finetune_api.outcome import BatchLayout, Reason, TerminationMessage
 from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
@@ -25,13 +26,14 @@ from finetune_trainer.signals import StopFlag, stop_at_once
 from finetune_trainer.storage import fetch_adapter, fetch_model
 from finetune_trainer.train import state as saved
 from finetune_trainer.train.arguments import choose_sharding, training_arguments
-from finetune_trainer.train.batches import StepDataset
+from finetune_trainer.train.batching import Batching, RankBatches, StepDataset
 from finetune_trainer.train.callbacks import TrainingObserver
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
 from finetune_trainer.train.metrics_log import MetricsLog
 from finetune_trainer.train.plan import TrainingPlan, save_steps
 from finetune_trainer.train.progress import ProgressReporter
+from finetune_trainer.train.steps import BatchingObserver
 from finetune_trainer.train.trainer import Evaluation, RunControl, StepTrainer
 
 
@@ -88,7 +90,7 @@ def _train(
     resumed_at = prepared.resume.step if prepared.resume else None
     with MetricsLog(around.output.metrics_path, resumed_at_step=resumed_at) as metrics_log:
         observer = TrainingObserver(reporter=around.reporter, console=around.console, metrics_log=metrics_log)
-        trainer = assemble(job, prepared, around, device, [control, observer])
+        trainer = assemble(job, prepared, around, device, [control, observer], observer)
         _announce(prepared, around, trainer.peft_model)
         # Ranks draw different dropout; a resume replaces this by the saved state.
         torch.manual_seed(spec.seed + around.ranks.rank)
@@ -126,7 +128,12 @@ def _save_steps(spec: FineTuneJobSpec, plan: TrainingPlan) -> frozenset[int]:
 
 
 def assemble(
-    job: FineTuneJob, prepared: Prepared, around: Surroundings, device: torch.device, callbacks: list[Any]
+    job: FineTuneJob,
+    prepared: Prepared,
+    around: Surroundings,
+    device: torch.device,
+    callbacks: list[Any],
+    observer: BatchingObserver | None = None,
 ) -> StepTrainer:
     """The model, loaded and with its LoRA layers, in the trainer that is to train it."""
     spec, ranks = job.spec, around.ranks
@@ -135,32 +142,36 @@ def assemble(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     sharded = choose_sharding(spec.sharding, device=device, world_size=ranks.world_size, base_bytes=base_bytes)
-    steps = StepDataset(
-        prepared.train,
-        prepared.plan,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+    own = partial(RankBatches, rank=ranks.rank, world_size=ranks.world_size, in_step=sharded)
+    worst_case = spec.padding == "max_length"
+    batching = Batching(
+        BatchLayout.PADDED if worst_case else BatchLayout.SHARED_PREFIX,
+        tokens_per_pack=0,
         rows_per_batch=prepared.rows_per_batch,
         pad_id=pad_id,
-        length=(spec.context_length or prepared.row_limit) if spec.padding == "max_length" else None,
+        length=(spec.context_length or prepared.row_limit) if worst_case else None,
     )
     evaluation = None
     if prepared.valid is not None:
-        evaluation = Evaluation(prepared.valid, spec.eval_batch_size_per_device or prepared.rows_per_batch)
+        rows_per_batch = spec.eval_batch_size_per_device or prepared.rows_per_batch
+        evaluation = Evaluation(own(prepared.valid), rows_per_batch)
     arguments = training_arguments(
         spec, prepared.plan, name=job.metadata.name, folder=around.scratch, device=device, sharded=sharded
     )
     return StepTrainer(
         model=model,
         args=arguments,
-        steps=steps,
+        steps=StepDataset(own(prepared.train), prepared.plan, batching),
         plan=prepared.plan,
         evaluation=evaluation,
         checkpoints=prepared.checkpoints,
         ranks=ranks,
         scratch=around.scratch,
-        pad_id=pad_id,
         callbacks=callbacks,
+        observer=observer,
+        checkpointing=sharded or None if spec.gradient_checkpointing is None else spec.gradient_checkpointing,
+        sharded=sharded,
+        earlier=prepared.resume.manifest.details.get("batching") if prepared.resume else None,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from finetune_api.outcome import Metric, ProgressMetric, TrainerStatus
+from finetune_api.outcome import BatchLayout, Metric, ProgressMetric, TrainerStatus
 from finetune_api.status import Phase, Progress
 
 CLOCK_TOLERANCE = timedelta(minutes=10)
@@ -22,6 +22,7 @@ TOKENS_PER_SECOND_LOGGED = "train_tokens_per_second"
 """Names in the logs of transformers' Trainer, which its KubeflowCallback sends under the names they have there."""
 
 KNOWN = frozenset({*ProgressMetric, EPOCH_LOGGED, TOKENS_PER_SECOND_LOGGED})
+LAYOUTS = {layout.value: layout for layout in BatchLayout}
 PHASES = {phase.value: phase for phase in (Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING)}
 
 
@@ -51,6 +52,7 @@ def progress_of(status: TrainerStatus) -> tuple[Progress, Phase | None]:
         eval_loss=status.number(ProgressMetric.EVAL_LOSS),
         learning_rate=_positive(status, ProgressMetric.LEARNING_RATE),
         tokens_per_second=_positive(status, ProgressMetric.TOKENS_PER_SECOND, TOKENS_PER_SECOND_LOGGED),
+        batching=LAYOUTS.get(status.text(ProgressMetric.BATCHING) or ""),
         eta_seconds=_in_bounds(status.estimated_remaining_seconds),
         last_updated=None if sent is None else _text(sent),
     )

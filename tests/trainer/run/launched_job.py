@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from finetune_api.outcome import TerminationMessage
@@ -14,14 +14,28 @@ from tests.trainer.run.tiny_job import TinyJob
 
 
 class LaunchedJob:
-    """A running launcher with `processes` ranks."""
+    """A running launcher with `processes` ranks.
 
-    def __init__(self, job: TinyJob, *, processes: int) -> None:
+    Args:
+        job: what it runs.
+        processes: ranks.
+        module: in place of the trainer, with its settings in `environ`.
+    """
+
+    def __init__(
+        self,
+        job: TinyJob,
+        *,
+        processes: int,
+        module: str = "finetune_trainer",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.job = job
         self.message_path = job.folder / "termination-log"
         self.log_path = job.folder / "log"
         self.message_path.unlink(missing_ok=True)
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("FINETUNE_", "PET_"))}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FINETUNE_", "PET_"))}
+        environ = inherited | dict(environ or {})
         environ |= {
             "FINETUNE_NPROC_PER_NODE": str(processes),
             "FINETUNE_TERMINATION_MESSAGE_PATH": str(self.message_path),
@@ -30,7 +44,7 @@ class LaunchedJob:
         }
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_trainer", str(job.file())],
+                [sys.executable, "-m", module, str(job.file())],
                 env=environ,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.outcome import BatchLayout
 from finetune_trainer.data.dataset import TokenizedData, prepare
 from finetune_trainer.inputs import data_source, load_model_inputs
 from finetune_trainer.model.batch import IGNORED
-from finetune_trainer.train.batches import StepDataset
+from finetune_trainer.train.batching import Batching, RankBatches, StepDataset
 from finetune_trainer.train.plan import TrainingPlan, make_plan, save_steps, share_of_rank
 from tests.trainer.run.tiny_job import TinyJob
 
@@ -91,21 +89,37 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TokenizedData:
     return prepare(data_source(spec, load_model_inputs(spec), spec.train_path), folder / "cache")
 
 
-@pytest.mark.parametrize(("world_size", "rows_per_batch"), [(1, 4), (2, 2), (3, 1), (5, 2)])
+LAYOUTS = [
+    Batching(layout, tokens_per_pack=90, rows_per_batch=2, pad_id=0)
+    for layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED, BatchLayout.PADDED)
+]
+
+
+@pytest.mark.parametrize("batching", LAYOUTS, ids=lambda batching: batching.layout.value)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+@pytest.mark.parametrize("in_step", [False, True])
 def test_the_batches_of_all_ranks_hold_each_target_of_a_step_once(
-    data: TokenizedData, tmp_path: Path, world_size: int, rows_per_batch: int
+    data: TokenizedData, batching: Batching, world_size: int, in_step: bool
 ) -> None:
     plan = TrainingPlan(rows=len(data), rows_per_step=7, epochs=1, seed=3)
     ranks = [
-        StepDataset(data, plan, rank=rank, world_size=world_size, rows_per_batch=rows_per_batch, pad_id=0)
+        StepDataset(RankBatches(data, rank=rank, world_size=world_size, in_step=in_step), plan, batching)
         for rank in range(world_size)
     ]
     for step in range(plan.total_steps):
         items = [rank[step] for rank in ranks]
-        # Sharded models hang when one rank runs more batches than another.
-        assert len({len(item.batches) for item in items}) == 1
+        assert all(item.batches for item in items)
+        if in_step:
+            # Sharded models hang when one rank runs more batches than another.
+            assert len({len(item.batches) for item in items}) == 1
         targets = sum(int((batch.targets != IGNORED).sum()) for item in items for batch in item.batches)
         assert {item.trained_tokens for item in items} == {targets}
         rows = plan.rows_of_step(step)
         assert targets == sum(int(trained.sum()) for row in rows for _, trained in data.sequences(int(row)))
-        assert len(items[0].batches) == math.ceil(math.ceil(len(rows) / world_size) / rows_per_batch)
+        assert {item.tokens for item in items} == {int(data.row_tokens[rows].sum())}
+
+
+def test_padded_batches_have_the_rows_they_are_given(data: TokenizedData) -> None:
+    plan = TrainingPlan(rows=len(data), rows_per_step=7, epochs=1, seed=3)
+    steps = StepDataset(RankBatches(data, rank=0, world_size=1), plan, LAYOUTS[-1])
+    assert [len(batch.input_ids) for batch in steps[0].batches] == [2, 2, 2, 1]

@@ -72,7 +72,7 @@ def _classify(error: BaseException, *, rank: int, world_size: int) -> tuple[Reas
         return Reason.TERMINATED, stopped_sentence(checkpoint_saved=False)
     chain = list(_chain(error))
     for link in chain:
-        known = _memory(link, rank) or _disk(link, rank) or (_peer(link, rank) if world_size > 1 else None)
+        known = out_of_memory(link, rank) or _disk(link, rank) or (_peer(link, rank) if world_size > 1 else None)
         if known is not None:
             return known
     return Reason.INTERNAL_ERROR, (
@@ -98,7 +98,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
-def _memory(error: BaseException, rank: int) -> tuple[Reason, str] | None:
+def out_of_memory(error: BaseException, rank: int) -> tuple[Reason, str] | None:
+    """Reason and sentence if `error` says that memory ran out; None if it says something else."""
     # Looked up, never imported: a worker that failed before it needed torch should not load it to say so.
     torch_error = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
     text = str(error)

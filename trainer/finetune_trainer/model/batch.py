@@ -31,6 +31,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
+        if device == self.input_ids.device:
+            return self
         tensors = (self.input_ids, self.attention_mask, self.targets, self.positions)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 

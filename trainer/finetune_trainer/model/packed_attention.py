@@ -60,13 +60,18 @@ def use_packed_attention(model: Any) -> None:
     others = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS)
     if others:
         raise PackingRefusedError(f"it has {', '.join(others)} layers")
-    if not getattr(model, "_supports_attention_backend", False) or config._attn_implementation != "sdpa":  # noqa: SLF001  it has no public name
+    if not getattr(model, "_supports_attention_backend", False) or config._attn_implementation not in ("sdpa", NAME):  # noqa: SLF001  it has no public name
         raise PackingRefusedError("its attention cannot be replaced")
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [rope, *rope.values()] if isinstance(rope, dict) else []
     if any(isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
         raise PackingRefusedError("its position embeddings depend on the length of what is computed together")
     model.set_attn_implementation(NAME)
+
+
+def usual_attention(model: Any) -> None:
+    """Undo `use_packed_attention`."""
+    model.set_attn_implementation("sdpa")
 
 
 def _attention(

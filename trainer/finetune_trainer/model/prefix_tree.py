@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune_trainer.model.batch import TokenPair
+from finetune_trainer.model.batch import IGNORED, TokenPair
 
-MIN_SHARED = 16
+MIN_SHARED = 4
 """Tokens. A shorter common beginning costs more in pieces of attention than computing it twice."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -56,8 +56,15 @@ class Pack:
     longest: int
     """Tokens of the longest row."""
 
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.input_ids.shape[1]
+
     def to(self, device: torch.device) -> Pack:
         """The same on `device`."""
+        if device == self.input_ids.device:
+            return self
         names = ("input_ids", "position_ids", "span_end", "sources", "targets")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
@@ -82,14 +89,31 @@ def packs_of(sequences: Sequence[TokenPair], *, budget: int, share: bool) -> lis
         budget: most tokens of a pack; a longer sequence gets a pack of its own.
         share: whether common beginnings are stored once; without it every sequence is a root.
     """
-    cut = [_cut(ids, trained) for ids, trained in sequences]
-    # In lexicographic order a sequence shares with no earlier one more than with the one just before it.
-    cut.sort(key=lambda sequence: sequence.ids.astype(">u4").tobytes())
-    shared = [0] + [_common(a.ids, b.ids) if share else 0 for a, b in itertools.pairwise(cut)]
+    cut, shared = _in_order(sequences, share)
     lengths = [len(sequence.ids) for sequence in cut]
     groups = _fill(lengths, shared, _even_budget(lengths, shared, budget))
     packs = [_pack(cut[first:last], [0, *shared[first + 1 : last]]) for first, last in groups]
-    return sorted(packs, key=lambda pack: -pack.input_ids.shape[1])
+    return sorted(packs, key=lambda pack: -pack.tokens)
+
+
+def pack_count(sequences: Sequence[TokenPair], *, budget: int, share: bool) -> int:
+    """How many packs `packs_of` makes of the same arguments."""
+    cut, shared = _in_order(sequences, share)
+    return len(_fill([len(sequence.ids) for sequence in cut], shared, budget))
+
+
+def without_predictions(sequence: TokenPair) -> Pack:
+    """A pack of a sequence's first token that predicts nothing: its loss is 0, and so is its gradient."""
+    (pack,) = packs_of([(sequence[0][:1], sequence[1][:1])], budget=1, share=False)
+    return replace(pack, sources=torch.zeros(1, dtype=torch.int64), targets=torch.full((1,), IGNORED))
+
+
+def _in_order(sequences: Sequence[TokenPair], share: bool) -> tuple[list[_Sequence], list[int]]:
+    """The sequences in lexicographic order, and how many first tokens each has in common with the one before."""
+    cut = [_cut(ids, trained) for ids, trained in sequences]
+    # In this order a sequence shares with no earlier one more than with the one just before it.
+    cut.sort(key=lambda sequence: sequence.ids.astype(">u4").tobytes())
+    return cut, [0] + [_shared(a.ids, b.ids) if share else 0 for a, b in itertools.pairwise(cut)]
 
 
 def _cut(ids: Array, trained: Array) -> _Sequence:
@@ -99,11 +123,16 @@ def _cut(ids: Array, trained: Array) -> _Sequence:
     return _Sequence(ids[:length], sources, ids[sources + 1])
 
 
-def _common(a: Array, b: Array) -> int:
-    """Length of the common beginning, or 0 when it is too short to be worth it."""
+def common_beginning(a: Array, b: Array) -> int:
+    """Tokens that two sequences begin with alike."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
-    common = int(differ[0]) if len(differ) else n
+    return int(differ[0]) if len(differ) else n
+
+
+def _shared(a: Array, b: Array) -> int:
+    """Length of the common beginning, or 0 when it is too short to be worth it."""
+    common = common_beginning(a, b)
     return common if common >= MIN_SHARED else 0
 
 

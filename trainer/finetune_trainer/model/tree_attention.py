@@ -63,7 +63,9 @@ class _InPieces(torch.autograd.Function):
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scale: Any) -> Any:
         # The layout that the model reshapes into anyway.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        total = query.new_empty(query.shape[:1] + query.shape[2:3] + query.shape[1:2]).transpose(1, 2)
+        # The kernel's own precision of log-sum-exps.
+        precision = torch.promote_types(query.dtype, torch.float32)
+        total = query.new_empty(query.shape[:1] + query.shape[2:3] + query.shape[1:2], dtype=precision).transpose(1, 2)
         for node in pack.nodes:
             own = slice(node.start, node.end)
             o, lse = _forward(query[:, :, own], key[:, :, own], value[:, :, own], 0.0, True, scale=scale)

@@ -36,7 +36,8 @@ def training_arguments(
         sharded: FSDP2 instead of DDP.
     """
     gpu = device.type == "cuda"
-    checkpointing = spec.gradient_checkpointing if spec.gradient_checkpointing is not None else gpu
+    # Left to the trainer, which knows the memory, where neither the job nor sharding decides it.
+    checkpointing = sharded if spec.gradient_checkpointing is None else spec.gradient_checkpointing
     sharding: dict[str, Any] = {}
     if sharded:
         # FSDP2 recomputes activations itself; transformers' own way would gather the weights once more.

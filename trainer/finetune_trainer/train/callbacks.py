@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.console import Console
 from finetune_trainer.train.metrics_log import MetricsLog, measured
 from finetune_trainer.train.progress import ProgressReporter
@@ -50,6 +51,7 @@ class TrainingObserver(TrainerCallback):
         self._busy_seconds = 0.0
         self._tokens_seen = 0
         self._figures: dict[str, float | None] = {}
+        self._batching: str | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -57,6 +59,18 @@ class TrainingObserver(TrainerCallback):
         """The loop is about to start, at `state.global_step` of an earlier attempt after a resume."""
         if state.is_world_process_zero:
             self._report(state)
+
+    def batching_chosen(self, choice: Choice, step: int) -> None:
+        """How rows become batches from optimizer step `step` on."""
+        if (warning := choice.warning()) is not None:
+            self._console.warning(warning)
+        self._console.phase(choice.sentence())
+        self._metrics_log.append(step, epoch=None, values=choice.figures())
+        self._batching = choice.batching.layout.value
+
+    def batches_halved(self, sentence: str) -> None:
+        """A step ran out of memory and goes on in smaller parts."""
+        self._console.warning(sentence)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -129,6 +143,7 @@ class TrainingObserver(TrainerCallback):
                 step=state.global_step,
                 total_steps=state.max_steps,
                 epoch=round(state.epoch, 4),
+                batching=self._batching,
                 loss=self._figures.get("loss"),
                 eval_loss=self._figures.get("eval_loss"),
                 learning_rate=self._figures.get("learning_rate"),

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -67,9 +68,11 @@ class MetricsLog:
         self._file: BinaryIO = path.open("ab")
 
     def append(self, step: int, *, epoch: float | None, values: Mapping[str, object]) -> None:
-        """Write one line: step, epoch, time (RFC 3339, UTC) and `values`, where what is not finite becomes null."""
+        """Write one line: step, epoch, time (RFC 3339, UTC) and `values`; a number that is not finite becomes null."""
         entry: dict[str, object] = {"step": step, "epoch": measured(epoch), "time": self._now().isoformat()}
-        entry.update((name, value if type(value) is int else measured(value)) for name, value in values.items())
+        entry.update(
+            (name, value if isinstance(value, int | StrEnum) else measured(value)) for name, value in values.items()
+        )
         self._file.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
         self._file.flush()
 

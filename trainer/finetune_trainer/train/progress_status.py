@@ -33,6 +33,8 @@ class Progress:
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     remaining_seconds: float | None = None
+    batching: str | None = None
+    """How rows lie beside each other."""
 
 
 def percent_done(done: int, total: int | None) -> int | None:
@@ -65,6 +67,8 @@ def trainer_status(progress: Progress, now: datetime) -> TrainerStatus:
     }
     metrics = [Metric(name=ProgressMetric.PHASE, value=progress.phase)]
     metrics += [Metric(name=name, value=_text(value)) for name, value in fields.items() if value is not None]
+    if progress.batching is not None:
+        metrics.append(Metric(name=ProgressMetric.BATCHING, value=progress.batching))
     remaining = measured(progress.remaining_seconds)
     return TrainerStatus(
         progress_percentage=progress.percent,

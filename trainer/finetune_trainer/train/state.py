@@ -77,7 +77,11 @@ def random_state() -> dict[str, Any]:
 
 def load_random_state(folder: Path, ranks: Ranks) -> None:
     """Put this rank's random generators back where the checkpoint left them."""
-    state = torch.load(folder / RANDOM, weights_only=True)[ranks.rank]
+    set_random_state(torch.load(folder / RANDOM, weights_only=True)[ranks.rank])
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put this process's random generators back to `random_state()`."""
     random.setstate(state["python"])
     torch.random.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():

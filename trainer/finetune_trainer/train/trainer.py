@@ -1,20 +1,22 @@
 """Hugging Face's Trainer, changed where it would not do what the job says.
 
 Its loop, optimizer, schedule, logging and integrations are used as they are. Ours are: one loader item per optimizer
-step with the step's own count of trained tokens, so the loss is a true mean over accumulation and ranks; evaluation
-over every validation token; checkpoints that are complete or absent; and a loss that is not a number ends the run
-instead of being logged as 0.
+step with the step's own count of trained tokens, so the loss is a true mean over accumulation and ranks; rows laid out
+as the gate allows; a step that runs out of memory is made again in smaller parts; evaluation over every validation
+token; checkpoints that are complete or absent; and a loss that is not a number ends the run instead of being logged
+as 0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
@@ -22,22 +24,29 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from typing_extensions import override
 
 from finetune_api.outcome import CheckpointResult, Reason
-from finetune_trainer.data.dataset import TokenizedData
+from finetune_trainer.ahead import ahead
 from finetune_trainer.errors import JobError
-from finetune_trainer.model.batch import Batch, without_targets
-from finetune_trainer.model.loss import correct_targets, summed_loss, takes_logits_to_keep, target_logits
+from finetune_trainer.model.batch import Batch
+from finetune_trainer.model.loss import takes_logits_to_keep
+from finetune_trainer.model.prefix_tree import Pack
 from finetune_trainer.train import state as saved
-from finetune_trainer.train.batches import StepBatches, StepDataset, batches_of_rows
+from finetune_trainer.train.batching import RankBatches, StepBatches, StepDataset
 from finetune_trainer.train.checkpoint import Checkpoints
+from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.collective import Ranks
-from finetune_trainer.train.plan import TrainingPlan, share_of_rank
+from finetune_trainer.train.passes import Passes
+from finetune_trainer.train.plan import TrainingPlan
+from finetune_trainer.train.steps import BatchingObserver, StepRunner
+
+_EVALUATED_BATCHES = 16
+"""Batches of rows that are packed together in evaluations: enough to share beginnings, few enough to hold."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Validation rows and how they are batched."""
 
-    data: TokenizedData
+    rows: RankBatches
     rows_per_batch: int
 
 
@@ -47,14 +56,17 @@ class StepTrainer(Trainer):
     Args:
         model: the PeftModel.
         args: transformers' arguments; accumulation is 1, because one item is one optimizer step.
-        steps: item i is optimizer step i.
+        steps: item i is optimizer step i; its batching is what the choice begins with.
         plan: the order of rows.
         evaluation: validation rows, or None.
         checkpoints: where checkpoints go (used by rank 0).
         ranks: this process among the others.
         scratch: an empty folder for files on their way out.
-        pad_id: token id that fills padding; it is never attended to nor trained on.
         callbacks: transformers callbacks.
+        observer: is told about batches; None for nobody.
+        checkpointing: whether activations are checkpointed, by `args` or FSDP; None to decide it by memory.
+        sharded: by FSDP.
+        earlier: `Choice.figures` of the attempt that is continued.
     """
 
     def __init__(
@@ -68,21 +80,35 @@ class StepTrainer(Trainer):
         checkpoints: Checkpoints,
         ranks: Ranks,
         scratch: Path,
-        pad_id: int,
         callbacks: list[TrainerCallback],
+        observer: BatchingObserver | None = None,
+        checkpointing: bool | None = None,
+        sharded: bool = False,
+        earlier: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=steps, callbacks=callbacks)
         self._steps = steps
         self._model = model
         # It prints raw dictionaries between our own lines.
         self.remove_callback(PrinterCallback)
-        self._keep = takes_logits_to_keep(model.get_base_model())
+        keep = takes_logits_to_keep(model.get_base_model())
+        self._passes = Passes(self.accelerator, args.device, self.compute_loss_context_manager, keep=keep)
+        self._runner = StepRunner(
+            model,
+            steps,
+            self._passes,
+            ranks,
+            observer=observer,
+            checkpointing=checkpointing,
+            sharded=sharded,
+            earlier=earlier,
+        )
         self._plan = plan
         self._evaluation = evaluation
         self._checkpoints = checkpoints
         self._ranks = ranks
         self._scratch = scratch
-        self._pad_id = pad_id
+        self._upcoming: Iterator[StepBatches] | None = None
         self._eval_metrics: dict[str, float] | None = None
         self._evaluated_step: int | None = None
         self.last_checkpoint: CheckpointResult | None = None
@@ -91,6 +117,10 @@ class StepTrainer(Trainer):
     def peft_model(self) -> Any:
         """The PeftModel, not wrapped."""
         return self._model
+
+    def choose_batching(self) -> Choice:
+        """Decide how rows become batches, once, as soon as the model is wrapped."""
+        return self._runner.choose(self.model_wrapped, self.state.global_step)
 
     # One item of the loader is one optimizer step.
 
@@ -105,29 +135,26 @@ class StepTrainer(Trainer):
         self, epoch_iterator: Iterator[StepBatches], num_batches: int, device: torch.device
     ) -> tuple[list[StepBatches], None]:
         """The next item; it brings its own count of trained tokens."""
-        return [item for _, item in zip(range(num_batches), epoch_iterator, strict=False)], None
+        self.choose_batching()
+        if self._upcoming is None:
+            self._upcoming = ahead(item.to(device) for item in epoch_iterator)
+        return list(islice(self._upcoming, num_batches)), None
 
     @override
     def training_step(  # type: ignore[override]  # the items are our loader's
         self, model: Any, inputs: StepBatches, num_items_in_batch: object = None
     ) -> torch.Tensor:
-        """Forward and backward of one optimizer step.
+        """Forward and backward of one optimizer step, in smaller parts where memory runs out.
 
         Returns:
             float32 []: this rank's part of the loss times the number of ranks, so that its mean over the ranks (which
             DDP makes of gradients and transformers of losses) is the step's loss per trained token.
+
+        Raises:
+            JobError: OutOfMemory, a single row does not fit; LossDiverged.
         """
         model.train()
-        scale = self._ranks.world_size / max(inputs.trained_tokens, 1)
-        total = torch.zeros((), device=self.args.device)
-        for number, batch in enumerate(inputs.batches, 1):
-            last = number == len(inputs.batches)
-            with nullcontext() if last else self.accelerator.no_sync(model), self.compute_loss_context_manager():
-                logits, targets = target_logits(model, batch.to(self.args.device), keep=self._keep)
-                loss = summed_loss(logits, targets) * scale
-                del logits
-                self.accelerator.backward(loss)
-            total += loss.detach()
+        total = self._runner.run(model, inputs)
         self.state.num_input_tokens_seen += inputs.tokens
         # On a GPU reading the number would stall the loop; there `log` sees it a few steps later.
         if self.args.device.type == "cpu":
@@ -163,16 +190,17 @@ class StepTrainer(Trainer):
             return {}
         if self._evaluated_step == self.state.global_step and self._eval_metrics is not None:
             return self._eval_metrics
+        self.choose_batching()
         self._model.eval()
-        loss, correct = 0.0, 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            for batch in self._eval_batches(self._evaluation):
-                logits, targets = target_logits(self.model_wrapped, batch.to(self.args.device), keep=self._keep)
-                loss += summed_loss(logits, targets).item()
-                correct += correct_targets(logits, targets).item()
+            for batch in ahead(self._eval_batches(self._evaluation)):
+                with self._passes.forward(self.model_wrapped, batch) as found:
+                    sums += torch.stack([part.double() for part in found])
         self._model.train()
+        loss, correct = sums.tolist()
         loss, correct = self._ranks.sums([loss, correct])
-        count = int(self._evaluation.data.row_trained_tokens.sum())
+        count = int(self._evaluation.rows.data.row_trained_tokens.sum())
         mean = loss / count
         self._check_finite(mean, self.state.global_step)
         # exp overflows above 709; a perplexity that large has no meaning.
@@ -183,19 +211,13 @@ class StepTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _eval_batches(self, evaluation: Evaluation) -> Iterator[Batch]:
-        """This rank's batches; every rank has the same number of them, since sharded models run in step."""
-        data, size = evaluation.data, evaluation.rows_per_batch
-        rows = torch.arange(len(data)).numpy()
-        mine = share_of_rank(rows, self._ranks.rank, self._ranks.world_size)
-        wanted = math.ceil(len(share_of_rank(rows, 0, self._ranks.world_size)) / size)
-        batches = list(batches_of_rows(data, mine.tolist(), rows_per_batch=size, pad_id=self._pad_id, length=None))
-        yield from batches
-        filler = batches[0] if batches else next(self._filler(evaluation))
-        yield from (without_targets(filler) for _ in range(wanted - len(batches)))
-
-    def _filler(self, evaluation: Evaluation) -> Iterator[Batch]:
-        return batches_of_rows(evaluation.data, [0], rows_per_batch=1, pad_id=self._pad_id, length=None)
+    def _eval_batches(self, evaluation: Evaluation) -> Iterator[Batch | Pack]:
+        """This rank's batches, of some rows of all ranks after the other."""
+        batching = replace(self._steps.batching, rows_per_batch=evaluation.rows_per_batch, length=None)
+        together = evaluation.rows_per_batch * _EVALUATED_BATCHES * self._ranks.world_size
+        rows = np.arange(len(evaluation.rows.data))
+        for start in range(0, len(rows), together):
+            yield from evaluation.rows.of(rows[start : start + together], batching)
 
     # Checkpoints.
 
@@ -219,7 +241,11 @@ class StepTrainer(Trainer):
             folder,
             step=self.state.global_step,
             eval_loss=evaluated["eval_loss"] if evaluated else None,
-            details={"metrics": evaluated or {}, "epoch": self._plan.epoch_after(self.state.global_step)},
+            details={
+                "metrics": evaluated or {},
+                "epoch": self._plan.epoch_after(self.state.global_step),
+                "batching": self.choose_batching().figures(),
+            },
         )
         for file in folder.iterdir():
             file.unlink()

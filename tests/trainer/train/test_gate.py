@@ -1,0 +1,199 @@
+"""The gate: a layout is used only where it computes what rows compute one by one, whatever the model is."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+
+from finetune_api.outcome import BatchLayout
+from finetune_trainer.model.batch import TokenPair, pad
+from finetune_trainer.model.loss import takes_logits_to_keep
+from finetune_trainer.model.prefix_tree import common_beginning
+from finetune_trainer.train.batching import Batching
+from finetune_trainer.train.collective import Ranks
+from finetune_trainer.train.gate import Gate, Verdict, sample_of
+from finetune_trainer.train.passes import Passes
+
+VOCABULARY = 64
+WINDOW = 20
+BATCHING = Batching(BatchLayout.SHARED_PREFIX, tokens_per_pack=4096, rows_per_batch=2, pad_id=0)
+MIXTURE = {"num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "head_dim": 8,
+}
+
+
+def rows(*lengths: int, shared: int = 40) -> list[list[TokenPair]]:
+    """Rows of `shared` equal tokens and `lengths` own ones, of which the last are trained."""
+    generator = np.random.default_rng(0)
+    prompt = generator.integers(3, VOCABULARY, shared)
+    found = []
+    for length in lengths:
+        ids = np.concatenate([prompt, generator.integers(3, VOCABULARY, length)]).astype(np.int64)
+        found.append([(ids, np.arange(len(ids)) >= shared + length // 3)])
+    return found
+
+
+def tiny(kind: str, *, targets: str | list[str] = "all-linear", dropout: float = 0.1, **settings: Any) -> Any:
+    """A random model of an architecture, with an adapter that changes what it says."""
+    config = getattr(transformers, f"{kind}Config")(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **settings,
+        }
+    )
+    torch.manual_seed(0)
+    kind_of_model = getattr(transformers, f"{kind}ForCausalLM", None) or getattr(transformers, f"{kind}LMHeadModel")
+    base = kind_of_model(config).requires_grad_(False)
+    return get_peft_model(base, LoraConfig(r=4, target_modules=targets, init_lora_weights=False, lora_dropout=dropout))
+
+
+def passes_of(model: Any) -> Passes:
+    keep = takes_logits_to_keep(model.get_base_model())
+    return Passes(Accelerator(cpu=True), torch.device("cpu"), nullcontext, keep=keep)
+
+
+def chosen(model: Any, found: list[list[TokenPair]]) -> Verdict:
+    return Gate(model, model, passes_of(model), Ranks()).choose(sample_of(found), BATCHING)
+
+
+def outcome(model: Any, batches: list[Any]) -> tuple[float, torch.Tensor]:
+    """Loss and whole gradient, without dropout."""
+    model.eval()
+    model.zero_grad()
+    loss = float(passes_of(model)(model, batches))
+    return loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+SHARED = BatchLayout.SHARED_PREFIX
+PADDED = BatchLayout.PADDED
+
+
+@pytest.mark.filterwarnings("ignore")  # each architecture has its own
+@pytest.mark.parametrize(
+    ("kind", "settings", "layout"),
+    [
+        ("Llama", {}, SHARED),
+        ("Mistral", {"sliding_window": WINDOW}, SHARED),
+        ("Qwen2Moe", {"num_experts": 4, **MIXTURE}, SHARED),
+        ("Qwen3", {"head_dim": 8}, SHARED),
+        ("Gemma", {"head_dim": 8}, SHARED),
+        ("Phi3", {}, SHARED),
+        ("GPTNeoX", {}, SHARED),
+        ("OPT", {"ffn_dim": 64, "word_embed_proj_dim": 32}, SHARED),
+        ("Olmo3", {"sliding_window": WINDOW}, SHARED),
+        ("Cohere2", {"sliding_window": WINDOW}, SHARED),
+        ("SmolLM3", {}, SHARED),
+        # A cap on attention scores.
+        ("Gemma2", {"head_dim": 8, "sliding_window": WINDOW}, PADDED),
+        # Dropout of its own in attention.
+        ("GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, PADDED),
+        # No position ids.
+        ("Bloom", {"n_layer": 2, "n_head": 4}, PADDED),
+        # Sinks beside the scores.
+        ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8}, PADDED),
+        # State-space, and mixtures of that and attention.
+        ("Mamba", {"state_size": 8, "targets": ["in_proj", "x_proj"]}, PADDED),
+        ("Qwen3Next", {"num_experts": 2, "dropout": 0.0, **MIXTURE, **LINEAR}, PADDED),
+        ("GraniteMoeHybrid", {"layer_types": ["mamba", "attention"] * 2, **MAMBA}, PADDED),
+        ("Bamba", {"attn_layer_indices": [1], **MAMBA}, PADDED),
+        ("Lfm2", {"full_attn_idxs": [1]}, PADDED),
+    ],
+)
+def test_every_architecture_trains_as_row_by_row(kind: str, settings: dict[str, Any], layout: BatchLayout) -> None:
+    model, found = tiny(kind, **settings), rows(31, 45, 52, 60)
+    wanted_loss, wanted = outcome(model, [pad(row, 0) for row in found])
+    verdict = chosen(model, found)
+    assert verdict.layout is layout
+    assert bool(verdict.refused) == (layout is not SHARED)
+    batching = Batching(verdict.layout, tokens_per_pack=100, rows_per_batch=2, pad_id=0)
+    loss, gradient = outcome(model, batching.batches(found))
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert torch.norm(gradient - wanted) <= 1e-5 * torch.norm(wanted)
+
+
+def test_a_model_that_counts_places_itself_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("OPT", ffn_dim=64, word_embed_proj_dim=32)
+    embedding = model.get_base_model().model.decoder.embed_positions
+    original = embedding.forward
+
+    def counted(attention_mask: torch.Tensor, past: int = 0, position_ids: torch.Tensor | None = None) -> Any:
+        own = position_ids if position_ids is None else torch.arange(position_ids.shape[1])[None]
+        return original(attention_mask, past, position_ids=own)
+
+    monkeypatch.setattr(embedding, "forward", counted)
+    verdict = chosen(model, rows(31, 45))
+    assert verdict.layout is PADDED
+    assert "changes the loss by" in verdict.refused
+
+
+def test_a_model_that_mixes_neighbouring_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("Llama")
+    layer = model.get_base_model().model.layers[1].mlp
+    original = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda states: original(states + 0.1 * states.roll(1, dims=1)))
+    assert chosen(model, rows(31, 45)).layout is PADDED
+
+
+def test_packing_without_sharing_is_tried_before_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary embeddings that count places themselves are wrong where a row branches off, and right where it begins
+    anew: only distances matter.
+    """
+    model = tiny("Llama")
+    rotary = model.get_base_model().model.rotary_emb
+    original = rotary.forward
+    monkeypatch.setattr(
+        rotary, "forward", lambda states, position_ids: original(states, torch.arange(position_ids.shape[1])[None])
+    )
+    verdict = chosen(model, rows(31, 45))
+    assert verdict.layout is BatchLayout.PACKED
+    assert "SharedPrefix layout changes" in verdict.refused
+
+
+def test_the_gate_leaves_the_model_as_it_was() -> None:
+    model = tiny("Llama").train()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    state = torch.random.get_rng_state()
+    chosen(model, rows(31, 45))
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_sample_holds_the_most_alike_the_longest_and_the_shortest() -> None:
+    found = rows(30, 50, 70, shared=0) + rows(20, 22)
+    lengths = sorted(len(ids) for ids, _ in sample_of(found))
+    assert lengths == [30, 60, 62, 70]
+
+
+def test_a_sample_without_common_beginnings_gets_one() -> None:
+    first, second, *_ = sample_of(rows(40, 60, shared=0))
+    assert common_beginning(first[0], second[0]) == 30
+
+
+def test_a_sample_stays_small_where_it_can() -> None:
+    assert sum(len(ids) for ids, _ in sample_of(rows(30, 40, 500), tokens=200)) <= 200
+    assert len(sample_of(rows(500), tokens=200)) == 2

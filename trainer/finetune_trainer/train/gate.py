@@ -1,0 +1,194 @@
+"""The exactness gate: before the first step, rows are laid out in packs only if that changes nothing for this model.
+
+Loss and adapter gradients of a few real rows are computed one row at a time by the model's own code, and again in
+packs. Where they differ the next simpler layout is tried, down to padded rows, which need no trust. That a model reads
+position ids and leaves attention to transformers' interface is thereby measured, not believed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_api.outcome import BatchLayout
+from finetune_trainer.model.batch import Batch, TokenPair, pad
+from finetune_trainer.model.packed_attention import PackingRefusedError, use_packed_attention, usual_attention
+from finetune_trainer.model.packed_forward import take_packs
+from finetune_trainer.model.prefix_tree import MIN_SHARED, Pack, common_beginning
+from finetune_trainer.train.batching import Batching
+from finetune_trainer.train.collective import Ranks
+from finetune_trainer.train.passes import Passes
+
+SAMPLE_TOKENS = 4096
+"""Most tokens of the rows that are compared, unless a single row has more."""
+
+_CLOSE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 1e-1), torch.float16: (2e-2, 1e-1)}
+"""Relative differences of (loss, whole gradient) that rounding alone makes, by the base model's precision. A row that
+sees another's tokens, or stands in the wrong place, makes larger ones."""
+
+_LAYOUTS = (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The layout that is used, and why."""
+
+    layout: BatchLayout
+    loss_difference: float | None = None
+    """Relative, of this layout to one row at a time; None where nothing was compared."""
+    gradient_difference: float | None = None
+    """Relative, on the whole gradient of the adapter."""
+    refused: str = ""
+    """Why it is not the first layout; ends no sentence."""
+    seconds: float = 0.0
+
+
+class Gate:
+    """Compares layouts on one model.
+
+    Args:
+        model: the PeftModel, not wrapped.
+        wrapped: the same as training runs it.
+        passes: forward and backward passes as training makes them.
+        ranks: this process among the others.
+    """
+
+    def __init__(self, model: Any, wrapped: Any, passes: Passes, ranks: Ranks) -> None:
+        self._model = model
+        self._wrapped = wrapped
+        self._passes = passes
+        self._ranks = ranks
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        base = model.get_base_model()
+        self._close = _CLOSE.get(base.dtype, _CLOSE[torch.float32])
+
+    def choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
+        """The first layout that is exact; the model is left as that layout needs it.
+
+        Args:
+            sample: sequences, the same on all ranks.
+            batching: gives the bound of a pack.
+        """
+        began = time.monotonic()
+        verdict = self._choose(sample, batching)
+        return replace(verdict, seconds=time.monotonic() - began)
+
+    def _choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
+        base = self._model.get_base_model()
+        try:
+            use_packed_attention(base)
+        except PackingRefusedError as refused:
+            return Verdict(BatchLayout.PADDED, refused=str(refused))
+        take_packs(base)
+        with without_dropout(self._model):
+            loss, gradient = self._outcome([pad([sequence], batching.pad_id) for sequence in sample])
+            reasons: list[str] = []
+            for layout in _LAYOUTS:
+                packs = replace(batching, layout=layout).batches([list(sample)])
+                try:
+                    self._try_dropout(packs[-1])
+                    packed_loss, packed_gradient = self._outcome(packs)
+                except PackingRefusedError as refused:
+                    reasons.append(str(refused))
+                    break
+                found = (
+                    abs(packed_loss - loss) / max(abs(loss), 1e-12),
+                    self._norm(b - a for a, b in zip(gradient, packed_gradient, strict=True))
+                    / max(self._norm(gradient), 1e-12),
+                )
+                close = all(difference <= most for difference, most in zip(found, self._close, strict=True))
+                # NaN is not close either; and all ranks do what the most careful one wants.
+                if not self._ranks.any(not close):
+                    return Verdict(layout, *found, refused="; ".join(reasons))
+                reasons.append(
+                    f"the {layout} layout changes the loss by {found[0]:.1e} and the gradients by {found[1]:.1e} of "
+                    "their size"
+                )
+        usual_attention(base)
+        return Verdict(BatchLayout.PADDED, refused="; ".join(reasons))
+
+    def _outcome(self, batches: list[Batch | Pack]) -> tuple[float, list[torch.Tensor]]:
+        """Sum of the losses, and this rank's part of the gradients."""
+        self._model.zero_grad()
+        try:
+            loss = float(self._passes(self._wrapped, batches))
+            return loss, [_gradient(parameter) for parameter in self._trained]
+        finally:
+            self._model.zero_grad()
+
+    def _norm(self, gradients: Any) -> float:
+        squares = torch.stack([gradient.double().square().sum() for gradient in gradients]).sum()
+        # Over all ranks: of a sharded model each holds a part; of others all hold the same, which counts alike above
+        # and below the line.
+        return float(self._ranks.sums([float(squares)])[0] ** 0.5)
+
+    def _try_dropout(self, pack: Batch | Pack) -> None:
+        """Let layers refuse what they only do in training; the random numbers are given back."""
+        devices = [pack.input_ids.device] if pack.input_ids.is_cuda else []
+        trained = self._model.training
+        self._model.train()
+        try:
+            with torch.random.fork_rng(devices), torch.no_grad(), self._passes.forward(self._wrapped, pack):
+                pass
+        finally:
+            self._model.train(trained)
+
+
+def sample_of(rows: Sequence[list[TokenPair]], tokens: int = SAMPLE_TOKENS) -> list[TokenPair]:
+    """A few sequences of `rows` that would show a difference: the two with the longest common beginning, the longest
+    and the shortest, as far as `tokens` allow.
+
+    Where none have a beginning in common, one is made that begins as another does.
+    """
+    everything = [sequence for row in rows for sequence in row if sequence[1][1:].any()]
+    fitting = [sequence for sequence in everything if 2 * len(sequence[0]) <= tokens]
+    ordered = sorted(fitting or everything, key=lambda sequence: sequence[0].astype(">u4").tobytes())
+    by_length = sorted(ordered, key=lambda sequence: len(sequence[0]))
+    shared = [common_beginning(a[0], b[0]) for a, b in itertools.pairwise(ordered)]
+    if shared and max(shared) >= MIN_SHARED:
+        first = shared.index(max(shared))
+        chosen = ordered[first : first + 2]
+    else:
+        chosen = [by_length[-1], _beginning_as(by_length[-1], by_length[0])]
+    for sequence in (by_length[-1], by_length[0]):
+        if all(sequence is not other for other in chosen) and _tokens([*chosen, sequence]) <= tokens:
+            chosen.append(sequence)
+    return chosen
+
+
+@contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """`model` in evaluation mode, but for what decides whether activations are checkpointed."""
+    before = model.training
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False) is True:
+            module.training = True
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def _beginning_as(first: TokenPair, second: TokenPair) -> TokenPair:
+    """A sequence of the first half of `first` and all of `second`."""
+    half = max(len(first[0]) // 2, 1)
+    return np.concatenate([first[0][:half], second[0]]), np.concatenate([first[1][:half], second[1]])
+
+
+def _tokens(sequences: Sequence[TokenPair]) -> int:
+    return sum(len(ids) for ids, _ in sequences)
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of this rank's part of it."""
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    local: torch.Tensor = getattr(gradient, "_local_tensor", gradient)
+    return local.detach().clone()

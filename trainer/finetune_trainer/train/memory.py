@@ -1,0 +1,102 @@
+"""How many tokens fit: what the backward pass keeps of each, and what is free on the device.
+
+Source of the estimate for one checkpointed layer: SmolLM2 with LoRA on all linear layers keeps 36 values of its hidden
+size per token and layer (benchmarks/trainer/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+_USED = 0.6
+"""Share of the free memory that activations may take; the rest is for gradients on their way back, chunks of logits and
+what the allocator keeps in pieces."""
+
+_VALUES_PER_LAYER = 36
+
+_ENOUGH = {"cpu": 4096, "cuda": 16384}
+"""Tokens of a pack above which larger ones are not faster."""
+
+
+class KeptBytes:
+    """Counts what autograd keeps for the backward pass, parameters and buffers not counted."""
+
+    def __init__(self, model: Any) -> None:
+        self.total = 0
+        self._known = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count the forward passes in here."""
+        with torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor):
+            yield
+
+    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
+        address = _address(tensor)
+        if address not in self._known:
+            self._known.add(address)
+            self.total += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def checkpointed_bytes_per_token(config: Any, kept: float, dtype: torch.dtype) -> float:
+    """What a token takes with activation checkpointing: its input to every layer, and all of one layer.
+
+    Args:
+        config: the language model's.
+        kept: bytes per token without checkpointing, or 0 if not known.
+        dtype: of the activations.
+    """
+    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    one_layer = kept / layers if kept else _VALUES_PER_LAYER * hidden * dtype.itemsize
+    return layers * hidden * dtype.itemsize + one_layer
+
+
+def tokens_that_fit(bytes_per_token: float, *, device: torch.device, processes: int, reserved: int) -> int:
+    """Tokens that may be in a pack.
+
+    Args:
+        bytes_per_token: what the backward pass keeps of each.
+        device: what is trained on.
+        processes: how many share this machine's main memory.
+        reserved: bytes that training will take besides and has not taken yet.
+    """
+    free = free_bytes(device, processes) - reserved
+    return max(0, int(free * _USED / max(bytes_per_token, 1.0)))
+
+
+def enough_tokens(device: torch.device) -> int:
+    """Tokens of a pack above which larger ones are not faster."""
+    return _ENOUGH[device.type]
+
+
+def free_bytes(device: torch.device, processes: int) -> int:
+    """Memory of the device that this process may still take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min([int(psutil.virtual_memory().available), *_cgroup_free()]) // processes
+
+
+def _cgroup_free(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What is left below this cgroup's limit, if it has one. Cached files count as free: the kernel drops them."""
+    try:
+        own = next(line for line in (proc / "self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        folder = root / own[len("0::") :].lstrip("/")
+        limit = int((folder / "memory.max").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return [limit - int((folder / "memory.current").read_text()) + int(stat["inactive_file"])]
+    except (OSError, StopIteration, ValueError, KeyError):
+        # No limit ("max"), cgroup v1 or another operating system.
+        return []
+
+
+def _address(tensor: torch.Tensor) -> int:
+    local = getattr(tensor, "_local_tensor", tensor)
+    return int(local.untyped_storage().data_ptr())

@@ -1,0 +1,60 @@
+"""Forward and backward passes over a step's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from finetune_trainer.model.batch import Batch
+from finetune_trainer.model.loss import Loss, computed
+from finetune_trainer.model.prefix_tree import Pack
+
+
+class Passes:
+    """Forward and backward passes as accelerate wants them.
+
+    Args:
+        accelerator: transformers' own.
+        device: what is trained on.
+        autocast: makes the context in which losses are computed.
+        keep: whether the model takes `logits_to_keep`.
+    """
+
+    def __init__(
+        self, accelerator: Any, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]], *, keep: bool
+    ) -> None:
+        self.device = device
+        self._accelerator = accelerator
+        self._autocast = autocast
+        self._keep = keep
+
+    def forward(self, model: Any, batch: Batch | Pack) -> AbstractContextManager[Loss]:
+        """The loss of a batch; its backward pass belongs inside."""
+        return computed(model, batch.to(self.device), keep=self._keep)
+
+    def __call__(
+        self, model: Any, batches: list[Batch | Pack], scale: float = 1.0, *, reduce: bool = True
+    ) -> torch.Tensor:
+        """Sum of the losses times `scale`, float32 []; gradients are left in the model.
+
+        Args:
+            model: as training runs it.
+            batches: at least one.
+            scale: factor of losses and gradients.
+            reduce: average gradients over the ranks, in the last backward pass.
+        """
+        total = torch.zeros((), device=self.device)
+        for number, batch in enumerate(batches, 1):
+            last = reduce and number == len(batches)
+            with (
+                nullcontext() if last else self._accelerator.no_sync(model),
+                self._autocast(),
+                self.forward(model, batch) as (loss, _),
+            ):
+                scaled = loss * scale
+                self._accelerator.backward(scaled)
+            total += scaled.detach()
+        return total
