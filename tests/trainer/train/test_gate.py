@@ -75,7 +75,7 @@ def passes_of(model: Any) -> Passes:
 
 
 def chosen(model: Any, found: list[list[TokenPair]]) -> Verdict:
-    return Gate(model, model, passes_of(model), Ranks()).choose(sample_of(found), BATCHING)
+    return Gate(model, model, passes_of(model), Ranks()).choose(sample_of(found, 1024), BATCHING)
 
 
 def outcome(model: Any, batches: list[Any]) -> tuple[float, torch.Tensor]:
@@ -185,15 +185,22 @@ def test_the_gate_leaves_the_model_as_it_was() -> None:
 
 def test_a_sample_holds_the_most_alike_the_longest_and_the_shortest() -> None:
     found = rows(30, 50, 70, shared=0) + rows(20, 22)
-    lengths = sorted(len(ids) for ids, _ in sample_of(found))
+    lengths = sorted(len(ids) for ids, _ in sample_of(found, 1024))
     assert lengths == [30, 60, 62, 70]
 
 
 def test_a_sample_without_common_beginnings_gets_one() -> None:
-    first, second, *_ = sample_of(rows(40, 60, shared=0))
+    first, second, *_ = sample_of(rows(40, 60, shared=0), 1024)
     assert common_beginning(first[0], second[0]) == 30
 
 
-def test_a_sample_stays_small_where_it_can() -> None:
-    assert sum(len(ids) for ids, _ in sample_of(rows(30, 40, 500), tokens=200)) <= 200
-    assert len(sample_of(rows(500), tokens=200)) == 2
+@pytest.mark.parametrize("shared", [0, 40, 3000])
+def test_a_sample_of_long_rows_is_cut(shared: int) -> None:
+    sample = sample_of(rows(300, 400, 5000, shared=shared), 200)
+    assert sum(len(ids) for ids, _ in sample) <= 200
+    assert common_beginning(sample[0][0], sample[1][0]) >= 33
+    assert all(trained[1:].any() for _, trained in sample)
+
+
+def test_one_row_is_enough() -> None:
+    assert len(sample_of(rows(500), 200)) == 2

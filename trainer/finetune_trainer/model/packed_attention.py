@@ -91,6 +91,8 @@ def _attention(
     _Current.calls += 1
     if dropout or any(others.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
         raise PackingRefusedError("its attention has a bias, a cap or a dropout of its own")
+    if attention_mask is None and (others.get("sliding_window") or pack.longest) < pack.longest:
+        raise PackingRefusedError("its attention slides along what is computed together")
     if attention_mask is not None:
         out = dense(query, key, value, attention_mask, scaling)
     elif query.is_cuda:

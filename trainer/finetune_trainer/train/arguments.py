@@ -73,6 +73,8 @@ def training_arguments(
         disable_tqdm=True,
         dataloader_pin_memory=gpu,
         ddp_find_unused_parameters=False,
+        # They never change, and ranks run different numbers of batches.
+        ddp_broadcast_buffers=False,
         ddp_timeout=int(TIMEOUT.total_seconds()),
         **sharding,
     )

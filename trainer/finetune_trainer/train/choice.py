@@ -27,6 +27,9 @@ from finetune_trainer.train.passes import Passes
 _USEFUL_TOKENS = 2048
 """Packs this large use a device well; where fewer fit, recomputing activations costs less than smaller packs."""
 
+_MEASURED_TOKENS = 128
+"""Tokens of the row that shows what is kept of each."""
+
 _STEP = 256
 """Packs are bounded by a multiple of this, so that a little more or less free memory makes the same packs."""
 
@@ -116,16 +119,17 @@ class Chooser:
         if batching.layout is BatchLayout.PADDED:
             return Choice(batching, checkpointing, Verdict(BatchLayout.PADDED))
         verdict = Gate(self._model, self._wrapped, self._passes, self._ranks).choose(
-            sample_of(rows, min(SAMPLE_TOKENS, tokens)), batching
+            sample_of(rows, min(SAMPLE_TOKENS[self._passes.device.type], tokens)), batching
         )
         return Choice(replace(batching, layout=verdict.layout), checkpointing, verdict)
 
     def _kept_bytes_per_token(self, sequence: TokenPair, batching: Batching) -> float:
+        ids, trained = (part[:_MEASURED_TOKENS] for part in sequence)
         counter = KeptBytes(self._model)
         with without_dropout(self._model), counter.counting():
-            self._passes(self._wrapped, [pad([sequence], batching.pad_id)])
+            self._passes(self._wrapped, [pad([(ids, trained)], batching.pad_id)])
         self._model.zero_grad()
-        return counter.total / len(sequence[0])
+        return counter.total / len(ids)
 
     def _agreed(self, kept: float, longest: int) -> tuple[bool, int]:
         """Whether activations are checkpointed, and how many tokens then fit."""

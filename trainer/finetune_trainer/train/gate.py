@@ -26,8 +26,11 @@ from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.passes import Passes
 
-SAMPLE_TOKENS = 4096
-"""Most tokens of the rows that are compared, unless a single row has more."""
+SAMPLE_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Most tokens of the rows that are compared, by kind of device: about a second of it, or less than a step."""
+
+_TRAINED_TOKENS = 32
+"""At least so many of each row."""
 
 _CLOSE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 1e-1), torch.float16: (2e-2, 1e-1)}
 """Relative differences of (loss, whole gradient) that rounding alone makes, by the base model's precision. A row that
@@ -93,7 +96,7 @@ class Gate:
             for layout in _LAYOUTS:
                 packs = replace(batching, layout=layout).batches([list(sample)])
                 try:
-                    self._try_dropout(packs[-1])
+                    self._try_dropout(replace(batching, layout=layout).batches([[_cut(sample[0], 0, 16)]])[0])
                     packed_loss, packed_gradient = self._outcome(packs)
                 except PackingRefusedError as refused:
                     reasons.append(str(refused))
@@ -141,26 +144,35 @@ class Gate:
             self._model.train(trained)
 
 
-def sample_of(rows: Sequence[list[TokenPair]], tokens: int = SAMPLE_TOKENS) -> list[TokenPair]:
+def sample_of(rows: Sequence[list[TokenPair]], tokens: int) -> list[TokenPair]:
     """A few sequences of `rows` that would show a difference: the two with the longest common beginning, the longest
     and the shortest, as far as `tokens` allow.
 
-    Where none have a beginning in common, one is made that begins as another does.
+    Those that are too long are cut, a common beginning at its front, the rest at its end. Where none have a beginning
+    in common, one is made that begins as another does. Each trains its last tokens too: of very few the output head's
+    gradient is so inexact (in float32 a hundred times more than of many) that nothing could be told from it.
     """
-    everything = [sequence for row in rows for sequence in row if sequence[1][1:].any()]
-    fitting = [sequence for sequence in everything if 2 * len(sequence[0]) <= tokens]
-    ordered = sorted(fitting or everything, key=lambda sequence: sequence[0].astype(">u4").tobytes())
+    ordered = sorted(
+        (sequence for row in rows for sequence in row), key=lambda sequence: sequence[0].astype(">u4").tobytes()
+    )
     by_length = sorted(ordered, key=lambda sequence: len(sequence[0]))
     shared = [common_beginning(a[0], b[0]) for a, b in itertools.pairwise(ordered)]
     if shared and max(shared) >= MIN_SHARED:
         first = shared.index(max(shared))
-        chosen = ordered[first : first + 2]
+        chosen = [_cut(sequence, shared[first], tokens // 4) for sequence in ordered[first : first + 2]]
     else:
-        chosen = [by_length[-1], _beginning_as(by_length[-1], by_length[0])]
+        longest, shortest = (_cut(sequence, 0, tokens // 3) for sequence in (by_length[-1], by_length[0]))
+        chosen = [longest, _beginning_as(longest, shortest)]
     for sequence in (by_length[-1], by_length[0]):
-        if all(sequence is not other for other in chosen) and _tokens([*chosen, sequence]) <= tokens:
+        if _tokens([*chosen, sequence]) <= tokens and all(sequence[0] is not other[0] for other in chosen):
             chosen.append(sequence)
-    return chosen
+    return [(ids, trained | (np.arange(len(ids)) >= len(ids) - _TRAINED_TOKENS)) for ids, trained in chosen]
+
+
+def _cut(sequence: TokenPair, shared: int, most: int) -> TokenPair:
+    """At most `most` of its `shared` first tokens and as many others."""
+    ids, trained = (part[max(0, shared - most) : shared + most] for part in sequence)
+    return ids, trained
 
 
 @contextmanager
