@@ -19,6 +19,7 @@ import torch
 
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.batch import Batch, TokenPair, pad
+from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.packed_attention import PackingRefusedError, use_packed_attention, usual_attention
 from finetune_trainer.model.packed_forward import take_packs
 from finetune_trainer.model.prefix_tree import MIN_SHARED, Pack, common_beginning
@@ -86,12 +87,14 @@ class Gate:
     def _choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
         base = self._model.get_base_model()
         try:
+            # Outside of packs it is the model's own.
             use_packed_attention(base)
         except PackingRefusedError as refused:
             return Verdict(BatchLayout.PADDED, refused=str(refused))
-        take_packs(base)
         with without_dropout(self._model):
             loss, gradient = self._outcome([pad([sequence], batching.pad_id) for sequence in sample])
+            take_packs(base)
+            fuse_lora(self._model)
             reasons: list[str] = []
             for layout in _LAYOUTS:
                 packs = replace(batching, layout=layout).batches([list(sample)])
@@ -115,6 +118,7 @@ class Gate:
                     "their size"
                 )
         usual_attention(base)
+        unfuse_lora(self._model)
         return Verdict(BatchLayout.PADDED, refused="; ".join(reasons))
 
     def _outcome(self, batches: list[Batch | Pack]) -> tuple[float, list[torch.Tensor]]:
