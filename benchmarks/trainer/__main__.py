@@ -46,6 +46,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         default="8",
         help="rows of TRL's micro-batches; trl-fair tries all, TRL as shipped the first (default: %(default)s)",
     )
+    parser.add_argument("--fair-only", action="store_true", help="leave TRL as shipped out, which is the slowest")
     parser.add_argument("--padding-free", action="store_true", help="try TRL's padding-free batches too")
     parser.add_argument("--profile", action="store_true", help="where one of our steps spends its time")
     parser.add_argument("--rss", action="store_true", help="peak memory of a step, each contestant in its own process")

@@ -36,6 +36,7 @@ class Settings:
     seed: int
     trl_rows: list[int]
     """Rows of a micro-batch: all are tried by trl-fair, the first by TRL as shipped."""
+    fair_only: bool
     padding_free: bool
     profile: bool
     rss: bool
@@ -79,7 +80,7 @@ def entries(settings: Settings) -> list[Entry]:
     found += [Entry(trl=True, fair=True, rows_per_device=rows) for rows in sizes]
     if settings.padding_free:
         found += [Entry(trl=True, fair=fair, padding_free=True, rows_per_device=sizes[0]) for fair in (False, True)]
-    return found
+    return [entry for entry in found if entry.fair or not (entry.trl and settings.fair_only)]
 
 
 def measure(settings: Settings) -> None:

@@ -19,7 +19,7 @@ def fuse_lora(model: Any) -> None:
     """Make every plain LoRA layer of `model` compute itself this way wherever it can."""
     for module in model.modules():
         if isinstance(module, LoraLinear) and "forward" not in vars(module):
-            module.forward = partial(_forward, module, module.forward)
+            module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
 
 
 def unfuse_lora(model: Any) -> None:
