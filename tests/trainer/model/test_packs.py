@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_trainer.model import tree_attention
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.loss import summed_loss, target_logits
 from finetune_trainer.model.packed_attention import PackingRefusedError, attending, use_packed_attention
@@ -104,6 +105,36 @@ def test_all_kinds_of_attention_agree(rows: list[TokenPair]) -> None:
     wanted = dense(query, key, value, tree_mask(pack), 0.25)
     torch.testing.assert_close(in_pieces(query, key, value, pack, 0.25), wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(flex(query, key, value, pack, 0.25), wanted, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=trees(), block=st.sampled_from([2, 8, 128]))
+def test_the_block_mask_is_the_tree(rows: list[TokenPair], block: int) -> None:
+    (pack,) = packs_of(rows, budget=10_000, share=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_attention, "_BLOCK", block)
+        tree_attention._block_mask.cache_clear()
+        found = tree_attention._block_mask(pack)
+        tree_attention._block_mask.cache_clear()
+    wanted = tree_mask(pack)
+    size = -(-pack.tokens // block)
+    squares = torch.nn.functional.pad(wanted, (0, -pack.tokens % block) * 2).view(size, block, size, block)
+    full, touched = squares.all(3).all(1), squares.any(3).any(1)
+
+    def listed(numbers: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        there = torch.zeros(size, size, dtype=torch.bool)
+        for row in range(size):
+            there[row, columns[0, 0, row, : numbers[0, 0, row]].long()] = True
+        return there
+
+    partly, wholly = (
+        listed(found.kv_num_blocks, found.kv_indices),
+        listed(found.full_kv_num_blocks, found.full_kv_indices),
+    )
+    assert not (partly & wholly).any()
+    assert not (wholly & ~full).any(), "in full blocks nothing is masked"
+    assert not (touched & ~(partly | wholly)).any(), "what is attended to is computed"
+    assert int((partly | wholly).sum()) <= int(touched.sum()) + size, "little else is"
 
 
 @given(rows=trees(), budget=st.integers(1, 200))

@@ -171,6 +171,17 @@ def test_packing_without_sharing_is_tried_before_padding(monkeypatch: pytest.Mon
     assert "SharedPrefix layout changes" in verdict.refused
 
 
+def test_a_kernel_that_fails_means_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise NotImplementedError("no kernel for this head size")
+
+    monkeypatch.setattr("finetune_trainer.model.packed_attention.in_pieces", broken)
+    model = tiny("Llama")
+    verdict = chosen(model, rows(31, 45))
+    assert verdict.layout is PADDED
+    assert verdict.refused == "packs cannot be computed here (NotImplementedError: no kernel for this head size)"
+
+
 def test_the_gate_leaves_the_model_as_it_was() -> None:
     model = tiny("Llama").train()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}

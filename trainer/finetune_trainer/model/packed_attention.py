@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from finetune_trainer.model.prefix_tree import Pack
-from finetune_trainer.model.tree_attention import dense, flex, in_pieces, tree_mask
+from finetune_trainer.model.tree_attention import SMALLEST_FLEX_HEAD, dense, flex, in_pieces, tree_mask
 
 NAME = "finetune_packed"
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -95,9 +95,9 @@ def _attention(
         raise PackingRefusedError("its attention slides along what is computed together")
     if attention_mask is not None:
         out = dense(query, key, value, attention_mask, scaling)
-    elif query.is_cuda:
+    elif query.is_cuda and min(query.shape[-1], value.shape[-1]) >= SMALLEST_FLEX_HEAD:
         out = flex(query, key, value, pack, scaling)
-    elif query.shape[-1] == value.shape[-1]:
+    elif not query.is_cuda and query.shape[-1] == value.shape[-1]:
         out = in_pieces(query, key, value, pack, scaling)
     else:
         out = dense(query, key, value, tree_mask(pack), scaling)

@@ -17,8 +17,8 @@ from finetune_trainer.model.loss import correct_targets, summed_loss
 from finetune_trainer.model.packed_attention import PackingRefusedError, attention_calls
 from finetune_trainer.model.prefix_tree import Pack
 
-CHUNK_LOGITS = 2**24
-"""Logits that exist at a time: 64 MiB in float32."""
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits that exist at a time, by kind of device: 64 and 512 MiB in float32. Each chunk reads the head's weights."""
 
 Head = Callable[[torch.Tensor], Any]
 """Hidden states [n, H] -> logits [n, V]."""
@@ -59,7 +59,7 @@ def pack_loss(base: Any, original: Callable[..., Any], pack: Pack) -> tuple[torc
 
     inner = {id(parameter) for parameter in decoder.parameters()}
     learns = any(parameter.requires_grad and id(parameter) not in inner for parameter in base.parameters())
-    rows = max(1, CHUNK_LOGITS // base.config.get_text_config().vocab_size)
+    rows = max(1, CHUNK_LOGITS[hidden.device.type] // base.config.get_text_config().vocab_size)
     if not torch.is_grad_enabled():
         return _evaluated(hidden, pack.targets, head, rows)
     if learns:
@@ -114,7 +114,9 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale.to(gradient.dtype), None, None, None
+        # The scale is one over a number of tokens, which half precision would round.
+        precise = torch.promote_types(gradient.dtype, torch.float32)
+        return (gradient * scale.to(precise)).to(gradient.dtype), None, None, None
 
 
 def _chunks(hidden: torch.Tensor, targets: torch.Tensor, rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

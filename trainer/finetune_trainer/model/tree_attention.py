@@ -21,6 +21,13 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: S
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
 
+SMALLEST_FLEX_HEAD = 16
+"""Head size below which FlexAttention has no kernel."""
+
+_BLOCK = 128
+"""FlexAttention's own."""
+
+
 def tree_mask(pack: Pack, window: int | None = None) -> torch.Tensor:
     """bool [T, T]: whether token q (row) attends to token k (column).
 
@@ -120,17 +127,41 @@ def _flex() -> Any:
 
 @functools.cache
 def _compiled_flex() -> Any:
-    return torch.compile(_flex(), dynamic=True)
+    import torch._dynamo.config as settings
+
+    # One graph each for training and evaluation, short and long packs, each kind of head. Past the limit torch would
+    # go on without the kernel, with all scores in memory; fullgraph lets it fail instead.
+    settings.recompile_limit = max(settings.recompile_limit, 64)
+    return torch.compile(_flex(), dynamic=True, fullgraph=True)
 
 
 @functools.lru_cache(maxsize=1)
 def _block_mask(pack: Pack) -> Any:
-    """Made once per pack, for all layers."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """Made once per pack, for all layers.
+
+    From the bounds of blocks: torch's own way writes the whole square down, tens of GB for one long row.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     ends = pack.span_end
+    tokens, size = len(ends), _BLOCK
 
     def attends(_b: Any, _h: Any, q: Any, kv: Any) -> Any:
         return (kv <= q) & (q < ends[kv])
 
-    return create_block_mask(attends, B=None, H=None, Q_LEN=len(ends), KV_LEN=len(ends), device=ends.device)
+    starts = torch.arange(0, tokens, size, device=ends.device)
+    padded = functional.pad(ends, (0, -tokens % size))
+    blocks = padded.view(-1, size)
+    # What is behind the last token has the end 0: nothing attends to it, and its block is never full.
+    q, nearest, furthest = starts[:, None], blocks.amin(1), blocks.amax(1)
+    touched = (starts < q + size) & (q < furthest)
+    full = (starts + size <= q) & (q + size <= nearest) & (q + size <= tokens)
+    return BlockMask.from_kv_blocks(
+        *_listed(touched & ~full), *_listed(full), BLOCK_SIZE=size, mask_mod=attends, seq_lengths=(tokens, tokens)
+    )
+
+
+def _listed(wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """bool [Q, K] of blocks -> their number in each row int32 [1, 1, Q], and their columns first int32 [1, 1, Q, K]."""
+    columns = wanted.int().argsort(dim=-1, descending=True, stable=True)
+    return wanted.sum(-1, dtype=torch.int32)[None, None], columns.to(torch.int32)[None, None]

@@ -8,6 +8,7 @@ position ids and leaves attention to transformers' interface is thereby measured
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from finetune_api.outcome import BatchLayout
+from finetune_trainer.launch.failures import out_of_memory
 from finetune_trainer.model.batch import Batch, TokenPair, pad
 from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.packed_attention import PackingRefusedError, use_packed_attention, usual_attention
@@ -97,12 +99,18 @@ class Gate:
             fuse_lora(self._model)
             reasons: list[str] = []
             for layout in _LAYOUTS:
-                packs = replace(batching, layout=layout).batches([list(sample)])
+                refusal, packed_loss, packed_gradient = "", math.nan, gradient
                 try:
                     self._try_dropout(replace(batching, layout=layout).batches([[_cut(sample[0], 0, 16)]])[0])
-                    packed_loss, packed_gradient = self._outcome(packs)
-                except PackingRefusedError as refused:
-                    reasons.append(str(refused))
+                    packed_loss, packed_gradient = self._outcome(
+                        replace(batching, layout=layout).batches([list(sample)])
+                    )
+                except Exception as error:  # Model code and kernels that nobody here has seen.
+                    if out_of_memory(error, self._ranks.rank) is not None:
+                        raise
+                    refusal = _refusal(error)
+                if self._ranks.any(bool(refusal)):
+                    reasons.append(refusal or "packs fail in another process")
                     break
                 found = (
                     abs(packed_loss - loss) / max(abs(loss), 1e-12),
@@ -138,14 +146,16 @@ class Gate:
 
     def _try_dropout(self, pack: Batch | Pack) -> None:
         """Let layers refuse what they only do in training; the random numbers are given back."""
-        devices = [pack.input_ids.device] if pack.input_ids.is_cuda else []
-        trained = self._model.training
+        device = self._passes.device
+        devices = [device] if device.type == "cuda" else []
+        modes = [(module, module.training) for module in self._model.modules()]
         self._model.train()
         try:
             with torch.random.fork_rng(devices), torch.no_grad(), self._passes.forward(self._wrapped, pack):
                 pass
         finally:
-            self._model.train(trained)
+            for module, mode in modes:
+                module.training = mode
 
 
 def sample_of(rows: Sequence[list[TokenPair]], tokens: int) -> list[TokenPair]:
@@ -201,6 +211,13 @@ def _beginning_as(first: TokenPair, second: TokenPair) -> TokenPair:
 
 def _tokens(sequences: Sequence[TokenPair]) -> int:
     return sum(len(ids) for ids, _ in sequences)
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, PackingRefusedError):
+        return str(error)
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"packs cannot be computed here ({type(error).__name__}: {text})"
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

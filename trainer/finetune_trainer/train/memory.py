@@ -30,6 +30,9 @@ class KeptBytes:
     def __init__(self, model: Any) -> None:
         self.total = 0
         self._known = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        # Autocast makes copies of LoRA's weights, which do not grow with the tokens.
+        trained = [tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad]
+        self._weights = {shape for known in trained for shape in (known, known[::-1])}
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -39,7 +42,7 @@ class KeptBytes:
 
     def _count(self, tensor: torch.Tensor) -> torch.Tensor:
         address = _address(tensor)
-        if address not in self._known:
+        if address not in self._known and tuple(tensor.shape) not in self._weights:
             self._known.add(address)
             self.total += tensor.untyped_storage().nbytes()
         return tensor
