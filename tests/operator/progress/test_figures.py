@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.crd import structural_schema
-from finetune_api.outcome import Metric, ProgressMetric, TrainerStatus
+from finetune_api.outcome import BatchLayout, Metric, ProgressMetric, TrainerStatus
 from finetune_api.status import Phase, Progress
 from finetune_operator.progress.figures import CLOCK_TOLERANCE, KNOWN, condensed, progress_of
 from finetune_trainer.train import progress_status as ours
@@ -40,6 +40,7 @@ def test_our_own_report_arrives_whole() -> None:
         learning_rate=1e-4,
         tokens_per_second=5000.0,
         remaining_seconds=12.4,
+        batching="SharedPrefix",
     )
     progress, phase = progress_of(condensed(ours.trainer_status(sent, NOW), NOW))
     assert phase is Phase.PUBLISHING
@@ -52,9 +53,14 @@ def test_our_own_report_arrives_whole() -> None:
         eval_loss=1.5,
         learning_rate=1e-4,
         tokens_per_second=5000.0,
+        batching=BatchLayout.SHARED_PREFIX,
         eta_seconds=12,
         last_updated=SENT,
     )
+
+
+def test_a_layout_that_nobody_knows_is_left_out() -> None:
+    assert progress_of(report(batching="Stacked"))[0].batching is None
 
 
 def test_what_was_not_measured_is_absent() -> None:

@@ -13,8 +13,12 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_api.outcome import BatchLayout
+from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.callbacks import TrainingObserver
+from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.console import Console
+from finetune_trainer.train.gate import Verdict
 from finetune_trainer.train.metrics_log import MetricsLog
 from finetune_trainer.train.progress import ProgressReporter
 from finetune_trainer.train.progress_status import Progress
@@ -174,3 +178,21 @@ def test_other_ranks_say_nothing(observed: Observed, tmp_path: Path) -> None:
     observed.observer.on_log(args, state, control, logs={"loss": 1.0})
     observed.observer.on_evaluate(args, state, control, metrics={"eval_loss": 1.0})
     assert (observed.lines(), observed.reporter.told, observed.stream.getvalue()) == ([], [], "")
+
+
+@pytest.mark.parametrize("refused", ["", "it has conv layers"])
+def test_how_rows_are_laid_out_is_told_everywhere(observed: Observed, refused: str) -> None:
+    layout = BatchLayout.PADDED if refused else BatchLayout.SHARED_PREFIX
+    batching = Batching(layout, tokens_per_pack=4096, rows_per_batch=2, pad_id=0)
+    figures = {} if refused else {"loss_difference": 1e-7, "gradient_difference": 2e-6}
+    observed.observer.batching_chosen(Choice(batching, True, Verdict(layout, refused=refused, **figures)), 3)
+    (line,) = observed.lines()
+    assert (line["step"], line["batching"], line["activation_checkpointing"]) == (3, layout.value, True)
+    assert line["tokens_per_pack"] == (None if refused else 4096)
+    assert line["gate_gradient_difference"] == (None if refused else 2e-6)
+    told = observed.stream.getvalue()
+    warning = "warning: For this model rows are padded: it has conv layers."
+    assert (warning in told) == bool(refused)
+    assert ("in packs of at most 4,096 tokens" in told) == (not refused)
+    observed.observer.on_step_end(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
+    assert observed.reporter.told[-1].batching == layout.value

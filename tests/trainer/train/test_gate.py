@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from peft import LoraConfig, get_peft_model
 
 from finetune_api.outcome import BatchLayout

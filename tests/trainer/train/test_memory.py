@@ -43,7 +43,7 @@ def test_what_is_kept_grows_with_tokens_and_counts_no_weights() -> None:
 def test_a_share_of_what_is_free_is_used(
     monkeypatch: pytest.MonkeyPatch, free: int, processes: int, reserved: int, tokens: int
 ) -> None:
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(available=free))
     monkeypatch.setattr(memory, "_cgroup_free", list)
     assert memory.tokens_that_fit(1000.0, device=CPU, processes=processes, reserved=reserved) == tokens
 
