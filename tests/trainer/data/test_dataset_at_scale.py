@@ -115,8 +115,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_long_rows_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """512 rows of a book's length would be gigabytes of offsets."""
-    monkeypatch.setattr(dataset, "_BATCH_CHARACTERS", 1000)
+    """Hundreds of rows of a book's length would be gigabytes of tokens."""
+    monkeypatch.setattr(dataset, "_BLOCK_BYTES", 1000)
     seen: list[int] = []
     source = source_of(write_rows(tmp_path / "train.jsonl", rows(60)), smollm2_folder())
     data = prepare(source, tmp_path / "cache", lambda done, total: seen.append(done))

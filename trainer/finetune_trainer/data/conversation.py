@@ -64,13 +64,14 @@ def parse_row(line: bytes, rules: RowRules) -> Conversation:
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise RowError('"messages" must be a list with at least one user and one assistant message.')
-    unused = [key for key in row if key != "messages"]
-    parsed = []
-    for number, message in enumerate(messages, 1):
-        parsed.append(_message(number, message, rules))
-        unused += [f"messages[].{key}" for key in message if key not in ("role", "content")]
+    parsed = tuple([_message(number, message, rules) for number, message in enumerate(messages, 1)])
     _check_roles([message.role for message in parsed], rules)
-    return Conversation(tuple(parsed), tuple(dict.fromkeys(unused)))
+    # Keys that mean something are all there by now.
+    if len(row) == 1 and max(map(len, messages)) == 2:
+        return Conversation(parsed)
+    unused = [key for key in row if key != "messages"]
+    unused += [f"messages[].{key}" for message in messages for key in message if key not in ("role", "content")]
+    return Conversation(parsed, tuple(dict.fromkeys(unused)))
 
 
 def _message(number: int, message: Any, rules: RowRules) -> Message:

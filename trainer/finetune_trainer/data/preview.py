@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from finetune_api.job import FineTuneJob
 from finetune_api.prompt_format import Message, RenderError, Rendering
+from finetune_trainer.data.block import DataSource
 from finetune_trainer.data.conversation import RowError
-from finetune_trainer.data.dataset import DataSource, merge
 from finetune_trainer.data.read import ReadReport, check_report, read_rows
-from finetune_trainer.data.tokenize import TokenizedSequence
+from finetune_trainer.data.tokenize import TokenizedSequence, merge
 
 
 @dataclass(frozen=True)

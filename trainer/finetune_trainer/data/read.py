@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,13 @@ class ReadReport:
         if len(self.shown) < SHOWN_ROWS:
             self.shown.append(f"line {line}: {str(error).removesuffix('.')}")
 
+    def add(self, other: ReadReport) -> None:
+        """Take in what was found in the next part of the file."""
+        self.rows += other.rows
+        self.invalid_rows += other.invalid_rows
+        self.shown += other.shown[: SHOWN_ROWS - len(self.shown)]
+        self.unused_keys.update(other.unused_keys)
+
     @property
     def invalid_share(self) -> float:
         """Bad rows among all rows, 0 for an empty file."""
@@ -51,6 +59,38 @@ class Row:
     conversation: Conversation
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole lines of a file, one after the other."""
+
+    offset: int
+    """Bytes before it."""
+    size: int
+    """Its bytes."""
+    first_line: int
+    """Line number of its first line, from 1."""
+    line_count: int
+
+
+def blocks(path: Path, size: int) -> Iterator[Block]:
+    """All of `path` in order, each block as many lines as begin in `size` bytes, at least one."""
+    with path.open("rb") as file:
+        offset, line = 0, 1
+        while data := file.read(size):
+            data += file.readline()
+            count = data.count(b"\n") + (not data.endswith(b"\n"))
+            yield Block(offset, len(data), line, count)
+            offset, line = offset + len(data), line + count
+
+
+def read_block(path: Path, block: Block, rules: RowRules, report: ReadReport) -> Iterator[Row]:
+    """As `read_rows`, of the lines of `block`, which are held in memory."""
+    with path.open("rb") as file:
+        file.seek(block.offset)
+        data = file.read(block.size)
+    return _rows(io.BytesIO(data), block.first_line, rules, report)
+
+
 def read_rows(path: Path, rules: RowRules, report: ReadReport) -> Iterator[Row]:
     """The good rows of `path` in order; bad ones are noted in `report`.
 
@@ -60,19 +100,24 @@ def read_rows(path: Path, rules: RowRules, report: ReadReport) -> Iterator[Row]:
         report: filled while the rows are consumed.
     """
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                line = line.removeprefix(_UTF8_BOM)
-            if not line.strip():
-                continue
-            report.rows += 1
-            try:
-                conversation = parse_row(line, rules)
-            except RowError as error:
-                report.refuse(number, error)
-                continue
+        yield from _rows(file, 1, rules, report)
+
+
+def _rows(lines: Iterable[bytes], first_line: int, rules: RowRules, report: ReadReport) -> Iterator[Row]:
+    for number, line in enumerate(lines, first_line):
+        if number == 1:
+            line = line.removeprefix(_UTF8_BOM)
+        if not line.strip():
+            continue
+        report.rows += 1
+        try:
+            conversation = parse_row(line, rules)
+        except RowError as error:
+            report.refuse(number, error)
+            continue
+        if conversation.unused_keys:
             report.unused_keys.update(conversation.unused_keys)
-            yield Row(number, conversation)
+        yield Row(number, conversation)
 
 
 def check_report(path: str, report: ReadReport, allowed_share: float) -> None:

@@ -15,6 +15,9 @@ from finetune_trainer.errors import JobError
 class Renderer(Protocol):
     """Makes texts of conversations; several per conversation where one text cannot begin with every turn's prompt."""
 
+    portable: bool
+    """Whether another process may have it: one that would have to import transformers for it takes long to start."""
+
     def render(self, messages: Sequence[Message]) -> list[Rendering]:
         """The renderings of one conversation, the one with the whole text first.
 
@@ -31,15 +34,18 @@ class Renderer(Protocol):
 class FormatRenderer:
     """Renders by a declared PromptFormat."""
 
+    portable = True
+
     def __init__(self, prompt_format: PromptFormat, automatic_bos: str | None) -> None:
         self._format = prompt_format
         self._bos = automatic_bos
 
     def render(self, messages: Sequence[Message]) -> list[Rendering]:
         """One rendering: a declared format never rewrites what came before."""
-        roles = {message.role for message in messages}
-        if self._format.system_in_user and "system" in roles and "user" not in roles:
-            raise RowError("has a system message and no user message to carry it (system_in_user).")
+        if self._format.system_in_user:
+            roles = {message.role for message in messages}
+            if "system" in roles and "user" not in roles:
+                raise RowError("has a system message and no user message to carry it (system_in_user).")
         return [self._format.render(messages).with_bos(self._bos)]
 
     def prompt(self, messages: Sequence[Message]) -> str:
@@ -54,6 +60,8 @@ class TemplateRenderer:
     without adding special tokens. Templates may rewrite earlier turns (drop their reasoning, say). The turns whose
     prompt the whole text does not begin with get a rendering of their own.
     """
+
+    portable = False
 
     def __init__(self, tokenizer: Any, *, only_whole: bool = False) -> None:
         """`only_whole`: no turn is told apart, since all of the text is trained on."""

@@ -25,6 +25,10 @@ _CACHE_ENTRIES = 50_000
 _SENTINELS = ("\n", "<", "0", "a")
 
 
+Span = tuple[int, int]
+"""(first token, token after the last) of a stretch of a sequence."""
+
+
 class FastTokenizer(Protocol):
     """The part of `tokenizers.Tokenizer` that is used here."""
 
@@ -42,8 +46,8 @@ class TokenizedSequence:
     """Token ids with the stretches of them that the model must produce."""
 
     ids: list[int]
-    spans: tuple[tuple[int, int], ...]
-    """(first token, token after the last) of each trained stretch, apart from each other."""
+    spans: tuple[Span, ...]
+    """Each trained stretch, apart from each other."""
     prompt_length: int
     """Tokens of the inference prompt of the last turn that is trained here; `ids[:prompt_length]` is that prompt."""
 
@@ -69,6 +73,14 @@ class TokenizedRow:
     """The sequence with the whole text comes first."""
     retokenized: bool
     """Whether any turn had to be tokenized again, split at its seam."""
+
+
+def merge(parts: list[TokenizedRow]) -> TokenizedRow:
+    """One row of the sequences of several renderings."""
+    if len(parts) == 1:
+        return parts[0]
+    sequences = tuple(sequence for part in parts for sequence in part.sequences)
+    return TokenizedRow(sequences, any(part.retokenized for part in parts))
 
 
 class Tokens:
@@ -137,6 +149,10 @@ class RowTokenizer:
     """Tokens that the tokenizer cuts out of the text before anything else, so that no other reaches across them."""
     _tails: dict[str, list[int]] = field(default_factory=dict)
 
+    def fresh(self) -> RowTokenizer:
+        """The same with nothing remembered, for another thread."""
+        return RowTokenizer(self.backend, self.special)
+
     def tokenize(self, renderings: Sequence[Rendering], *, train_all: bool = False) -> list[TokenizedRow]:
         """Tokenize a batch of rows.
 
@@ -190,7 +206,7 @@ class RowTokenizer:
                 else:
                     spans.append(earlier)
             waiting = left[::-1]
-            sequences.append(TokenizedSequence(tokens.ids, _trainable(spans), span[0]))
+            sequences.append(TokenizedSequence(tokens.ids, trainable(spans), span[0]))
         return TokenizedRow(tuple(sequences), retokenized or len(sequences) > 1)
 
     def _span(self, tokens: Tokens, text: str, turn: Turn) -> tuple[int, int] | None:
@@ -277,11 +293,11 @@ class RowTokenizer:
         return after.ids[-len(alone.ids) :] != alone.ids
 
 
-def _trainable(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def trainable(spans: Sequence[Span]) -> tuple[Span, ...]:
     """`spans` in order, without the very first token of the sequence: nothing predicts it."""
     return tuple((max(first, 1), end) for first, end in sorted(spans) if end > max(first, 1))
 
 
 def _all_trained(tokens: Tokens, rendering: Rendering) -> TokenizedSequence:
     prompt_end = rendering.turns[-1].prompt_end if rendering.turns else 0
-    return TokenizedSequence(tokens.ids, _trainable([(0, len(tokens.ids))]), tokens.count_before(prompt_end))
+    return TokenizedSequence(tokens.ids, trainable([(0, len(tokens.ids))]), tokens.count_before(prompt_end))

@@ -1,0 +1,33 @@
+"""Renderers that end the process they run in, or its work; in a module that a worker can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_api.prompt_format import Message, Rendering
+from finetune_trainer.data.render import FormatRenderer
+
+FATAL = "fatal"
+"""A conversation in which a message is this is the last one."""
+
+
+@dataclass
+class DeadlyRenderer:
+    """As `inner`, up to the fatal conversation."""
+
+    inner: FormatRenderer
+    death: str
+    portable: bool = True
+
+    def render(self, messages: Sequence[Message]) -> list[Rendering]:
+        if any(message.content == FATAL for message in messages):
+            if self.death == "exception":
+                raise MemoryError("no more")
+            os.kill(os.getpid(), signal.Signals[self.death])
+        return self.inner.render(messages)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        return self.inner.prompt(messages)
