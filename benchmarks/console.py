@@ -29,3 +29,13 @@ def machine() -> str:
         f"{os.cpu_count()} cores ({model}), {memory_gib:.0f} GiB of memory, Linux {platform.release()}, "
         f"Python {platform.python_version()}"
     )
+
+
+def words(text: str) -> list[str]:
+    """The values of an option that takes several, with commas between them."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """The same for whole numbers."""
+    return [int(number) for number in words(text)]

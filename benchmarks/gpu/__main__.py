@@ -9,6 +9,8 @@ import argparse
 import os
 import sys
 
+from benchmarks.console import numbers, words
+
 _LLAMA_3_8B = "32,4096,14336,32,8,128256"
 
 
@@ -36,13 +38,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     model.add_argument("--model", help="a folder or a name on the Hugging Face Hub (default: SmolLM2-135M-Instruct)")
     model.add_argument(
         "--random",
-        type=_numbers,
+        type=numbers,
         metavar="LAYERS,HIDDEN,INTERMEDIATE,HEADS,KV_HEADS,VOCAB",
         help="a Llama of this size instead, with random bfloat16 weights in a temporary folder and SmolLM2's "
         f"tokenizer; Llama-3-8B is {_LLAMA_3_8B} (16 GB of disk and of main memory)",
     )
     parser.add_argument(
-        "--shapes", type=_words, default="guard,tools,chat,short", help="of the data (default: %(default)s)"
+        "--shapes", type=words, default="guard,tools,chat,short", help="of the data (default: %(default)s)"
     )
     parser.add_argument("--rows", type=int, default=32, help="rows a step, a multiple of 8 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="steps that are measured (default: %(default)s)")
@@ -64,14 +66,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--kernels", action="store_true", help="time FlexAttention beside masked attention on one pack, and compare"
     )
     return parser.parse_args(arguments)
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import argparse
 import os
 import sys
 
+from benchmarks.console import numbers, words
+
 _ENVIRONMENT = {
     # Threads that spin while they wait are counted as work. Read by the library when it is loaded.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -35,14 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer", description=__doc__)
     parser.add_argument(
-        "--shapes", type=_words, default="guard,tools,chat,short", help="of the data (default: %(default)s)"
+        "--shapes", type=words, default="guard,tools,chat,short", help="of the data (default: %(default)s)"
     )
-    parser.add_argument("--rows", type=_numbers, default="8,32", help="rows a step (default: %(default)s)")
+    parser.add_argument("--rows", type=numbers, default="8,32", help="rows a step (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="steps measured after a warm-up (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
         "--trl-rows",
-        type=_numbers,
+        type=numbers,
         default="8",
         help="rows of TRL's micro-batches; trl-fair tries all, TRL as shipped the first (default: %(default)s)",
     )
@@ -54,14 +56,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--memory-gib", type=float, default=12.0, help="what a step may take at most (default: %(default)s)"
     )
     return parser.parse_args(arguments)
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":
