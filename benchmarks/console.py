@@ -6,7 +6,9 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 
 def say(text: str) -> None:
@@ -39,3 +41,13 @@ def words(text: str) -> list[str]:
 def numbers(text: str) -> list[int]:
     """The same for whole numbers."""
     return [int(number) for number in words(text)]
+
+
+def span(values: Sequence[int]) -> str:
+    """From the least to the most."""
+    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
+
+
+def three(values: Sequence[float], shown: Callable[[float], str]) -> str:
+    """Least, median and most."""
+    return " / ".join(shown(value) for value in (min(values), median(values), max(values)))

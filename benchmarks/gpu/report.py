@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.console import machine
+from benchmarks.console import machine, span, three
 from benchmarks.gpu.clock import TimedStep
 from benchmarks.gpu.devices import device_markdown
 from benchmarks.gpu.figures import FORMULA, Parameters, Work, computed_flops, effective_flops
@@ -85,14 +85,14 @@ def _lines(case: Case) -> Iterator[str]:
     yield ""
     works = [work for _, work in layouts[min(layouts)]]
     yield (
-        f"{_span([work.real_tokens for work in works])} real tokens a step, "
-        f"{_span([work.trained_tokens for work in works])} of them trained; {len(works)} steps.\n"
+        f"{span([work.real_tokens for work in works])} real tokens a step, "
+        f"{span([work.trained_tokens for work in works])} of them trained; {len(works)} steps.\n"
     )
     if len(layouts) == 2:
         ours = {step.stage.rows_of: step.seconds for step, _ in layouts[False]}
         pairs = [(step.seconds, ours.get(step.stage.rows_of)) for step, _ in layouts[True]]
         ratios = [seconds / own for seconds, own in pairs if own is not None]
-        yield f"Padded takes {_three(ratios)} times as long as ours on the same rows.\n"
+        yield f"Padded takes {three(ratios, _number)} times as long as ours on the same rows.\n"
     yield (
         f"torch.compile made {case.graphs_before} graphs before and between the measured steps and "
         f"{sum(step.graphs for step, _ in case.steps)} in them.\n"
@@ -103,13 +103,13 @@ def _cells(case: Case, steps: Steps) -> list[str]:
     seconds = [step.seconds for step, _ in steps]
     memories = [step.memory for step, _ in steps if step.memory is not None]
     return [
-        _three(seconds),
-        _three([work.real_tokens / step.seconds for step, work in steps]),
-        _three([work.computed_tokens / step.seconds for step, work in steps]),
+        three(seconds, _number),
+        three([work.real_tokens / step.seconds for step, work in steps], _number),
+        three([work.computed_tokens / step.seconds for step, work in steps], _number),
         *_utilization(case, steps),
         f"{max(memory.allocated for memory in memories) / _GIB:.2f}" if memories else "–",
         f"{max(memory.reserved for memory in memories) / _GIB:.2f}" if memories else "–",
-        _span([work.batches for _, work in steps]),
+        span([work.batches for _, work in steps]),
         f"{max(work.largest_batch for _, work in steps):,}",
     ]
 
@@ -150,14 +150,6 @@ def kernels_markdown(found: Comparison) -> str:
     if len(found.differences) == 1:
         lines.append("FlexAttention has no backward pass on CPUs.")
     return "\n".join([*lines, ""])
-
-
-def _span(values: Sequence[int]) -> str:
-    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
-
-
-def _three(values: Sequence[float]) -> str:
-    return " / ".join(_number(value) for value in (min(values), median(values), max(values)))
 
 
 def _number(value: float) -> str:

@@ -10,6 +10,8 @@ import argparse
 import os
 import sys
 
+from benchmarks.console import words
+
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
 
 
@@ -25,10 +27,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.preparation", description=__doc__)
     parser.add_argument(
-        "--shapes",
-        type=lambda text: text.split(","),
-        default="guard,tools,chat,short",
-        help="of the data (default: %(default)s)",
+        "--shapes", type=words, default="guard,tools,chat,short", help="of the data (default: %(default)s)"
     )
     parser.add_argument("--rows", type=int, default=20_000, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")

@@ -14,21 +14,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 
 from transformers import AutoTokenizer
 
-from benchmarks.console import machine, say
+from benchmarks.console import machine, say, three
 from benchmarks.operator.usage import resident_mib
 from benchmarks.trainer.shapes import rows_of
-from finetune_api.prompt_format import PromptFormat
-from finetune_trainer.data.conversation import RowRules
-from finetune_trainer.data.dataset import DataSource, prepare
+from finetune_trainer.data.dataset import prepare
 from finetune_trainer.data.read import ReadReport, read_rows
-from finetune_trainer.data.render import FormatRenderer
-from finetune_trainer.data.tokenizer import load_tokenizer
 from tests.models import smollm2_folder
-from tests.trainer.run.tiny_job import CHATML, write_rows
+from tests.trainer.data.chatml_source import source_of
+from tests.trainer.run.tiny_job import write_rows
 
 GROWTH = 4
 """Times the rows for the second look at memory."""
@@ -80,12 +76,12 @@ def _cells(shape: str, settings: Settings) -> list[str]:
         many = _alone(path, path.parent / "kept")
     pairs = list(zip(raw, ours, strict=True))
     return [
-        _three([rows / cost.wall for cost in raw], "{:,.0f}"),
-        _three([rows / cost.wall for cost in ours], "{:,.0f}"),
-        _three([one.wall / other.wall for one, other in pairs], "{:.2f}"),
-        _three([cost.cpu for cost in raw], "{:.2f}"),
-        _three([cost.cpu for cost in ours], "{:.2f}"),
-        _three([one.cpu / other.cpu for one, other in pairs], "{:.2f}"),
+        three([rows / cost.wall for cost in raw], "{:,.0f}".format),
+        three([rows / cost.wall for cost in ours], "{:,.0f}".format),
+        three([one.wall / other.wall for one, other in pairs], "{:.2f}".format),
+        three([cost.cpu for cost in raw], "{:.2f}".format),
+        three([cost.cpu for cost in ours], "{:.2f}".format),
+        three([one.cpu / other.cpu for one, other in pairs], "{:.2f}".format),
         f"{few[1]:.0f}",
         f"{many[1]:.0f}",
         f"{cached[0]:.2f}",
@@ -95,7 +91,7 @@ def _cells(shape: str, settings: Settings) -> list[str]:
 
 def _rounds(shape: str, path: Path, count: int) -> tuple[list[Cost], list[Cost]]:
     """Costs of the tokenizer alone and of the preparation, round by round after one that warms up."""
-    source = _source(path)
+    source = source_of(path, smollm2_folder())
     rows = read_rows(path, source.rules, ReadReport())
     texts = [text.text for row in rows for text in source.renderer.render(row.conversation.messages)]
 
@@ -125,7 +121,7 @@ def _alone(path: Path, cache: Path) -> tuple[float, float]:
 
 
 def _prepared(path: Path, cache: Path) -> tuple[float, float]:
-    source = _source(path)
+    source = source_of(path, smollm2_folder())
     done, seen = threading.Event(), [0.0]
 
     def watch() -> None:
@@ -155,24 +151,6 @@ def _resident_mib() -> float:
     return total
 
 
-def _source(path: Path) -> DataSource:
-    """The data file as a ChatML job describes it."""
-    tokenizer = load_tokenizer(smollm2_folder(), trust_remote_code=False)
-    prompt_format = PromptFormat.model_validate(CHATML)
-    return DataSource(
-        path=path,
-        name=path.name,
-        rules=RowRules(needs_answer=True, strip_whitespace=False),
-        renderer=FormatRenderer(prompt_format, tokenizer.automatic_bos),
-        tokenizer=tokenizer.row_tokenizer(),
-        settings={"tokenizer": tokenizer.fingerprint(), "format": prompt_format.model_dump()},
-        context_length=None,
-        train_all=False,
-        max_invalid_share=0.0,
-        max_dropped_share=0.1,
-    )
-
-
 @contextmanager
 def _data(shape: str, rows: int, seed: int) -> Iterator[Path]:
     say(f"{shape}: {rows} rows are made")
@@ -190,7 +168,3 @@ def _cost(run: Callable[[], object]) -> Cost:
 def _cpu_seconds() -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _three(values: list[float], form: str) -> str:
-    return " / ".join(form.format(value) for value in (min(values), median(values), max(values)))

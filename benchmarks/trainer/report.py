@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.console import machine
+from benchmarks.console import machine, span, three
 from benchmarks.trainer.contestants import Step
 from benchmarks.trainer.memory import Peak
 
@@ -55,7 +55,7 @@ def _lines(case: Case) -> Iterator[str]:
     measured = slice(1, None)
     yield f"### {case.shape}, {case.rows} rows a step\n"
     yield (
-        f"{_span(case.tokens[measured])} tokens a step, {_span(case.trained_tokens[measured])} of them trained; the "
+        f"{span(case.tokens[measured])} tokens a step, {span(case.trained_tokens[measured])} of them trained; the "
         f"longest row has {case.longest_row}. {len(case.tokens) - 1} steps after a warm-up; least / median / most.\n"
     )
     columns = ["CPU s", "wall s", "CPU : ours", "wall : ours", "rows/s", "tokens/s", "tokens/CPU s"]
@@ -125,16 +125,12 @@ def _spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / max(abs(value) for value in values)
 
 
-def _span(values: Sequence[int]) -> str:
-    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
-
-
 def _three(values: Sequence[float]) -> str:
     if not values:
         return "–"
     if len(values) == 1:
         return _number(values[0])
-    return " / ".join(_number(value) for value in (min(values), median(values), max(values)))
+    return three(values, _number)
 
 
 def _number(value: float) -> str:

@@ -25,7 +25,7 @@ from finetune_trainer.publish.publication import publish_best
 from finetune_trainer.signals import StopFlag, stop_at_once
 from finetune_trainer.storage import fetch_adapter, fetch_model
 from finetune_trainer.train import state as saved
-from finetune_trainer.train.arguments import choose_sharding, training_arguments
+from finetune_trainer.train.arguments import choose_checkpointing, choose_sharding, training_arguments
 from finetune_trainer.train.batching import Batching, RankBatches, StepDataset
 from finetune_trainer.train.callbacks import TrainingObserver
 from finetune_trainer.train.collective import Ranks
@@ -169,7 +169,7 @@ def assemble(
         scratch=around.scratch,
         callbacks=callbacks,
         observer=observer,
-        checkpointing=sharded or None if spec.gradient_checkpointing is None else spec.gradient_checkpointing,
+        checkpointing=choose_checkpointing(spec.gradient_checkpointing, sharded=sharded),
         sharded=sharded,
         earlier=prepared.resume.manifest.details.get("batching") if prepared.resume else None,
     )

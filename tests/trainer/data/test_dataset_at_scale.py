@@ -11,42 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.data import dataset
-from finetune_trainer.data.conversation import RowRules
-from finetune_trainer.data.dataset import DataSource, TokenizedData, prepare
-from finetune_trainer.data.render import FormatRenderer
-from finetune_trainer.data.tokenizer import load_tokenizer
+from finetune_trainer.data.dataset import TokenizedData, prepare
 from tests.models import smollm2_folder
-from tests.trainer.run.tiny_job import CHATML, rows, write_rows
+from tests.trainer.data.chatml_source import source_of
+from tests.trainer.run.tiny_job import rows, write_rows
 
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from tests.trainer.data.test_dataset_at_scale import source_of
+from tests.trainer.data.chatml_source import source_of
 from finetune_trainer.data.dataset import prepare
 
 data = prepare(source_of(Path(sys.argv[1]), Path(sys.argv[3])), Path(sys.argv[2]))
 print(data.folder, len(data), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-
-
-def source_of(path: Path, model: Path) -> DataSource:
-    """The data file as a ChatML job describes it."""
-    tokenizer = load_tokenizer(model, trust_remote_code=False)
-    made = PromptFormat.model_validate(CHATML)
-    return DataSource(
-        path=path,
-        name=path.name,
-        rules=RowRules(needs_answer=True, strip_whitespace=False),
-        renderer=FormatRenderer(made, tokenizer.automatic_bos),
-        tokenizer=tokenizer.row_tokenizer(),
-        settings={"tokenizer": tokenizer.fingerprint(), "format": made.model_dump()},
-        context_length=None,
-        train_all=False,
-        max_invalid_share=0.0,
-        max_dropped_share=0.1,
-    )
 
 
 def started(path: Path, cache: Path) -> subprocess.Popen[str]:

@@ -156,7 +156,7 @@ def test_a_worker_that_dies_ends_it_with_what_is_known(
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from tests.trainer.data.test_dataset_at_scale import source_of
+from tests.trainer.data.chatml_source import source_of
 from finetune_trainer.data import dataset
 from finetune_trainer.signals import StopRequested, stop_at_once
 
@@ -212,5 +212,5 @@ def test_a_worker_imports_no_training_library() -> None:
 def test_as_many_workers_as_pay_for_themselves(
     mebibytes: int, cores: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "usable_cores", lambda: cores)
+    monkeypatch.setattr(workers, "threads_here", lambda: cores)
     assert workers.worker_count(mebibytes << 20) == count

@@ -13,18 +13,16 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Self
 
 from finetune_api.outcome import Reason
 from finetune_trainer.data.block import DataSource, TokenizedBlock
 from finetune_trainer.data.read import Block, ReadReport
 from finetune_trainer.errors import JobError
-from finetune_trainer.launch.environment import threads_per_worker
+from finetune_trainer.launch.cores import threads_here
 from finetune_trainer.launch.memory_events import oom_kills
 
 _MOST_WORKERS = 16
@@ -45,16 +43,7 @@ _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", 
 
 def worker_count(data_bytes: int) -> int:
     """Processes that pay for a file of `data_bytes` on the cores that this process may use; below 2, none does."""
-    return min(usable_cores(), _MOST_WORKERS, data_bytes // _BYTES_PER_WORKER)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, a pod's CPU limit included."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    cpu_max = None
-    with suppress(OSError):
-        cpu_max = Path("/sys/fs/cgroup/cpu.max").read_text()
-    return threads_per_worker(cores=cores, cpu_max=cpu_max, workers=1)
+    return min(threads_here(), _MOST_WORKERS, data_bytes // _BYTES_PER_WORKER)
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ from pathlib import Path
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch import environment
+from finetune_trainer.launch.cores import threads_here
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,7 @@ def torch_arguments(settings: NodeSettings, *, free_port: int, log_dir: Path, wo
 def worker_defaults(settings: NodeSettings, environ: Mapping[str, str]) -> dict[str, str]:
     """Variables that workers get unless they are set already."""
     defaults = {
-        "OMP_NUM_THREADS": str(
-            environment.threads_per_worker(cores=_usable_cores(), cpu_max=_cpu_max(), workers=settings.nproc)
-        ),
+        "OMP_NUM_THREADS": str(threads_here(settings.nproc)),
     }
     if not visible_gpus():
         # Threads that spin while they wait take the cores of those that work, and a pod's CPU quota with them.
@@ -155,16 +154,3 @@ def _own_host_name() -> Iterator[None]:
         yield
     finally:
         socket.getfqdn = getfqdn
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu_max() -> str | None:
-    try:
-        return Path("/sys/fs/cgroup/cpu.max").read_text()
-    except OSError:
-        return None

@@ -76,7 +76,7 @@ def _classify(error: BaseException, *, rank: int, world_size: int) -> tuple[Reas
         if known is not None:
             return known
     return Reason.INTERNAL_ERROR, (
-        f"The trainer failed unexpectedly at rank {rank} with {_quoted(error)}; "
+        f"The trainer failed unexpectedly at rank {rank} with {quoted(error)}; "
         "the log holds the stack trace, and another attempt may succeed."
     )
 
@@ -147,12 +147,12 @@ def _peer(error: BaseException, rank: int) -> tuple[Reason, str] | None:
     if not isinstance(error, network_errors) and not _PEER.search(str(error)):
         return None
     return Reason.PEER_FAILED, (
-        f"Rank {rank} lost the connection to another worker, which is where the cause is to be found "
-        f"({_quoted(error)})."
+        f"Rank {rank} lost the connection to another worker, which is where the cause is to be found ({quoted(error)})."
     )
 
 
-def _quoted(error: BaseException) -> str:
+def quoted(error: BaseException) -> str:
+    """Kind and first line of a foreign error, to be shown within a sentence of ours."""
     lines = str(error).strip().splitlines()
     text = lines[0][:_QUOTED_TEXT_LIMIT] if lines else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -112,7 +112,7 @@ def _in_order(sequences: Sequence[TokenPair], share: bool) -> tuple[list[_Sequen
     """The sequences in lexicographic order, and how many first tokens each has in common with the one before."""
     cut = [_cut(ids, trained) for ids, trained in sequences]
     # In this order a sequence shares with no earlier one more than with the one just before it.
-    cut.sort(key=lambda sequence: sequence.ids.astype(">u4").tobytes())
+    cut.sort(key=lambda sequence: lexicographic(sequence.ids))
     return cut, [0] + [_shared(a.ids, b.ids) if share else 0 for a, b in itertools.pairwise(cut)]
 
 
@@ -121,6 +121,11 @@ def _cut(ids: Array, trained: Array) -> _Sequence:
     # Where nothing is predicted a token is left, so that the model has something to run on.
     length = int(sources[-1]) + 1 if len(sources) else 1
     return _Sequence(ids[:length], sources, ids[sources + 1])
+
+
+def lexicographic(ids: Array) -> bytes:
+    """Sort key: sequences that begin alike lie side by side."""
+    return ids.astype(">u4").tobytes()
 
 
 def common_beginning(a: Array, b: Array) -> int:

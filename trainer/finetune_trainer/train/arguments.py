@@ -36,8 +36,7 @@ def training_arguments(
         sharded: FSDP2 instead of DDP.
     """
     gpu = device.type == "cuda"
-    # Left to the trainer, which knows the memory, where neither the job nor sharding decides it.
-    checkpointing = sharded if spec.gradient_checkpointing is None else spec.gradient_checkpointing
+    checkpointing = bool(choose_checkpointing(spec.gradient_checkpointing, sharded=sharded))
     sharding: dict[str, Any] = {}
     if sharded:
         # FSDP2 recomputes activations itself; transformers' own way would gather the weights once more.
@@ -125,6 +124,11 @@ def sharding_notice(asked: str, *, device: torch.device, world_size: int) -> lis
         return []
     where = "on CPU" if device.type != "cuda" else "in one process"
     return [f"sharding: fsdp has no effect {where}: the model is held whole."]
+
+
+def choose_checkpointing(asked: bool | None, *, sharded: bool) -> bool | None:
+    """Whether activations are checkpointed; None where the trainer decides it, which knows the memory."""
+    return True if asked is None and sharded else asked
 
 
 def choose_sharding(asked: str, *, device: torch.device, world_size: int, base_bytes: int) -> bool:

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from finetune_api.outcome import BatchLayout
-from finetune_trainer.launch.failures import out_of_memory
+from finetune_trainer.launch.failures import out_of_memory, quoted
 from finetune_trainer.model.batch import Batch, TokenPair, pad
 from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.packed_attention import PackingRefusedError, use_packed_attention, usual_attention
 from finetune_trainer.model.packed_forward import take_packs
-from finetune_trainer.model.prefix_tree import MIN_SHARED, Pack, common_beginning
+from finetune_trainer.model.prefix_tree import MIN_SHARED, Pack, common_beginning, lexicographic
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.passes import Passes
@@ -99,12 +99,11 @@ class Gate:
             fuse_lora(self._model)
             reasons: list[str] = []
             for layout in _LAYOUTS:
+                laid_out = replace(batching, layout=layout)
                 refusal, packed_loss, packed_gradient = "", math.nan, gradient
                 try:
-                    self._try_dropout(replace(batching, layout=layout).batches([[_cut(sample[0], 0, 16)]])[0])
-                    packed_loss, packed_gradient = self._outcome(
-                        replace(batching, layout=layout).batches([list(sample)])
-                    )
+                    self._try_dropout(laid_out.batches([[_cut(sample[0], 0, 16)]])[0])
+                    packed_loss, packed_gradient = self._outcome(laid_out.batches([list(sample)]))
                 except Exception as error:  # Model code and kernels that nobody here has seen.
                     if out_of_memory(error, self._ranks.rank) is not None:
                         raise
@@ -148,14 +147,10 @@ class Gate:
         """Let layers refuse what they only do in training; the random numbers are given back."""
         device = self._passes.device
         devices = [device] if device.type == "cuda" else []
-        modes = [(module, module.training) for module in self._model.modules()]
-        self._model.train()
-        try:
-            with torch.random.fork_rng(devices), torch.no_grad(), self._passes.forward(self._wrapped, pack):
+        with _modes_kept(self._model), torch.random.fork_rng(devices), torch.no_grad():
+            self._model.train()
+            with self._passes.forward(self._wrapped, pack):
                 pass
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 def sample_of(rows: Sequence[list[TokenPair]], tokens: int) -> list[TokenPair]:
@@ -166,9 +161,7 @@ def sample_of(rows: Sequence[list[TokenPair]], tokens: int) -> list[TokenPair]:
     in common, one is made that begins as another does. Each trains its last tokens too: of very few the output head's
     gradient is so inexact (in float32 a hundred times more than of many) that nothing could be told from it.
     """
-    ordered = sorted(
-        (sequence for row in rows for sequence in row), key=lambda sequence: sequence[0].astype(">u4").tobytes()
-    )
+    ordered = sorted((sequence for row in rows for sequence in row), key=lambda sequence: lexicographic(sequence[0]))
     by_length = sorted(ordered, key=lambda sequence: len(sequence[0]))
     shared = [common_beginning(a[0], b[0]) for a, b in itertools.pairwise(ordered)]
     if shared and max(shared) >= MIN_SHARED:
@@ -192,15 +185,23 @@ def _cut(sequence: TokenPair, shared: int, most: int) -> TokenPair:
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
     """`model` in evaluation mode, but for what decides whether activations are checkpointed."""
-    before = model.training
-    model.eval()
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False) is True:
-            module.training = True
+    with _modes_kept(model):
+        model.eval()
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False) is True:
+                module.training = True
+        yield
+
+
+@contextmanager
+def _modes_kept(model: Any) -> Iterator[None]:
+    """Each module trains or not afterwards as it did before."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        model.train(before)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _beginning_as(first: TokenPair, second: TokenPair) -> TokenPair:
@@ -214,10 +215,7 @@ def _tokens(sequences: Sequence[TokenPair]) -> int:
 
 
 def _refusal(error: Exception) -> str:
-    if isinstance(error, PackingRefusedError):
-        return str(error)
-    text = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"packs cannot be computed here ({type(error).__name__}: {text})"
+    return str(error) if isinstance(error, PackingRefusedError) else f"packs cannot be computed here ({quoted(error)})"
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from finetune_trainer.launch.memory_events import own_cgroup
+
 _USED = 0.6
 """Share of the free memory that activations may take; the rest is for gradients on their way back, chunks of logits and
 what the allocator keeps in pieces."""
@@ -90,8 +92,7 @@ def free_bytes(device: torch.device, processes: int) -> int:
 def _cgroup_free(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """What is left below this cgroup's limit, if it has one. Cached files count as free: the kernel drops them."""
     try:
-        own = next(line for line in (proc / "self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        folder = root / own[len("0::") :].lstrip("/")
+        folder = own_cgroup(proc, root)
         limit = int((folder / "memory.max").read_text())
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         return [limit - int((folder / "memory.current").read_text()) + int(stat["inactive_file"])]
