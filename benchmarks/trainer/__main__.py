@@ -40,7 +40,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--shapes", type=words, default="guard,tools,chat,short", help="of the data (default: %(default)s)"
     )
     parser.add_argument("--rows", type=numbers, default="8,32", help="rows a step (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="steps measured after a warm-up (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="steps measured (default: %(default)s)")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=1,
+        help="steps before those that are measured; 0 where a step takes minutes (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
         "--trl-rows",

@@ -32,7 +32,9 @@ class Settings:
     rows: list[int]
     """Rows of a step."""
     rounds: int
-    """Steps measured, after one that is not."""
+    """Steps measured."""
+    warm_up: int
+    """Steps before them."""
     seed: int
     trl_rows: list[int]
     """Rows of a micro-batch: all are tried by trl-fair, the first by TRL as shipped."""
@@ -89,7 +91,7 @@ def measure(settings: Settings) -> None:
     print(f"{conditions()}\n", flush=True)
     for shape in settings.shapes:
         for rows in settings.rows:
-            with _job(shape, rows, settings.rounds, settings.seed) as (job, model, scratch):
+            with _job(shape, rows, settings.rounds + settings.warm_up, settings.seed) as (job, model, scratch):
                 case = _run(job, model, scratch, settings, shape)
             if settings.rss:
                 for entry in entries(settings):
@@ -103,9 +105,9 @@ def _run(job: BenchmarkJob, model: Path, scratch: Path, settings: Settings, shap
     contestants = [entry.build(job, model, scratch) for entry in entries(settings)]
     for contestant in contestants[1:]:
         contestant.begin_as(contestants[0])
-    case = Case(shape, plan.rows_per_step, {contestant.name: [] for contestant in contestants})
+    case = Case(shape, plan.rows_per_step, {contestant.name: [] for contestant in contestants}, settings.warm_up)
     case.remarks = [remark for contestant in contestants if (remark := contestant.prepare())]
-    for number in range(settings.rounds + 1):
+    for number in range(settings.warm_up + settings.rounds):
         rows = plan.rows_of_step(number)
         case.tokens.append(int(data.row_tokens[rows].sum()))
         case.trained_tokens.append(int(data.row_trained_tokens[rows].sum()))
@@ -116,7 +118,7 @@ def _run(job: BenchmarkJob, model: Path, scratch: Path, settings: Settings, shap
                 say(f"{shape}, {plan.rows_per_step} rows, step {number}: {contestant.name}")
                 _step(contestant, number, case, settings.memory_gib)
     if settings.profile and contestants[0].name not in case.failures:
-        case.profile = _profile(contestants[0], settings.rounds + 1)
+        case.profile = _profile(contestants[0], settings.warm_up + settings.rounds)
     return case
 
 
@@ -150,7 +152,7 @@ def _profile(contestant: Contestant, number: int) -> str:
 def _one_step(entry: Entry, shape: str, rows: int, settings: Settings) -> Peak:
     """The memory of one step, in a process that has done nothing else."""
     _quiet()
-    with _job(shape, rows, 0, settings.seed) as (job, model, scratch):
+    with _job(shape, rows, 1, settings.seed) as (job, model, scratch):
         contestant = entry.build(job, model, scratch)
         contestant.prepare()
         limit_memory(settings.memory_gib)
@@ -158,13 +160,13 @@ def _one_step(entry: Entry, shape: str, rows: int, settings: Settings) -> Peak:
 
 
 @contextmanager
-def _job(shape: str, rows: int, rounds: int, seed: int) -> Iterator[tuple[BenchmarkJob, Path, Path]]:
-    """A job with data for the warm-up, the rounds and a step to profile; its model; a folder for the others' files."""
+def _job(shape: str, rows: int, steps: int, seed: int) -> Iterator[tuple[BenchmarkJob, Path, Path]]:
+    """A job with data for the steps and one to profile; its model; a folder for the others' files."""
     model = smollm2_folder()
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as name:
         folder = Path(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        data = rows_of(shape, tokenizer, count=rows * (rounds + 2), seed=seed)
+        data = rows_of(shape, tokenizer, count=rows * (steps + 1), seed=seed)
         # Tokens go there too; the model stays in the cache.
         with patch.dict(os.environ, FINETUNE_CACHE_DIR=str(folder / "cache")):
             job = BenchmarkJob(model, data, rows_per_step=rows, folder=folder, seed=seed)

@@ -19,12 +19,14 @@ TOLERANCE = 1e-4
 
 @dataclass
 class Case:
-    """One shape of data at one number of rows a step. The first contestant is ours, the first step the warm-up."""
+    """One shape of data at one number of rows a step. The first contestant is ours."""
 
     shape: str
     rows: int
     steps: dict[str, list[Step]]
     """Of each contestant, the warm-up included."""
+    warm_up: int = 1
+    """Steps before those that are measured."""
     failures: dict[str, str] = field(default_factory=dict)
     """Why a contestant was left out."""
     shrunk: dict[str, int] = field(default_factory=dict)
@@ -51,19 +53,20 @@ def conditions() -> str:
 
 
 def _lines(case: Case) -> Iterator[str]:
-    ours = case.steps[next(iter(case.steps))][1:]
-    measured = slice(1, None)
+    measured = slice(case.warm_up, None)
+    ours = case.steps[next(iter(case.steps))][measured]
     yield f"### {case.shape}, {case.rows} rows a step\n"
     yield (
         f"{span(case.tokens[measured])} tokens a step, {span(case.trained_tokens[measured])} of them trained; the "
-        f"longest row has {case.longest_row}. {len(case.tokens) - 1} steps after a warm-up; least / median / most.\n"
+        f"longest row has {case.longest_row}. {len(ours)} steps after a warm-up of {case.warm_up}; least / median / "
+        "most.\n"
     )
     columns = ["CPU s", "wall s", "CPU : ours", "wall : ours", "rows/s", "tokens/s", "tokens/CPU s"]
     columns += ["RSS before (MiB)", "RSS peak (MiB)"] if case.peaks else []
     yield f"| | {' | '.join(columns)} |"
     yield "| --- |" + " ---: |" * len(columns)
     for name, steps in case.steps.items():
-        cells = [case.failures[name], *[""] * 6] if name in case.failures else _cells(case, steps[1:], ours)
+        cells = [case.failures[name], *[""] * 6] if name in case.failures else _cells(case, steps[measured], ours)
         label = f"{name} ({case.shrunk[name]} at a time)" if name in case.shrunk else name
         yield f"| {label} | {' | '.join(cells + _memory(case, name))} |"
     yield ""
@@ -78,7 +81,7 @@ def _lines(case: Case) -> Iterator[str]:
 def _cells(case: Case, steps: Sequence[Step], ours: Sequence[Step]) -> list[str]:
     wall, cpu = [step.wall_seconds for step in steps], [step.cpu_seconds for step in steps]
     pairs = list(zip(steps, ours, strict=False))
-    tokens = case.tokens[1:]
+    tokens = case.tokens[case.warm_up :]
     return [
         _three(cpu),
         _three(wall),
