@@ -78,8 +78,12 @@ class S3Server:
 
 
 @contextmanager
-def run_s3_server(folder: Path) -> Iterator[S3Server]:
+def run_s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """Start a server whose buckets live under `folder`; it is stopped whatever happens.
+
+    Args:
+        folder: takes buckets and the log.
+        host: an address of this machine, at which clients find it.
 
     Raises:
         RuntimeError: it did not come up; the text holds the end of its log, which stays in `folder`.
@@ -95,7 +99,7 @@ def run_s3_server(folder: Path) -> Iterator[S3Server]:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 # The sidecar holds what would be extended attributes, which not every /tmp has.
-                tethered([program, "--port", f"127.0.0.1:{port}", "posix", "--sidecar", metadata, buckets]),
+                tethered([program, "--port", f"{host}:{port}", "posix", "--sidecar", metadata, buckets]),
                 env={**os.environ, "ROOT_ACCESS_KEY": access_key, "ROOT_SECRET_KEY": secret_key},
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
@@ -103,8 +107,8 @@ def run_s3_server(folder: Path) -> Iterator[S3Server]:
                 stderr=subprocess.STDOUT,
             )
         try:
-            if _answers(process, port):
-                yield S3Server(f"http://127.0.0.1:{port}", access_key, secret_key, log)
+            if _answers(process, host, port):
+                yield S3Server(f"http://{host}:{port}", access_key, secret_key, log)
                 return
             if attempt + 1 == ATTEMPTS:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
@@ -135,12 +139,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+def _answers(process: subprocess.Popen[bytes], host: str, port: int) -> bool:
     """Wait until the port accepts connections; False when the process ends or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((host, port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
         else:

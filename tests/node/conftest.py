@@ -1,0 +1,119 @@
+"""Fixtures of the tests on a real node: one cluster for the session with everything installed, a namespace per test."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.api import Api
+from tests.node.cluster import Cluster, run_cluster
+from tests.node.containers import Images
+from tests.node.debian import ensure_programs
+from tests.node.installed import install_operator, install_training_operator, namespace_manifest
+from tests.node.network import NODE_ADDRESS
+from tests.node.scene import NodeScene, store_secret
+from tests.s3_server import S3Server, run_s3_server
+from tests.trainer.run.tiny_job import CHATML, rows, tiny_model
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """Builds both images, and has them."""
+    ensure_programs()
+    found = Images(tmp_path_factory.mktemp("images") / "build.log")
+    found.build_all()
+    return found
+
+
+@pytest.fixture(scope="session")
+def cluster(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real cluster with the training operator and our chart."""
+    with run_cluster(tmp_path_factory.mktemp("node")) as running:
+        running.load(images, images.names)
+        install_training_operator(running)
+        install_operator(running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def store(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server that pods reach."""
+    with run_s3_server(tmp_path_factory.mktemp("s3"), NODE_ADDRESS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def bucket(store: S3Server) -> str:
+    """A bucket with a tiny model and its data."""
+    name = store.new_bucket()
+    upload(store, name, "model", tiny_model())
+    put_rows(store, name, "train.jsonl", rows(64))
+    put_rows(store, name, "valid.jsonl", rows(7, start=100))
+    return name
+
+
+def upload(store: S3Server, bucket: str, prefix: str, folder: Path) -> None:
+    """The files of a folder, below a prefix."""
+    for file in folder.iterdir():
+        store.client().upload_file(str(file), bucket, f"{prefix}/{file.name}")
+
+
+def put_rows(store: S3Server, bucket: str, key: str, found: list[dict[str, Any]]) -> None:
+    """Rows as JSONL."""
+    text = "".join(json.dumps(row) + "\n" for row in found)
+    store.client().put_object(Bucket=bucket, Key=key, Body=text.encode())
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, store: S3Server) -> Iterator[str]:
+    """A namespace under the restricted Pod Security Standard, with the store's Secret."""
+    name = f"team-{secrets.token_hex(3)}"
+    cluster.api.create(namespace_manifest(name))
+    cluster.api.wait("ServiceAccount", "default", lambda found: True, namespace=name)
+    cluster.api.create(store_secret(store), name)
+    yield name
+    cluster.api.delete("Namespace", name)
+    # The next test has the machine to itself.
+    cluster.api.wait_gone("Namespace", name, 120)
+
+
+@pytest.fixture
+def api(cluster: Cluster, namespace: str) -> Api:
+    """The API server as an administrator sees it, in the test's namespace."""
+    return cluster.api.in_namespace(namespace)
+
+
+@pytest.fixture
+def scene(cluster: Cluster, namespace: str) -> Callable[[str], NodeScene]:
+    """Makes a job's scene from its name."""
+    return lambda name: NodeScene(cluster, namespace, name)
+
+
+@pytest.fixture
+def spec(bucket: str) -> Callable[..., dict[str, Any]]:
+    """What to train on the tiny model; keywords are keys of the spec."""
+
+    def make(**more: Any) -> dict[str, Any]:
+        return {
+            "model_id": f"s3://{bucket}/model",
+            "train_path": f"s3://{bucket}/train.jsonl",
+            "valid_path": f"s3://{bucket}/valid.jsonl",
+            "generation_config": {"prompt_format": CHATML, "stopping_sequences": ["<|im_end|>"]},
+            "num_epochs": 2,
+            "train_batch_size_per_device": 4,
+            "learning_rate": 5e-3,
+            "num_warmup_steps": 2,
+            "checkpoint_and_evaluation_frequency": {"strategy": "steps", "value": 4},
+            "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+            "output": {"uri": f"s3://{bucket}/models"},
+            "secrets": {"objectStore": {"name": "object-store"}},
+            "workers": {"nodes": 2, "gpusPerNode": 0, "resources": {"limits": {"memory": "2Gi"}}},
+            **more,
+        }
+
+    return make

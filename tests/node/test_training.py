@@ -1,0 +1,205 @@
+"""Training in real pods, from `kubectl apply` to an adapter that answers, whatever happens in between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from examples.safety.demo import held_out
+from finetune_trainer.chat import ChatModel
+from tests.cluster.api import Api, has_condition, wait_until
+from tests.cluster.control_plane import OPERATOR_NAMESPACE, ROOT
+from tests.models import smollm2_folder
+from tests.node.cluster import NODE, Cluster
+from tests.node.conftest import upload
+from tests.node.installed import wait_available
+from tests.node.scene import NodeScene
+from tests.s3_server import S3Server
+
+Spec = Callable[..., dict[str, Any]]
+Scenes = Callable[[str], NodeScene]
+
+SAFETY = ROOT / "examples" / "safety"
+LONG: dict[str, Any] = {
+    "num_epochs": 60,
+    "checkpoint_and_evaluation_frequency": {"strategy": "steps", "value": 40},
+    "backoffLimit": 2,
+}
+"""A run that lasts long enough for something to happen to it."""
+
+
+def download(store: S3Server, uri: str, folder: Path) -> Path:
+    """What is below an s3:// address."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    for item in store.client().list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")["Contents"]:
+        target = folder / item["Key"].removeprefix(f"{prefix}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.client().download_file(bucket, item["Key"], str(target))
+    return folder
+
+
+def final_loss(store: S3Server, status: dict[str, Any], folder: Path) -> float:
+    """Training loss of the last step, as the run itself has logged it."""
+    run = status["adapter"]["uri"].removesuffix("/adapter")
+    lines = (download(store, run, folder) / "metrics.jsonl").read_text().splitlines()
+    losses = [found["loss"] for found in map(json.loads, lines) if "loss" in found]
+    return float(losses[-1])
+
+
+def test_two_nodes_fine_tune_a_real_model_and_its_adapter_answers(
+    cluster: Cluster, store: S3Server, bucket: str, scene: Scenes, tmp_path: Path
+) -> None:
+    """The example of the README, with its model and data in the store and two pods of one process each."""
+    upload(store, bucket, "smollm2", smollm2_folder())
+    for name in ("train.jsonl", "valid.jsonl"):
+        store.client().upload_file(str(SAFETY / name), bucket, f"safety-{name}")
+    spec = yaml.safe_load((SAFETY / "finetune.yaml").read_text())["spec"]
+    spec |= {
+        "initial_base_model_ckpt_path": f"s3://{bucket}/smollm2",
+        "train_path": f"s3://{bucket}/safety-train.jsonl",
+        "valid_path": f"s3://{bucket}/safety-valid.jsonl",
+        "output": {"uri": f"s3://{bucket}/models"},
+        "secrets": {"objectStore": {"name": "object-store"}},
+        "workers": {"nodes": 2, "gpusPerNode": 0, "resources": {"limits": {"memory": "4Gi"}}},
+    }
+    job = scene("safety")
+    job.apply(**spec)
+    seen: list[int] = []
+
+    def watch() -> dict[str, Any]:
+        status = job.status()
+        if (step := (status.get("progress") or {}).get("step")) and step not in seen:
+            seen.append(step)
+        return status
+
+    wait_until(watch, lambda status: status.get("phase") in ("Succeeded", "Failed"), 900)
+    job.kubectl("wait", "--for=condition=Succeeded", "finetunejob/safety", "--timeout=5s")
+    status = job.status()
+    assert len(seen) > 3, seen
+    assert seen == sorted(seen)
+    assert status["adapter"]["baseModel"] == spec["initial_base_model_ckpt_path"]
+
+    adapter = download(store, status["adapter"]["uri"], tmp_path / "adapter")
+    assert hashlib.sha256((adapter / "manifest.json").read_bytes()).hexdigest() == status["adapter"]["sha256"]
+    model = ChatModel.load(adapter, base_model=str(smollm2_folder()))
+    requests = held_out()[:6]
+    answers = []
+    for request in requests:
+        messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.text}]
+        answers.append(model.answer(messages, max_new_tokens=16).text)
+    pairs = list(zip(answers, (request.verdict for request in requests), strict=True))
+    assert sum(answer.split("\n")[0] == verdict.split("\n")[0] for answer, verdict in pairs) >= 5, pairs
+
+
+def test_a_killed_pod_is_retried_from_the_checkpoint_and_ends_as_an_undisturbed_run_does(
+    cluster: Cluster, store: S3Server, scene: Scenes, spec: Spec, tmp_path: Path
+) -> None:
+    disturbed, undisturbed = scene("disturbed"), scene("undisturbed")
+    disturbed.apply(**spec(**LONG))
+    disturbed.wait_step(60)
+    cluster.kill(disturbed.namespace, disturbed.pod(worker=1))
+    ended = disturbed.wait_phase("Succeeded")
+    assert ended["attempt"] == 2
+    assert ended["failures"] == 1
+    undisturbed.apply(**spec(**LONG))
+    losses = [
+        final_loss(store, status, tmp_path / name)
+        for name, status in {"a": ended, "b": undisturbed.wait_phase("Succeeded")}.items()
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_drained_node_costs_no_retry_and_the_job_goes_on_when_there_is_room_again(
+    cluster: Cluster, scene: Scenes, spec: Spec
+) -> None:
+    job = scene("drained")
+    job.apply(**spec(**{**LONG, "backoffLimit": 0}))
+    job.wait_step(60)
+    selector = "--pod-selector=finetune.dev/job-name=drained"
+    drained = cluster.kubectl("drain", NODE, "--ignore-daemonsets", "--delete-emptydir-data", selector)
+    try:
+        assert drained.returncode == 0, drained.stderr
+        assert "cordoned" in job.wait_reason("Unschedulable") or "unschedulable" in job.wait_reason("Unschedulable")
+    finally:
+        cluster.kubectl("uncordon", NODE)
+    ended = job.wait_phase("Succeeded")
+    assert [attempt["reason"] for attempt in ended["attempts"]] == ["Disrupted", "Succeeded"]
+    assert ended.get("failures") is None
+
+
+def test_the_operator_may_die_in_between(cluster: Cluster, scene: Scenes, spec: Spec) -> None:
+    job = scene("orphan")
+    job.apply(**spec(**LONG))
+    job.wait_step(20)
+    (pod,) = cluster.api.list("Pod", OPERATOR_NAMESPACE)
+    cluster.api.delete("Pod", pod["metadata"]["name"], OPERATOR_NAMESPACE, grace_seconds=0)
+    ended = job.wait_phase("Succeeded")
+    assert ended["attempt"] == 1
+    wait_available(cluster, OPERATOR_NAMESPACE, "finetune-operator")
+
+
+def test_a_claim_takes_the_output(
+    cluster: Cluster, api: Api, scene: Scenes, spec: Spec, namespace: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "volume"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    for parent in list(folder.parents)[:3]:
+        parent.chmod(0o755)
+    volume = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": namespace},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteMany"],
+            "hostPath": {"path": str(folder)},
+            "storageClassName": "",
+            "claimRef": {"namespace": namespace, "name": "results"},
+        },
+    }
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "results"},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "1Gi"}},
+            "storageClassName": "",
+        },
+    }
+    job = scene("claimed")
+    for document in (volume, claim):
+        job.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(document))
+    job.apply(**spec(output={"uri": "pvc://results/models"}))
+    uri = job.wait_phase("Succeeded")["adapter"]["uri"]
+    assert uri.startswith("pvc://results/models/")
+    assert (folder / uri.removeprefix("pvc://results/") / "adapter_model.safetensors").stat().st_size > 0
+
+
+def test_a_finished_job_goes_after_its_time_and_leaves_its_adapter(
+    api: Api, scene: Scenes, spec: Spec, store: S3Server, tmp_path: Path
+) -> None:
+    job = scene("short-lived")
+    one = {"nodes": 1, "gpusPerNode": 0}
+    job.apply(**spec(workers=one, num_epochs=1, ttlSecondsAfterFinished=5))
+    uri = job.wait_phase("Succeeded")["adapter"]["uri"]
+    api.wait_gone("FineTuneJob", "short-lived", 60)
+    wait_until(job.pods, lambda pods: not pods, 60)
+    assert (download(store, uri, tmp_path / "adapter") / "adapter_config.json").exists()
+
+
+def test_all_conditions_are_those_that_machines_read(scene: Scenes, spec: Spec) -> None:
+    """A job that has succeeded says so to kstatus and `kubectl wait` alike."""
+    job = scene("conditions")
+    job.apply(**spec(workers={"nodes": 1, "gpusPerNode": 0}, num_epochs=1))
+    job.wait_phase("Succeeded")
+    found = job.job()
+    assert has_condition(found, "Succeeded")
+    assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
