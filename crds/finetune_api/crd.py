@@ -103,6 +103,8 @@ def structural_schema() -> dict[str, Any]:
     # Of metadata a CRD may restrict the name only; the server knows the rest.
     schema["properties"]["metadata"] = {"type": "object", "properties": {"name": name}}
     schema["required"] = ["spec"]
+    # Where no operator has looked yet, kstatus (Flux, Helm 4) would take a job without a status for one that is done.
+    schema["properties"]["status"]["default"] = {"observedGeneration": 0}
     for key in ("apiVersion", "kind"):
         del schema["properties"][key]["enum"]
     for path, rules in RULES.items():

@@ -65,7 +65,7 @@ class WhereItRuns(SpecModel):
     secrets: Secrets = Field(
         default_factory=Secrets,
         description="secrets names the Secrets that hold credentials; a spec never contains them. The operator "
-        "accepts a change only while the job is suspended or waits. Default: none.",
+        "accepts a change only while the job is suspended or waits. Default: the operator's, if it has any.",
     )
 
 

@@ -77,7 +77,8 @@ class ModelAndData(SpecModel):
     initial_base_model_ckpt_path: WeightsSource | None = Field(
         default=None,
         description="initial_base_model_ckpt_path is where the base weights come from when not from model_id: a path, "
-        "an s3:// address, or {repo_id: owner/name}. Tokenizer and prompt format stay model_id's. Default: model_id.",
+        "an s3:// address, or {repo_id: owner/name}. The tokenizer comes with them, the prompt format stays that of "
+        "model_id. Default: model_id.",
     )
     initial_adapter_model_ckpt_path: WeightsSource | None = Field(
         default=None,

@@ -250,11 +250,12 @@ class Secrets(KubernetesModel):
     hugging_face: HuggingFaceSecret | None = Field(
         default=None,
         description="huggingFace is the Secret whose token reads gated models and private datasets (HF_TOKEN). "
-        "Default: none.",
+        "Default: the operator's, if it has one.",
     )
     object_store: LocalReference | None = Field(
         default=None,
         description="objectStore is the Secret whose keys become the variables that read and write s3:// addresses: "
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and where it has them AWS_SESSION_TOKEN, AWS_REGION, "
-        "AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_S3. Other keys are not read. Default: none.",
+        "AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_S3. Other keys are not read. "
+        "Default: the operator's, if it has one.",
     )

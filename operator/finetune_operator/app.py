@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -108,9 +109,11 @@ class Operator:
         self._reconciler.forget(key)
         self._queue.forget(key)
 
-    def _count_jobs(self) -> None:
+    def _refresh_metrics(self) -> None:
         self._metrics.set_jobs(self._memory.phases())
         self._metrics.set_gpus(self._memory.gpus())
+        self._metrics.set_longest_waits(self._memory.longest_waits(datetime.now(UTC)))
+        self._metrics.set_in_sync(self._heartbeat.ready and self._heartbeat.problem() is None)
 
     async def _watch(self) -> None:
         """Watch until a signal comes; anew once a kind appears that was missing, which kopf cannot see."""
@@ -155,7 +158,7 @@ class Operator:
         settings = self._settings
         async with AsyncExitStack() as stack:
             health = health_app(self._heartbeat, lambda: self._open)
-            metrics = metrics_app(self._metrics, refresh=self._count_jobs)
+            metrics = metrics_app(self._metrics, refresh=self._refresh_metrics)
             await stack.enter_async_context(listening(health, "", settings.health_port))
             await stack.enter_async_context(listening(metrics, "", settings.metrics_port))
             self._open = not settings.progress_url

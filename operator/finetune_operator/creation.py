@@ -95,7 +95,8 @@ _SENTENCES: dict[OperatorReason, Callable[[ApiError], str]] = {
         "job starts by itself then."
     ),
     OperatorReason.TRAINING_OPERATOR_UNAVAILABLE: lambda error: (
-        f"Kubeflow's training operator does not answer ({error.message}): the job starts by itself once it does."
+        "Kubeflow's training operator, or whoever else is asked about PyTorchJobs (such as Kueue), does not answer "
+        f"({error.message}): the job starts by itself once it does."
     ),
 }
 

@@ -23,6 +23,7 @@ from finetune_operator.names import (
     FINETUNE_VERSION,
     JOB_NAME_LABEL,
     JOB_UID_LABEL,
+    MANAGER,
     PYTORCH_GROUP,
     PYTORCH_PLURAL,
     PYTORCH_VERSION,
@@ -141,6 +142,10 @@ def registry(
     return handlers
 
 
+_IDENTITY: Any = MANAGER
+"""For operators that share work, which ours do not; kopf's own has the user's name in it, which an image may lack."""
+
+
 async def watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: asyncio.Event) -> None:
     """Watch until `stop` is set or a signal comes.
 
@@ -153,6 +158,7 @@ async def watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], st
         clusterwide=not namespaces,
         namespaces=namespaces,
         standalone=True,
+        identity=_IDENTITY,
         stop_flag=stop,
     )
     try:

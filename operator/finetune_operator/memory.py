@@ -53,12 +53,21 @@ class Known:
     """PyTorchJob that was created and is not written down yet, because others were waiting for theirs."""
     hindered: int = 0
     """Tries in a row that could not create the next attempt."""
+    waiting: tuple[str, datetime] | None = None
+    """Why it waits, and when that was first seen; None while it does not."""
     settled: bool = False
     """It has ended, and nothing is left to be done but to wait for its TTL."""
     announced_version: str = ""
     """resourceVersion in the newest event about it."""
     written_version: str = ""
     """resourceVersion that our own last status write gave it."""
+
+    def note_wait(self, reason: str | None, now: datetime) -> None:
+        """It waits for that reason, or for none. Another reason begins another wait."""
+        if reason is None:
+            self.waiting = None
+        elif self.waiting is None or self.waiting[0] != reason:
+            self.waiting = (reason, now)
 
 
 @dataclass(slots=True)
@@ -98,6 +107,13 @@ class Memory:
     def phases(self) -> Mapping[Phase, int]:
         """Number of jobs in each phase."""
         return Counter(known.phase for known in self._jobs.values() if known.phase is not None)
+
+    def longest_waits(self, now: datetime) -> Mapping[str, float]:
+        """By what jobs wait for: how long the one has waited that has waited longest (seconds)."""
+        since: dict[str, datetime] = {}
+        for reason, begun in (known.waiting for known in self._jobs.values() if known.waiting is not None):
+            since[reason] = min(begun, since.get(reason, begun))
+        return {reason: (now - begun).total_seconds() for reason, begun in since.items()}
 
     def gpus(self) -> int:
         """GPUs of all attempts that run."""

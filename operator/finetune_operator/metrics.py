@@ -14,12 +14,15 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from finetune_api.outcome import Reason
 from finetune_api.status import Phase
+from finetune_operator.policy.reasons import ENDS_OF_ATTEMPTS
 
 RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 """Bounds in seconds: a look at a job that has not changed takes milliseconds, one at a slow API server many seconds."""
 START_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Bounds in seconds: what a person who applied a job notices, up to an operator that was away."""
+RECONCILE_RESULTS = ("success", "requeue_after", "conflict", "error")
 REPORT_RESULTS = {
     200: "accepted",
     401: "unknown_token",
@@ -63,6 +66,17 @@ class Metrics:
         self._reports = Counter(
             "finetune_progress_reports_total", "Progress reports received, by result.", ["result"], registry=registry
         )
+        self._longest_waits = Gauge(
+            "finetune_longest_wait_seconds",
+            "How long the job has waited that has waited longest, by what it waits for.",
+            ["reason"],
+            registry=registry,
+        )
+        self._in_sync = Gauge(
+            "finetune_in_sync",
+            "1 while the operator sees the cluster: all jobs were looked at lately, and every watch tells of changes.",
+            registry=registry,
+        )
         Gauge("finetune_queue_depth", "Jobs that wait to be reconciled.", registry=registry).set_function(queue_depth)
         Info("finetune_build", "Version of the operator.", registry=registry).info(
             {"version": _version(), "python": platform.python_version()}
@@ -70,12 +84,16 @@ class Metrics:
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         # From the start, so that a rate over the first one is not lost.
+        for result in RECONCILE_RESULTS:
+            self._reconciles.labels(result)
+        for reason in (*Reason, *ENDS_OF_ATTEMPTS):
+            self._attempts.labels(reason.value)
         for result in {*REPORT_RESULTS.values(), "malformed"}:
             self._reports.labels(result)
         self.set_jobs({})
 
     def observe_reconcile(self, result: str, seconds: float) -> None:
-        """A reconciliation ended with `result`, one of a handful of words, after `seconds`."""
+        """A reconciliation ended with `result`, one of RECONCILE_RESULTS, after `seconds`."""
         self._reconciles.labels(result).inc()
         self._reconcile_seconds.observe(seconds)
 
@@ -95,6 +113,16 @@ class Metrics:
     def set_gpus(self, count: int) -> None:
         """How many GPUs the attempts that run now asked for."""
         self._gpus.set(count)
+
+    def set_longest_waits(self, seconds: Mapping[str, float]) -> None:
+        """How long jobs have waited by now (seconds), by the reason that is in their status."""
+        self._longest_waits.clear()
+        for reason, waited in seconds.items():
+            self._longest_waits.labels(reason).set(waited)
+
+    def set_in_sync(self, in_sync: bool) -> None:
+        """Whether the operator sees the cluster."""
+        self._in_sync.set(in_sync)
 
     def report_answered(self, status: int) -> None:
         """The progress endpoint answered a report with HTTP status `status`."""

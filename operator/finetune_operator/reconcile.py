@@ -40,6 +40,7 @@ from finetune_operator.policy.observed import WorkersView
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.transitions import events_between
+from finetune_operator.policy.waiting import waits_for
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.figures import progress_of
 from finetune_operator.progress.inbox import Inbox
@@ -268,6 +269,7 @@ class Reconciler:
         status = plan.status
         known.ending_since = (known.ending_since or now) if plan.ending else None
         known.phase = status.phase
+        known.note_wait(waits_for(status), now)
         known.settled = is_finished(status) and plan.again_at is None and not plan.release
         is_open = not is_finished(status) and attempt_is_open(status)
         known.attempt = status.attempt if is_open else None

@@ -56,7 +56,7 @@ class Dispatcher:
         known = self._memory.job(raw)
         metadata, status = raw["metadata"], raw.get("status") or {}
         if not _is_finished(status) or status.get("observedGeneration") != metadata.get("generation"):
-            self._queue.add(known.key, first=not status)
+            self._queue.add(known.key, first="phase" not in status)
             return
         known.phase = Phase(status["phase"]) if status.get("phase") in list(Phase) else None
         ttl, completed = (raw.get("spec") or {}).get("ttlSecondsAfterFinished"), moment(status.get("completionTime"))

@@ -35,6 +35,10 @@ class OperatorSettings(BaseSettings):
     """Image of jobs that name none."""
     default_output_uri: str | None = None
     """`output.uri` of jobs that name none. Without it such a job is refused."""
+    object_store_secret: str | None = None
+    """Secret, in each job's namespace, for jobs without `secrets.objectStore`. Where it is missing they go without."""
+    hugging_face_secret: str | None = None
+    """Likewise for jobs without `secrets.huggingFace`; it has the token below the key `token`."""
     default_resources: Resources | None = None
     """CPU and memory per node of jobs that ask for none."""
     accelerator_node_selectors: dict[str, LabelMap] = Field(default_factory=dict)

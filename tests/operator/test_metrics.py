@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from finetune_api.status import Phase
 from finetune_operator.http_servers import listening
+from finetune_operator.memory import Memory
 from finetune_operator.metrics import Metrics, metrics_app
 
 
@@ -27,8 +29,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_names_and_labels_are_these_and_no_others(metrics: Metrics) -> None:
     """A dashboard or an alert of somebody's rests on each."""
-    metrics.observe_reconcile("done", 0.1)
-    metrics.attempt_ended("OutOfMemory")
+    metrics.set_longest_waits({"Unschedulable": 60})
     names = {family.name: family.type for family in metrics.registry.collect() if family.name.startswith("finetune")}
     assert names == {
         "finetune_jobs": "gauge",
@@ -38,6 +39,8 @@ def test_names_and_labels_are_these_and_no_others(metrics: Metrics) -> None:
         "finetune_gpus_in_use": "gauge",
         "finetune_job_start_seconds": "histogram",
         "finetune_progress_reports": "counter",
+        "finetune_longest_wait_seconds": "gauge",
+        "finetune_in_sync": "gauge",
         "finetune_queue_depth": "gauge",
         "finetune_build": "info",
     }
@@ -52,13 +55,13 @@ def test_names_and_labels_are_these_and_no_others(metrics: Metrics) -> None:
 
 
 def test_what_the_reconciler_tells_is_counted(metrics: Metrics) -> None:
-    metrics.observe_reconcile("done", 0.1)
-    metrics.observe_reconcile("done", 0.2)
+    metrics.observe_reconcile("success", 0.1)
+    metrics.observe_reconcile("success", 0.2)
     metrics.observe_reconcile("error", 0.3)
     metrics.attempt_ended("OutOfMemory")
     metrics.started(0.2)
     metrics.set_gpus(16)
-    assert value(metrics, "finetune_reconcile_total", result="done") == 2
+    assert value(metrics, "finetune_reconcile_total", result="success") == 2
     assert value(metrics, "finetune_reconcile_total", result="error") == 1
     assert value(metrics, "finetune_reconcile_time_seconds_sum") == pytest.approx(0.6)
     assert value(metrics, "finetune_attempts_total", reason="OutOfMemory") == 1
@@ -75,6 +78,43 @@ def test_a_phase_that_no_job_is_in_any_more_goes_back_to_zero(metrics: Metrics) 
     assert {phase: value(metrics, "finetune_jobs", phase=phase.value) for phase in Phase} == {
         phase: 2 if phase is Phase.FAILED else 0 for phase in Phase
     }
+
+
+@pytest.mark.parametrize("reason", ["Succeeded", "Disrupted", "TrainerCrashed", "OutOfMemory", "HubUnavailable"])
+def test_the_first_attempt_that_ends_so_is_a_rise(metrics: Metrics, reason: str) -> None:
+    """Prometheus sees none in a series that begins with it."""
+    assert value(metrics, "finetune_attempts_total", reason=reason) == 0
+
+
+def test_the_first_look_that_fails_is_a_rise(metrics: Metrics) -> None:
+    assert value(metrics, "finetune_reconcile_total", result="error") == 0
+
+
+def test_the_longest_wait_of_each_reason_is_told_and_gone_when_nobody_waits_for_it(metrics: Metrics) -> None:
+    memory, start = Memory(), datetime(2026, 1, 31, tzinfo=UTC)
+
+    def told(*waits: tuple[str, str | None], at: int) -> dict[str, float | None]:
+        """What the metrics tell after so many seconds, once jobs were seen waiting or not."""
+        now = start + timedelta(seconds=at)
+        for name, reason in waits:
+            known = memory.job({"metadata": {"namespace": "team", "name": name, "uid": name}})
+            known.note_wait(reason, now)
+        metrics.set_longest_waits(memory.longest_waits(now))
+        reasons = ("Unschedulable", "ImagePullFailed")
+        return {r: value(metrics, "finetune_longest_wait_seconds", reason=r) for r in reasons}
+
+    told(("old", "Unschedulable"), at=0)
+    told(("young", "Unschedulable"), ("old", "Unschedulable"), at=40)
+    assert told(at=60) == {"Unschedulable": 60, "ImagePullFailed": None}
+    assert told(("old", "ImagePullFailed"), at=70) == {"Unschedulable": 30, "ImagePullFailed": 0}
+    assert told(("old", None), at=80) == {"Unschedulable": 40, "ImagePullFailed": None}
+
+
+@pytest.mark.parametrize("in_sync", [True, False])
+def test_whether_the_operator_sees_the_cluster_is_one_or_zero(metrics: Metrics, in_sync: bool) -> None:
+    assert value(metrics, "finetune_in_sync") == 0
+    metrics.set_in_sync(in_sync)
+    assert value(metrics, "finetune_in_sync") == int(in_sync)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,12 @@ STORE_KEYS_OPTIONAL = (
 )
 """Keys of the Secret behind secrets.objectStore; each becomes the variable of its name."""
 
+STORE_CREDENTIALS = (*STORE_KEYS_REQUIRED, "AWS_SESSION_TOKEN")
+
 HUB_TOKEN = "HF_TOKEN"
+HUB_TOKENS = (HUB_TOKEN, "HUGGING_FACE_HUB_TOKEN")
+DEFAULT_HUB_KEY = "token"
+"""Key of the operator's own choice of Secret that holds the token."""
 
 
 def processes_per_node(workers: Workers) -> int:
@@ -57,7 +62,7 @@ def environment(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> l
         *_launcher(workers, settings),
         *_folders(),
         *_progress(settings),
-        *_credentials(job.spec.secrets),
+        *_credentials(job.spec.secrets, given, settings),
     ]
     return [variable for variable in own if variable["name"] not in given] + users
 
@@ -112,14 +117,23 @@ def _progress(settings: OperatorSettings) -> list[dict[str, Any]]:
     ]
 
 
-def _credentials(secrets: Secrets) -> list[dict[str, Any]]:
+def _credentials(secrets: Secrets, given: set[str], settings: OperatorSettings) -> list[dict[str, Any]]:
+    """Those that the job names; else the operator's, unless the job's own variables bring some.
+
+    A Secret of the operator's choice may be missing in the job's namespace: public models need no token.
+    """
+    hub, store = secrets.hugging_face, secrets.object_store
     variables = []
-    if secrets.hugging_face is not None:
-        variables.append(_secret(HUB_TOKEN, secrets.hugging_face.name, secrets.hugging_face.key))
-    if secrets.object_store is not None:
-        name = secrets.object_store.name
-        variables += [_secret(key, name, key) for key in STORE_KEYS_REQUIRED]
-        variables += [_secret(key, name, key, optional=True) for key in STORE_KEYS_OPTIONAL]
+    if hub is not None:
+        variables.append(_secret(HUB_TOKEN, hub.name, hub.key))
+    elif settings.hugging_face_secret and given.isdisjoint(HUB_TOKENS):
+        variables.append(_secret(HUB_TOKEN, settings.hugging_face_secret, DEFAULT_HUB_KEY, optional=True))
+    if store is not None:
+        variables += [_secret(key, store.name, key) for key in STORE_KEYS_REQUIRED]
+        variables += [_secret(key, store.name, key, optional=True) for key in STORE_KEYS_OPTIONAL]
+    elif settings.object_store_secret and given.isdisjoint(STORE_CREDENTIALS):
+        name = settings.object_store_secret
+        variables += [_secret(key, name, key, optional=True) for key in (*STORE_KEYS_REQUIRED, *STORE_KEYS_OPTIONAL)]
     return variables
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.problem import Problem
-from finetune_operator.desired.environment import HUB_TOKEN, STORE_KEYS_REQUIRED
+from finetune_operator.desired.environment import HUB_TOKENS, STORE_CREDENTIALS
 
 _CACHE = "models and tokenized data are kept where workers.cache says: remove it here and write workers.cache."
 _GROUP = "workers are numbered and brought together from workers.nodes and workers.gpusPerNode: remove it."
@@ -25,8 +25,6 @@ _PREFIXES = {
     "FINETUNE_": "the operator sets the launcher's variables itself: remove it.",
     "KUBEFLOW_TRAINER_SERVER_": "the operator itself says where progress is reported: remove it.",
 }
-_HUB_TOKENS = (HUB_TOKEN, "HUGGING_FACE_HUB_TOKEN")
-_STORE_KEYS = (*STORE_KEYS_REQUIRED, "AWS_SESSION_TOKEN")
 
 
 def environment_problems(spec: FineTuneJobSpec) -> Iterator[Problem]:
@@ -47,8 +45,8 @@ def _refusal(name: str, spec: FineTuneJobSpec) -> str | None:
     for prefix, sentence in _PREFIXES.items():
         if name.startswith(prefix):
             return sentence
-    if name in _HUB_TOKENS and spec.secrets.hugging_face is not None:
+    if name in HUB_TOKENS and spec.secrets.hugging_face is not None:
         return "secrets.huggingFace gives the token: remove one of the two."
-    if name in _STORE_KEYS and spec.secrets.object_store is not None:
+    if name in STORE_CREDENTIALS and spec.secrets.object_store is not None:
         return "secrets.objectStore gives the credentials: remove one of the two."
     return None

@@ -42,6 +42,6 @@ def exceeded(status: FineTuneJobStatus, limit_seconds: int | None, now: datetime
 def deadline_sentence(limit_seconds: int) -> str:
     """What a job says that was ended by its deadline."""
     return (
-        f"The job was active for more than activeDeadlineSeconds: {limit_seconds}; its checkpoints are kept in the "
-        "output. Create a new FineTuneJob with more time, nodes or GPUs, or fewer epochs."
+        f"The job was active for more than activeDeadlineSeconds: {limit_seconds}; what it has saved stays in the "
+        "output. Create a new FineTuneJob, which begins anew, with more time, nodes or GPUs, or fewer epochs."
     )

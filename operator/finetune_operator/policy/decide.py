@@ -181,6 +181,8 @@ def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience
         endings.end_attempt(status, verdict, now)
         _retry_or_fail(plan, verdict, seen, now, patience)
     elif workers is not None:
+        # One that its queue has stopped goes on from what its pods saved before they went.
+        _keep_checkpoints(status, pods)
         _note_activity(plan, workers, pods, seen, now, patience, reported=seen.reported)
         if seen.progress is not None:
             status.progress = seen.progress
@@ -195,9 +197,8 @@ def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience)
         plan.again_at = now
         return
     left = [pod for pod in seen.pods if pod.holds_machine]
-    for pod in seen.pods:
-        # The checkpoint of an attempt that was told to stop is known only now.
-        keep_checkpoint(status, pod.last_words.checkpoint if pod.last_words else None)
+    # The checkpoint of an attempt that was told to stop is known only now.
+    _keep_checkpoints(status, seen.pods)
     if seen.workers is not None or left:
         plan.release = seen.workers is not None and not seen.workers.deleting
         plan.again_at = now + timedelta(seconds=LOOK_AGAIN_SECONDS)
@@ -324,6 +325,11 @@ def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, wishes:
         now=now,
         generation=wishes.generation,
     )
+
+
+def _keep_checkpoints(status: FineTuneJobStatus, pods: Sequence[PodView]) -> None:
+    for pod in pods:
+        keep_checkpoint(status, pod.last_words.checkpoint if pod.last_words else None)
 
 
 def _next_attempt_at(status: FineTuneJobStatus, patience: Patience) -> datetime | None:

@@ -206,7 +206,7 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
         reason, retryable = str(Reason.OUT_OF_MEMORY), False
         message = (
             f"{who} used more main memory than its limit and was killed: raise workers.resources.limits.memory, or "
-            "lower train_batch_size_per_device or context_length, in a new FineTuneJob."
+            "lower context_length, in a new FineTuneJob."
         )
     elif weight is _Weight.DISRUPTED:
         reason, counted = str(OperatorReason.DISRUPTED), False

@@ -86,6 +86,8 @@ class WorkersView:
     deleting: bool = False
     suspended: bool = False
     """By somebody else, such as Kueue; until the training operator, too, has taken note that this is over."""
+    has_run: bool = False
+    """Its pods ran at some time, if not now."""
     started_at: datetime | None = None
     """When the training operator began with it, after the last suspension."""
     resumed_at: datetime | None = None
@@ -167,6 +169,7 @@ def read_workers(raw: Mapping[str, Any], attempt: int, *, edited: bool = False) 
         created_at=moment(str(metadata.get("creationTimestamp") or "")),
         deleting="deletionTimestamp" in metadata,
         suspended=_map(spec, "runPolicy").get("suspend") is True or "Suspended" in true,
+        has_run="Running" in conditions,
         started_at=moment(str(status.get("startTime") or "")),
         resumed_at=_condition_time(suspension) if suspension.get("status") == "False" else None,
         end=end,

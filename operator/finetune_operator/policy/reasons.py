@@ -36,3 +36,17 @@ class OperatorReason(StrEnum):
     TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
     TRAINING_OPERATOR_UNAVAILABLE = "TrainingOperatorUnavailable"
     CREATION_FORBIDDEN = "CreationForbidden"
+
+
+ENDS_OF_ATTEMPTS = (
+    OperatorReason.SUCCEEDED,
+    OperatorReason.SUSPENDED,
+    OperatorReason.DEADLINE_EXCEEDED,
+    OperatorReason.DISRUPTED,
+    OperatorReason.WORKERS_DELETED,
+    OperatorReason.WORKERS_FAILED,
+    OperatorReason.RESULT_MISSING,
+    OperatorReason.TRAINER_CRASHED,
+    OperatorReason.TRAINER_NOT_STARTED,
+)
+"""Those that an attempt ends with, beside a trainer's own."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetune_api.status import Phase
+from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
+from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.observed import PodView, WorkersView
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.times import seconds_between
@@ -22,6 +23,9 @@ PULL_FAILURES = (
 )
 _CONFIGURATION = ("CreateContainerConfigError",)
 _START = ("CreateContainerError", "RunContainerError", "CrashLoopBackOff", "PreCreateHookError", "PreStartHookError")
+
+
+WAITING_PHASES = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RETRYING)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,18 @@ def activity(
     )
 
 
+def waits_for(status: FineTuneJobStatus) -> str | None:
+    """Why the job does not train although it is meant to, in the word that its conditions have; None otherwise."""
+    succeeded = condition(status, ConditionType.SUCCEEDED)
+    return succeeded.reason if succeeded is not None and status.phase in WAITING_PHASES else None
+
+
 def _queued(workers: WorkersView, queue: str | None) -> str:
+    if queue and workers.has_run:
+        return (
+            f"Attempt {workers.attempt} was stopped by its queue {queue} and waits there until Kueue admits it again; "
+            "it goes on from the last complete checkpoint."
+        )
     if queue:
         return f"Attempt {workers.attempt} waits in the queue {queue} until Kueue admits it."
     return (

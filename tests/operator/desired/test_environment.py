@@ -85,6 +85,43 @@ def test_no_credential_is_asked_for_that_the_job_does_not_name() -> None:
     assert not any("valueFrom" in entry for entry in container(stored())["env"] if entry["name"] != "PET_NODE_RANK")
 
 
+DEFAULTS = SETTINGS.model_copy(update={"object_store_secret": "team-store", "hugging_face_secret": "team-hub"})
+
+
+def _from_secrets(job: Any) -> dict[str, tuple[str, bool]]:
+    """Variable -> Secret that it comes from, and whether the pod starts without."""
+    sources = {name: source for name, source in environment(job, DEFAULTS).items() if isinstance(source, dict)}
+    references = {name: source["secretKeyRef"] for name, source in sources.items() if "secretKeyRef" in source}
+    return {name: (found["name"], found.get("optional", False)) for name, found in references.items()}
+
+
+def test_the_operators_secrets_serve_jobs_that_name_none_and_may_be_missing() -> None:
+    found = _from_secrets(stored())
+    assert found.pop("HF_TOKEN") == ("team-hub", True)
+    assert found.keys() == _from_secrets(stored(secrets={"objectStore": {"name": "own"}})).keys() - {"HF_TOKEN"}
+    assert set(found.values()) == {("team-store", True)}
+
+
+@pytest.mark.parametrize(("given", "other"), [("huggingFace", "team-store"), ("objectStore", "team-hub")])
+def test_of_the_operators_secrets_a_job_replaces_one_by_naming_its_own(given: str, other: str) -> None:
+    found = _from_secrets(stored(secrets={given: SECRETS[given]}))
+    assert {secret for secret, _ in found.values()} == {SECRETS[given]["name"], other}
+
+
+@pytest.mark.parametrize(
+    ("variable", "left"),
+    [
+        ("HF_TOKEN", "team-store"),
+        ("HUGGING_FACE_HUB_TOKEN", "team-store"),
+        ("AWS_SECRET_ACCESS_KEY", "team-hub"),
+        ("AWS_SESSION_TOKEN", "team-hub"),
+    ],
+)
+def test_credentials_of_the_operators_are_never_mixed_with_those_in_a_jobs_variables(variable: str, left: str) -> None:
+    found = _from_secrets(_job_with(variable))
+    assert {secret for secret, _ in found.values()} == {"own", left}
+
+
 _names = st.sampled_from(
     ["AWS_REGION", "AWS_DEFAULT_REGION", "HF_TOKEN", "HOME", "USER", "CUDA_VISIBLE_DEVICES", "PET_NODE_RANK", "MINE"]
 )

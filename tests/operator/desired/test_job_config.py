@@ -94,6 +94,42 @@ def test_what_kueue_changes_is_no_edit() -> None:
     assert not is_edited(made)
 
 
+@pytest.mark.parametrize(
+    ("made", "kept"),
+    [
+        (4, "4"),
+        ("0.5", "500m"),
+        ("1500m", "1.5"),
+        ("1024Mi", "1Gi"),
+        ("12E", "12000P"),
+    ],
+)
+def test_another_way_to_write_a_quantity_is_no_edit(made: Any, kept: str) -> None:
+    """As Kueue's webhook does, and whoever else decodes and encodes the object in Go."""
+    job = recorded(workers={"resources": {"requests": {"cpu": made}, "limits": {"memory": made}}})
+    container = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    container["resources"]["requests"]["cpu"] = container["resources"]["limits"]["memory"] = kept
+    assert not is_edited(job)
+    container["resources"]["limits"]["memory"] = "7"
+    assert is_edited(job)
+
+
+def test_what_go_leaves_out_is_no_edit() -> None:
+    job = recorded(workers={"env": [{"name": "EMPTY", "value": ""}]})
+    container = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    (variable,) = (variable for variable in container["env"] if variable["name"] == "EMPTY")
+    del variable["value"]
+    assert not is_edited(job)
+    container["env"].remove(variable)
+    assert is_edited(job)
+
+
+def test_a_fingerprint_of_another_release_tells_nothing() -> None:
+    job = recorded()
+    job["metadata"]["annotations"] = {FINGERPRINT_ANNOTATION: "2b60d4f2db688609"}
+    assert not is_edited(job)
+
+
 @pytest.mark.parametrize("raw", [{}, {"metadata": None}, {"spec": None}, {"spec": {"pytorchReplicaSpecs": []}}])
 def test_anything_may_stand_in_an_edited_object(raw: dict[str, Any]) -> None:
     assert is_edited({"metadata": {"annotations": {FINGERPRINT_ANNOTATION: "x"}}, **raw}) in (True, False)

@@ -213,6 +213,13 @@ def test_the_queue_is_not_active_time() -> None:
     assert (again.active_since, again.active_seconds) == (rfc3339(later(100)), 3600)
 
 
+def test_what_a_pod_saved_when_its_queue_stopped_it_is_kept() -> None:
+    words = failure(Reason.TERMINATED, checkpoint=checkpoint(70))
+    stopped = decide(seen(during(), workers(suspended=True), [ended(0, 143, words)], queue="team"), NOW, PATIENCE)
+    assert stopped.status.checkpoint is not None
+    assert (stopped.status.checkpoint.step, stopped.status.attempts) == (70, [])
+
+
 @pytest.mark.parametrize(
     ("found", "pods", "release"),
     [

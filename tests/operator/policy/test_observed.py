@@ -94,6 +94,13 @@ def test_a_suspension_lasts_until_the_training_operator_knows_that_it_is_over(
     assert (found.suspended, found.resumed_at) == (suspended, later(0) if done == "False" else None)
 
 
+@pytest.mark.parametrize(("conditions", "has_run"), [([], False), (["Suspended"], False), (["Running"], True)])
+def test_workers_that_have_run_are_told_from_those_that_never_did(conditions: list[str], has_run: bool) -> None:
+    """When it suspends a PyTorchJob that runs, the training operator leaves the condition Running, as False."""
+    found = [{"type": condition, "status": "False"} for condition in conditions]
+    assert read_workers({"status": {"conditions": found}}, 1).has_run is has_run
+
+
 KEYS = [
     *("metadata", "spec", "status", "phase", "conditions", "containerStatuses", "state", "terminated", "waiting"),
     *("name", "reason", "exitCode", "message", "finishedAt", "labels", "ownerReferences", "runPolicy", "type"),

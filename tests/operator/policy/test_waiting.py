@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from finetune_api.status import Phase
+from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.policy import conditions
 from finetune_operator.policy.observed import PodView, WorkersView
-from finetune_operator.policy.waiting import Activity, activity
+from finetune_operator.policy.waiting import Activity, activity, waits_for
 from tests.operator.policy.views import NOW, ended, later, pod, running, workers
 
 
@@ -28,6 +29,7 @@ def waits(reason: str, message: str = "text of the kubelet") -> PodView:
     ("found", "pods", "phase", "reason", "words"),
     [
         (workers(suspended=True), [], "Queued", "WaitingForQuota", "waits in the queue team"),
+        (workers(suspended=True, has_run=True), [], "Queued", "WaitingForQuota", "was stopped by its queue team"),
         (workers(), [pod(unschedulable="0/3 nodes: 3 Insufficient gpu.")], "Pending", "Unschedulable", "0/3 nodes"),
         (workers(), [waits("ImagePullBackOff")], "Starting", "ImagePullFailed", "set workers.image"),
         (workers(), [waits("ErrImagePull")], "Starting", "ImagePullFailed", "text of the kubelet"),
@@ -72,3 +74,23 @@ def test_the_trainers_own_phase_counts_once_all_run(phase: Phase) -> None:
 def test_a_worker_that_waits_says_more_than_one_that_runs() -> None:
     pods = [running(0), pod(1, waiting="ImagePullBackOff")]
     assert doing(workers(nodes=2), pods).reason == "ImagePullFailed"
+
+
+@pytest.mark.parametrize(
+    ("phase", "waits"),
+    [
+        (Phase.PENDING, True),
+        (Phase.QUEUED, True),
+        (Phase.STARTING, True),
+        (Phase.RETRYING, True),
+        (Phase.PREPARING, False),
+        (Phase.RUNNING, False),
+        (Phase.PUBLISHING, False),
+        (Phase.SUSPENDED, False),
+    ],
+)
+def test_a_job_waits_for_the_reason_in_its_status_until_it_trains(phase: Phase, waits: bool) -> None:
+    status = FineTuneJobStatus()
+    assert waits_for(status) is None
+    conditions.progressing(status, phase, "Unschedulable", "No room.", now=NOW, generation=1)
+    assert waits_for(status) == ("Unschedulable" if waits else None)

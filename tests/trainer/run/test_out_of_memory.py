@@ -49,4 +49,4 @@ def test_where_one_row_does_not_fit_it_checkpoints_and_then_gives_up(tmp_path: P
     assert "it goes on with activations computed again in the backward pass" in short.log()
     message = short.message()
     assert message.reason is Reason.OUT_OF_MEMORY
-    assert "lower train_batch_size_per_device or context_length" in (message.message or "")
+    assert "lower context_length" in (message.message or "")

@@ -105,9 +105,9 @@ def out_of_memory(error: BaseException, rank: int) -> tuple[Reason, str] | None:
     text = str(error)
     if (torch_error is not None and isinstance(error, torch_error)) or _GPU_MEMORY.search(text):
         return Reason.OUT_OF_MEMORY, (
-            f"Rank {rank} ran out of GPU memory: lower train_batch_size_per_device (and raise "
-            "gradient_accumulation_steps to match) or context_length, set gradient_checkpointing: true or "
-            "sharding: fsdp, or ask for GPUs with more memory."
+            f"Rank {rank} ran out of GPU memory: lower context_length (where rows are padded, "
+            "train_batch_size_per_device), set gradient_checkpointing: true or sharding: fsdp, or ask for GPUs with "
+            "more memory."
         )
     no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or no_memory or _HOST_MEMORY.search(text):
@@ -118,8 +118,8 @@ def out_of_memory(error: BaseException, rank: int) -> tuple[Reason, str] | None:
 def host_memory_sentence(what_happened: str) -> str:
     """`what_happened` followed by the advice for too little main memory."""
     return (
-        f"{what_happened}: lower train_batch_size_per_device or context_length, set gradient_checkpointing: true, "
-        "or give each worker more memory."
+        f"{what_happened}: lower context_length (where rows are padded, train_batch_size_per_device), set "
+        "gradient_checkpointing: true, or give each worker more memory."
     )
 
 
@@ -130,12 +130,13 @@ def _disk(error: BaseException, rank: int) -> tuple[Reason, str] | None:
         return None
     if _SHARED_MEMORY.search(text):
         return Reason.DISK_FULL, (
-            f"Rank {rank} found no room in /dev/shm: mount a memory-backed emptyDir there, larger than the present one."
+            f"Rank {rank} found no room in /dev/shm: give each worker more memory, which bounds it in a cluster, or "
+            "this machine a larger /dev/shm."
         )
     place = f" while it wrote {error.filename}" if isinstance(error, OSError) and error.filename else ""
     return Reason.DISK_FULL, (
-        f"Rank {rank} found the disk full{place}: free space there, or point output_dir and FINETUNE_CACHE_DIR "
-        "at a larger volume."
+        f"Rank {rank} found the disk full{place}: free space there, or use a larger one: workers.cache and "
+        "output.uri in a cluster, FINETUNE_CACHE_DIR and --output-dir on one machine."
     )
 
 
