@@ -9,10 +9,13 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 CRD := crds/finetunejobs.yaml
+CHART := helm/finetune-operator
+CHART_CRD := $(CHART)/files/finetunejobs.yaml
+CHART_README := $(CHART)/README.md
 JOB_REFERENCE := docs/reference/job.md
-CHECKED := $(wildcard crds operator trainer cli tests benchmarks examples/safety)
+CHECKED := $(wildcard crds operator trainer cli tests benchmarks scripts examples/safety)
 
-.PHONY: help setup demo dev-cluster bench bench-operator test check generate check-generated lock clean
+.PHONY: help setup demo dev-cluster bench bench-operator test e2e check generate check-generated dist lock images scan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,10 +38,14 @@ bench: setup ## measure the trainer beside TRL's, step by step in turn; BENCH="-
 bench-operator: setup ## measure the operator beside a naive one on a real control plane; BENCH="--rounds 1 --many 0"
 	@$(PYTHON) -m benchmarks.operator $(BENCH)
 
-test: check ## check, then run every test
+test: check ## check, then run every test but those on a real node
 	@$(PYTHON) tests/tools/build.py
 	@# Threads that spin while they wait make tests that share cores several times slower.
-	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(PYTHON) -m pytest
+	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(PYTHON) -m pytest --ignore=tests/node
+
+e2e: setup ## as root: build the images, start a real one-node Kubernetes, install the chart and train in real pods
+	@$(PYTHON) tests/tools/build.py
+	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(PYTHON) -m pytest tests/node --durations=0 --durations-min=1
 
 check: setup check-generated ## lint, types, layers, generated files
 	@$(VENV)/bin/ruff check .
@@ -46,19 +53,31 @@ check: setup check-generated ## lint, types, layers, generated files
 	@$(VENV)/bin/lint-imports --no-cache
 	@$(VENV)/bin/mypy $(CHECKED)
 
-generate: setup ## write the files that are generated from the contract
+generate: setup ## write the files that are generated from the contract, and the values in the chart's README
 	@mkdir -p $(dir $(JOB_REFERENCE))
 	@$(PYTHON) -m finetune_api.crd > $(CRD).new && mv $(CRD).new $(CRD)
 	@$(PYTHON) -m finetune_api.reference > $(JOB_REFERENCE).new && mv $(JOB_REFERENCE).new $(JOB_REFERENCE)
+	@cp $(CRD) $(CHART_CRD)
+	@$(PYTHON) -m scripts.chart_readme > $(CHART_README).new && mv $(CHART_README).new $(CHART_README)
 
 check-generated: setup
 	@diff -u $(CRD) <($(PYTHON) -m finetune_api.crd) \
 	  && diff -u $(JOB_REFERENCE) <($(PYTHON) -m finetune_api.reference) \
+	  && diff -u $(CHART_CRD) $(CRD) \
+	  && diff -u $(CHART_README) <($(PYTHON) -m scripts.chart_readme) \
 	  || { echo "The generated files are out of date: run \`make generate\` and commit the result."; exit 1; }
 
-lock: ## resolve the dependencies anew into requirements.lock
-	@uv=$$(scripts/find-uv.sh) && "$$uv" pip compile pyproject.toml --universal --generate-hashes --all-extras \
-	  --no-emit-index-url --no-header --quiet --python-version 3.11 -o requirements.lock
+dist: setup ## render dist/ from the chart, for kubectl and kustomize
+	@$(PYTHON) -m scripts.dist
+
+lock: ## resolve the dependencies anew into requirements.lock and the images' own
+	@scripts/lock.sh
+
+images: ## build both container images with docker, podman or buildah; IMAGES=operator, REGISTRY=registry.example/team
+	@scripts/images.sh
+
+scan: ## for releases: bills of materials of the images, and their known vulnerabilities; needs trivy
+	@scripts/scan.sh
 
 clean: ## remove .venv and what the tools leave behind; the cache stays
 	@rm -rf $(VENV) finetune-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

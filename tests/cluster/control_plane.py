@@ -29,12 +29,15 @@ HOST = "127.0.0.1"
 ATTEMPTS = 3
 """Another process may take a port between its choice and the server's start."""
 TOKEN_SECONDS = 24 * 3600
+SERVICE_NETWORK = "10.0.0.0/16"
 
 OPERATOR_NAMESPACE = "finetune-system"
 OPERATOR_ACCOUNT = "finetune-operator"
 OPERATOR_USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{OPERATOR_ACCOUNT}"
 FINETUNE_CRD = ROOT / "crds" / "finetunejobs.yaml"
-OPERATOR_RIGHTS = ROOT / "deploy" / "cluster-wide.yaml"
+OPERATOR_INSTALLATION = ROOT / "dist" / "install.yaml"
+PLAYED = ("CustomResourceDefinition", "Deployment", "NetworkPolicy")
+"""Kinds in it that are here already, or are nothing without a node."""
 
 TRAINING_MODULE = "github.com/kubeflow/training-operator"
 TRAINING_NAMESPACE = "kubeflow"
@@ -100,7 +103,7 @@ class ControlPlane:
         self.controller_manager.launch()
         self._install_training_operator()
         self.training_operator.launch()
-        self.apply_file(OPERATOR_RIGHTS)
+        self.apply(operator_rights())
         self.controller_manager.wait_ready()
         self.training_operator.wait_ready()
 
@@ -192,12 +195,33 @@ class ControlPlane:
 
     def _write_secrets(self) -> None:
         self._authority.pair.write(self.ca_file, self.folder / "pki" / "ca.key")
-        names = (HOST, "localhost", "kubernetes.default.svc")
-        self._authority.issue(*names).write(self.folder / "pki" / "api.crt", self.folder / "pki" / "api.key")
+        serving = self._authority.issue(*self._addresses())
+        serving.write(self.folder / "pki" / "api.crt", self.folder / "pki" / "api.key")
         (self.folder / "pki" / "accounts.key").write_bytes(new_key_pem())
-        self._tokens = {name: secrets.token_hex(20) for name in ("admin", "controller-manager")}
-        lines = [f'{token},{name},{name},"system:masters"\n' for name, token in self._tokens.items()]
+        users = self._users()
+        self._tokens = {name: secrets.token_hex(20) for name in users}
+        lines = [f'{self._tokens[name]},{name},{name},"{group}"\n' for name, group in users.items()]
         (self.folder / "pki" / "tokens.csv").write_text("".join(lines))
+
+    def _users(self) -> dict[str, str]:
+        """Who has a token of its own, and in which group that is."""
+        return {"admin": "system:masters", "controller-manager": "system:masters"}
+
+    def _addresses(self) -> tuple[str, ...]:
+        """By which the API server is called."""
+        return HOST, "localhost", "kubernetes.default.svc"
+
+    def _place(self) -> list[str]:
+        """Flags of the API server: who finds it. Nobody but clients with a kubeconfig has to."""
+        return [
+            f"--bind-address={HOST}",
+            f"--advertise-address={HOST}",
+            "--endpoint-reconciler-type=none",
+            "--authorization-mode=RBAC",
+        ]
+
+    def _controllers(self) -> tuple[str, ...]:
+        return CONTROLLERS
 
     def _server(self, name: str, health: str, command: Iterable[str | Path], **environment: str) -> Server:
         log = self.logs / f"{name}.log"
@@ -226,13 +250,9 @@ class ControlPlane:
         pki = self.folder / "pki"
         command = [
             f"--etcd-servers=http://{HOST}:{etcd_port}",
-            f"--bind-address={HOST}",
+            *self._place(),
             f"--secure-port={port}",
-            # Nobody but clients with a kubeconfig has to find it.
-            f"--advertise-address={HOST}",
-            "--endpoint-reconciler-type=none",
-            "--service-cluster-ip-range=10.0.0.0/16",
-            "--authorization-mode=RBAC",
+            f"--service-cluster-ip-range={SERVICE_NETWORK}",
             f"--tls-cert-file={pki / 'api.crt'}",
             f"--tls-private-key-file={pki / 'api.key'}",
             f"--token-auth-file={pki / 'tokens.csv'}",
@@ -253,7 +273,7 @@ class ControlPlane:
             f"--kubeconfig={kubeconfig}",
             f"--bind-address={HOST}",
             f"--secure-port={port}",
-            f"--controllers={','.join(CONTROLLERS)}",
+            f"--controllers={','.join(self._controllers())}",
             "--leader-elect=false",
             f"--root-ca-file={self.ca_file}",
             "--kube-api-qps=500",
@@ -340,6 +360,11 @@ def run_control_plane(folder: Path) -> Iterator[ControlPlane]:
             return
         finally:
             plane.stop()
+
+
+def operator_rights(path: Path = OPERATOR_INSTALLATION) -> list[Object]:
+    """What a published installation gives the operator: permissions, service account, Secret and Service."""
+    return [document for document in _documents(path) if document["kind"] not in PLAYED]
 
 
 def _documents(path: Path) -> list[Object]:

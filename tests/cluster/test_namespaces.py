@@ -6,15 +6,14 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-import yaml
 
 from tests.cluster.api import Api, Object, wait_until
 from tests.cluster.conftest import OperatorFactory
-from tests.cluster.control_plane import OPERATOR_NAMESPACE, ROOT, ControlPlane
+from tests.cluster.control_plane import OPERATOR_NAMESPACE, ROOT, ControlPlane, operator_rights
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene, success
 
-RIGHTS = ROOT / "deploy" / "one-namespace.yaml"
+RIGHTS = ROOT / "dist" / "install-one-namespace.yaml"
 BOUND = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 
 
@@ -44,9 +43,7 @@ def test_a_namespace_can_be_deleted_under_running_jobs(
 def account(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
     """A service account with the published rights for one namespace, which is the test's."""
     name = f"one-namespace-{secrets.token_hex(4)}"
-    documents: list[Object] = [
-        _renamed(document, name, namespace) for document in yaml.safe_load_all(RIGHTS.read_text())
-    ]
+    documents = [_renamed(document, name, namespace) for document in operator_rights(RIGHTS)]
     wanted = [document for document in documents if document["kind"] in (*BOUND, "ServiceAccount")]
     control_plane.apply(wanted)
     yield name

@@ -23,7 +23,7 @@ from finetune_operator.progress.authority import CertificateAuthority
 from finetune_trainer.train.progress import Endpoint, ProgressReporter
 from finetune_trainer.train.progress_status import Phase, Progress, trainer_status
 from tests.cluster.api import Api, Object
-from tests.cluster.control_plane import OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, OPERATOR_RIGHTS, ControlPlane
+from tests.cluster.control_plane import OPERATOR_ACCOUNT, OPERATOR_INSTALLATION, OPERATOR_NAMESPACE, ControlPlane
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import Scene, failure
@@ -186,7 +186,7 @@ def test_applying_the_permissions_again_keeps_the_authority(control_plane: Contr
     secret = control_plane.api.get("Secret", TLS_SECRET, OPERATOR_NAMESPACE)
     assert secret["data"].keys() == {CA_KEY, "ca.key"}
     for arguments in (["--server-side", "--force-conflicts"], []):
-        done = control_plane.kubectl("apply", *arguments, "-f", OPERATOR_RIGHTS)
+        done = control_plane.kubectl("apply", *arguments, "-f", OPERATOR_INSTALLATION)
         assert done.returncode == 0, done.stderr
     assert control_plane.api.get("Secret", TLS_SECRET, OPERATOR_NAMESPACE)["data"] == secret["data"]
 

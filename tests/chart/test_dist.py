@@ -1,0 +1,62 @@
+"""dist/ is what the chart renders, `kubectl` installs it, and a kustomization may move it to another namespace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts import dist
+from tests.chart.charts import NAMESPACE, environment, only
+from tests.cluster.control_plane import ControlPlane
+
+
+def documents(file: str) -> list[dict[str, object]]:
+    return list(yaml.safe_load_all((dist.DIST / file).read_text()))
+
+
+@pytest.mark.parametrize("file", dist.FILES)
+def test_it_is_up_to_date(file: str) -> None:
+    assert (dist.DIST / file).read_text() == dist.render(file), "run `make dist`"
+
+
+@pytest.mark.parametrize("file", dist.FILES)
+def test_nothing_in_it_is_for_helm_alone(file: str) -> None:
+    lines = (dist.DIST / file).read_text().splitlines()
+    assert [line for line in lines if "helm" in line.lower() and not line.startswith("#")] == []
+
+
+@pytest.mark.parametrize("file", dist.FILES)
+def test_the_api_server_would_take_it_with_the_namespaces_that_it_brings(file: str, bare_plane: ControlPlane) -> None:
+    brought = [found["metadata"]["name"] for found in documents(file) if found["kind"] == "Namespace"]  # type: ignore[index]
+    new = [name for name in brought if bare_plane.api.find("Namespace", name) is None]
+    for name in new:  # A dry run makes none.
+        bare_plane.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    for options in (["--server-side", "--force-conflicts", "--validate=strict"], []):
+        done = bare_plane.kubectl("apply", "--dry-run=server", *options, "--filename", dist.DIST / file)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == len(documents(file))
+    for name in new:
+        bare_plane.api.delete("Namespace", name)
+
+
+def test_a_kustomization_may_change_the_namespace(bare_plane: ControlPlane, tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(dist.DIST)
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    changes = {
+        "namespace": "tuning",
+        "resources": ["../base"],
+        "images": [{"name": "finetune-operator", "newName": "mirror.example.com/finetune-operator"}],
+    }
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(changes))
+    done = bare_plane.kubectl("kustomize", overlay)
+    assert done.returncode == 0, done.stderr
+    assert NAMESPACE not in done.stdout
+    built = list(yaml.safe_load_all(done.stdout))
+    assert len(built) == len(documents("install.yaml"))
+    variables = environment(built, namespace="tuning")
+    assert variables["FINETUNE_OPERATOR_PROGRESS_URL"] == "https://finetune-operator.tuning.svc:8443"
+    (container,) = only(built, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "mirror.example.com/finetune-operator:0.1.0"
