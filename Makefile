@@ -45,7 +45,7 @@ test: check ## check, then run every test but those on a real node
 
 e2e: setup ## as root: build the images, start a real one-node Kubernetes, install the chart and train in real pods
 	@$(PYTHON) tests/tools/build.py
-	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(PYTHON) -m pytest tests/node --durations=0 --durations-min=1
+	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(PYTHON) -m pytest tests/node --timeout=3600 --durations=0 --durations-min=1
 
 check: setup check-generated ## lint, types, layers, generated files
 	@$(VENV)/bin/ruff check .

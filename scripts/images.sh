@@ -4,7 +4,7 @@
 # CONTAINER_TOOL names the tool and BUILDAH_OPTIONS goes before its command.
 set -euo pipefail
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
-revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+revision=$(git -c safe.directory="$PWD" rev-parse HEAD 2>/dev/null || echo unknown)
 for tool in ${CONTAINER_TOOL:-docker podman buildah}; do
   # A client without its daemon does not count.
   if "$tool" info >/dev/null 2>&1; then break; fi

@@ -29,7 +29,6 @@ HOST = "127.0.0.1"
 ATTEMPTS = 3
 """Another process may take a port between its choice and the server's start."""
 TOKEN_SECONDS = 24 * 3600
-SERVICE_NETWORK = "10.0.0.0/16"
 
 OPERATOR_NAMESPACE = "finetune-system"
 OPERATOR_ACCOUNT = "finetune-operator"
@@ -218,6 +217,7 @@ class ControlPlane:
             f"--advertise-address={HOST}",
             "--endpoint-reconciler-type=none",
             "--authorization-mode=RBAC",
+            "--service-cluster-ip-range=10.0.0.0/16",
         ]
 
     def _controllers(self) -> tuple[str, ...]:
@@ -252,7 +252,6 @@ class ControlPlane:
             f"--etcd-servers=http://{HOST}:{etcd_port}",
             *self._place(),
             f"--secure-port={port}",
-            f"--service-cluster-ip-range={SERVICE_NETWORK}",
             f"--tls-cert-file={pki / 'api.crt'}",
             f"--tls-private-key-file={pki / 'api.key'}",
             f"--token-auth-file={pki / 'tokens.csv'}",

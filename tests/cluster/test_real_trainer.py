@@ -21,7 +21,7 @@ from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.pod_process import PodProcess
 from tests.cluster.scene import Scene
 from tests.s3_server import S3Server, free_port
-from tests.trainer.run.tiny_job import CHATML, rows, tiny_model
+from tests.trainer.run.tiny_job import SETTINGS, rows, tiny_model
 
 Start = Callable[..., PodProcess]
 
@@ -52,13 +52,7 @@ def spec(bucket: str, **more: Any) -> dict[str, Any]:
         "model_id": f"s3://{bucket}/model",
         "train_path": f"s3://{bucket}/train.jsonl",
         "valid_path": f"s3://{bucket}/valid.jsonl",
-        "generation_config": {"prompt_format": CHATML, "stopping_sequences": ["<|im_end|>"]},
-        "num_epochs": 2,
-        "train_batch_size_per_device": 4,
-        "learning_rate": 5e-3,
-        "num_warmup_steps": 2,
-        "checkpoint_and_evaluation_frequency": {"strategy": "steps", "value": 4},
-        "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+        **SETTINGS,
         "output": {"uri": f"s3://{bucket}/models"},
         "secrets": {"objectStore": {"name": "object-store"}},
         **more,

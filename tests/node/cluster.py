@@ -23,12 +23,13 @@ from tests.cluster.control_plane import HOST, ControlPlane
 from tests.node import network
 from tests.node.containers import PAUSE, Images
 from tests.node.network import NODE_ADDRESS
-from tests.processes import Server, unused_port
+from tests.processes import Server, StartError, unused_port
 from tests.tools.build import binary
 
 NODE = "node1"
 DNS_PORT = 53
-IMPORT_SECONDS = 900
+SOCKET = "containerd.sock"
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Cluster(ControlPlane):
@@ -36,7 +37,7 @@ class Cluster(ControlPlane):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.socket = folder / "containerd" / "containerd.sock"
+        self.socket = folder / "containerd" / SOCKET
         network.write_network_configuration(folder / "cni")
         self.containerd = self._containerd()
         self.scheduler = self._scheduler()
@@ -66,11 +67,9 @@ class Cluster(ControlPlane):
     def stop(self) -> None:
         """Stop every part with all containers; logs stay, everything else goes."""
         self.kubelet.stop()
-        self._end_containers()
+        _end_containers(self.folder)
         super().stop()
-        network.unmount_below(self.folder)
-        network.remove_rules(("KUBE-", "CNI-", network.POD_NETWORK))
-        network.remove_bridge()
+        _remove_traces(self.folder)
         for name in ("containerd", "kubelet"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
@@ -94,7 +93,7 @@ class Cluster(ControlPlane):
         return {**super()._users(), **masters, f"system:node:{NODE}": "system:nodes"}
 
     def _addresses(self) -> tuple[str, ...]:
-        return (*super()._addresses(), "kubernetes", "kubernetes.default", NODE_ADDRESS, "10.0.0.1")
+        return (*super()._addresses(), "kubernetes", "kubernetes.default", NODE_ADDRESS, network.FIRST_SERVICE)
 
     def _place(self) -> list[str]:
         return [
@@ -103,6 +102,7 @@ class Cluster(ControlPlane):
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
+            f"--service-cluster-ip-range={network.SERVICE_NETWORK}",
             # Otherwise `kubectl logs` looks the node's name up in DNS.
             "--kubelet-preferred-address-types=InternalIP",
         ]
@@ -118,12 +118,16 @@ class Cluster(ControlPlane):
         runtime = {
             # The kernel lets only the mighty lower what others have.
             "restrict_oom_score_adj": True,
+            # Where they are taken away with the rest.
+            "netns_mounts_under_state_dir": True,
             "cni": {"bin_dirs": [str(network.PLUGINS)], "conf_dir": str(self.folder / "cni")},
             "containerd": {"runtimes": {"runc": {"runtime_type": "io.containerd.runc.v2"}}},
         }
         plugins = {
             "io.containerd.cri.v1.images": {"pinned_images": {"sandbox": PAUSE}},
             "io.containerd.cri.v1.runtime": runtime,
+            # Its socket has a fixed place, which another containerd's may be at.
+            "io.containerd.nri.v1.nri": {"disable": True},
         }
         settings = {
             "version": 3,
@@ -156,6 +160,8 @@ class Cluster(ControlPlane):
         settings = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
+            # Nobody else may ask it to run commands in pods.
+            "address": NODE_ADDRESS,
             "port": port,
             "healthzPort": health,
             "readOnlyPort": 0,
@@ -183,6 +189,7 @@ class Cluster(ControlPlane):
             f"--config={file}",
             f"--kubeconfig={self._config(f'system:node:{NODE}')}",
             f"--root-dir={self.folder / 'kubelet'}",
+            f"--cert-dir={self.folder / 'kubelet-pki'}",
             f"--hostname-override={NODE}",
             f"--node-ip={NODE_ADDRESS}",
         ]
@@ -196,7 +203,6 @@ class Cluster(ControlPlane):
             f"  bind {NODE_ADDRESS}\n"
             f"  health {HOST}:{health}\n"
             f"  kubernetes cluster.local in-addr.arpa {{\n    kubeconfig {self._config('coredns')}\n  }}\n"
-            "  forward . /etc/resolv.conf\n"
             "  cache 5\n"
             "}\n"
         )
@@ -215,31 +221,71 @@ class Cluster(ControlPlane):
         ]
         return self._server("kube-proxy", f"http://{HOST}:{health}/livez", flags)
 
-    def _end_containers(self) -> None:
-        """What containerd leaves running when it ends, as it is meant to: containers, and a shim above each pod's."""
-        shims = [process for process in psutil.process_iter(["cmdline"]) if self._is_our_shim(process)]
-        with suppress(psutil.NoSuchProcess):
-            for process in [child for shim in shims for child in shim.children(recursive=True)] + shims:
-                process.kill()
-
-    def _is_our_shim(self, process: psutil.Process) -> bool:
-        command = process.info["cmdline"] or []
-        return bool(command) and "containerd-shim" in command[0] and str(self.socket) in command
-
 
 @contextmanager
 def run_cluster(folder: Path) -> Iterator[Cluster]:
-    """Start a cluster below `folder`; it is stopped whatever happens, its logs stay.
+    """Start a cluster in `folder`, which is emptied first; it is stopped whatever happens, its logs stay.
 
     Raises:
-        StartError: it did not come up; the text holds the end of a log and its place.
+        StartError: it did not come up; the text holds the end of a log and its place. Or the machine is a node already,
+            or has our networks in use.
     """
+    clear_the_way(folder)
     cluster = Cluster(folder)
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
+
+
+def clear_the_way(folder: Path) -> None:
+    """Take away what a run left that was killed, and empty its folder.
+
+    Raises:
+        StartError: the machine is a node already, or uses our networks. Nothing was touched.
+    """
+    if network.has_bridge():
+        _end_containers(folder)
+        _remove_traces(folder)
+    elif any(process.info["name"] == "kubelet" for process in psutil.process_iter(["name"])):
+        raise StartError("A kubelet runs here, so this machine is a node already: run this on one that is not.")
+    elif taken := network.routes_to_ours():
+        raise StartError(f"This machine has routes to {', '.join(taken)}, which pods and services would need here.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _end_containers(folder: Path) -> None:
+    """End what containerd leaves running when it ends, as it is meant to: containers, and a shim above each pod's."""
+    found = psutil.process_iter(["cmdline"])
+    shims = [process for process in found if str(folder / "containerd" / SOCKET) in (process.info["cmdline"] or [])]
+    for process in [child for shim in shims for child in _children(shim)] + shims:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _remove_traces(folder: Path) -> None:
+    """Mounts, rules, the bridge, control groups, and the kubelet's links to logs."""
+    network.unmount_below(folder)
+    network.remove_rules()
+    network.remove_bridge()
+    for group in (*CGROUPS.glob("kubepods"), *CGROUPS.glob("*/kubepods")):
+        for path in sorted((found for found in group.rglob("*") if found.is_dir()), reverse=True):
+            with suppress(OSError):
+                path.rmdir()
+        with suppress(OSError):
+            group.rmdir()
+    for link in Path("/var/log/containers").glob("*.log"):
+        if link.is_symlink() and str(folder) in str(link.readlink()):
+            link.unlink()
 
 
 def _toml(settings: dict[str, Any], path: tuple[str, ...] = ()) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from examples.safety.base_model import cache_dir
 from tests.cluster.api import Api
 from tests.node.cluster import Cluster, run_cluster
 from tests.node.containers import Images
@@ -18,7 +19,9 @@ from tests.node.installed import install_operator, install_training_operator, na
 from tests.node.network import NODE_ADDRESS
 from tests.node.scene import NodeScene, store_secret
 from tests.s3_server import S3Server, run_s3_server
-from tests.trainer.run.tiny_job import CHATML, rows, tiny_model
+from tests.trainer.run.tiny_job import SETTINGS, rows, tiny_model
+
+MEMORY = {"requests": {"memory": "512Mi"}, "limits": {"memory": "2Gi"}}
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +34,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 
 @pytest.fixture(scope="session")
-def cluster(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(images: Images) -> Iterator[Cluster]:
     """A real cluster with the training operator and our chart."""
-    with run_cluster(tmp_path_factory.mktemp("node")) as running:
+    # Beside the layers: images are large, and a folder for temporary files may lie in memory.
+    with run_cluster(cache_dir() / "node") as running:
         running.load(images, images.names)
         install_training_operator(running)
         install_operator(running)
@@ -103,16 +107,10 @@ def spec(bucket: str) -> Callable[..., dict[str, Any]]:
             "model_id": f"s3://{bucket}/model",
             "train_path": f"s3://{bucket}/train.jsonl",
             "valid_path": f"s3://{bucket}/valid.jsonl",
-            "generation_config": {"prompt_format": CHATML, "stopping_sequences": ["<|im_end|>"]},
-            "num_epochs": 2,
-            "train_batch_size_per_device": 4,
-            "learning_rate": 5e-3,
-            "num_warmup_steps": 2,
-            "checkpoint_and_evaluation_frequency": {"strategy": "steps", "value": 4},
-            "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+            **SETTINGS,
             "output": {"uri": f"s3://{bucket}/models"},
             "secrets": {"objectStore": {"name": "object-store"}},
-            "workers": {"nodes": 2, "gpusPerNode": 0, "resources": {"limits": {"memory": "2Gi"}}},
+            "workers": {"nodes": 2, "gpusPerNode": 0, "resources": MEMORY},
             **more,
         }
 

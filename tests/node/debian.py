@@ -13,6 +13,7 @@ PROGRAMS: Mapping[str, str] = {
     "debootstrap": "debootstrap",
     "ip": "iproute2",
     "iptables": "iptables",
+    "modprobe": "kmod",
     "nsenter": "util-linux",
     "runc": "runc",
     "/usr/lib/cni/bridge": "containernetworking-plugins",

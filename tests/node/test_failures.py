@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests.cluster.api import Api, wait_until
 from tests.node.scene import NodeScene, store_secret
 from tests.s3_server import S3Server, free_port
@@ -63,17 +61,18 @@ def test_a_store_that_does_not_answer_is_retried_and_then_named(
 
 def test_a_deadline_ends_a_job_in_the_midst_of_training(scene: Scenes, spec: Spec) -> None:
     job = scene("late")
-    job.apply(**spec(workers=ONE, num_epochs=5000, activeDeadlineSeconds=45))
+    job.apply(**spec(workers=ONE, num_epochs=5000))
+    job.wait_step(1)
+    job.change(activeDeadlineSeconds=1)
     job.wait_phase("Failed")
     job.wait_reason("DeadlineExceeded")
     wait_until(job.pods, lambda pods: not pods, 60)
 
 
-@pytest.mark.parametrize("nodes", [2])
-def test_pods_of_a_deleted_job_end_within_seconds(scene: Scenes, spec: Spec, nodes: int) -> None:
+def test_pods_of_a_deleted_job_end_within_seconds(scene: Scenes, spec: Spec) -> None:
     """Far sooner than the two minutes that they have."""
     job = scene("deleted")
-    job.apply(**spec(workers={"nodes": nodes, "gpusPerNode": 0}, num_epochs=5000))
+    job.apply(**spec(workers={"nodes": 2, "gpusPerNode": 0}, num_epochs=5000))
     job.wait_step(1)
     names = {pod["metadata"]["name"] for pod in job.pods()}
     started = time.monotonic()

@@ -41,6 +41,15 @@ def running(scene: Callable[[str], NodeScene], spec: Callable[..., dict[str, Any
     job.kubectl("delete", "finetunejob", "long")
 
 
+def double_of(pod: dict[str, Any]) -> dict[str, Any]:
+    """A pod of the same name, labels and owners that somebody makes in a namespace of their own."""
+    metadata = {key: pod["metadata"][key] for key in ("name", "labels", "ownerReferences")}
+    (container,) = pod["spec"]["containers"]
+    sleeper = {key: container[key] for key in ("name", "image", "securityContext")} | {"command": ["sleep", "600"]}
+    spec = {"containers": [sleeper], "securityContext": pod["spec"]["securityContext"], "restartPolicy": "Never"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
 def python_in_pod(job: NodeScene, code: str, *arguments: str) -> str:
     """What a Python program prints in the job's pod."""
     return job.kubectl("exec", job.pod(), "--", "python", "-c", code, *arguments).strip()
@@ -70,7 +79,8 @@ def test_another_namespaces_token_is_refused_by_the_progress_endpoint(cluster: C
     cluster.api.create(namespace_manifest(other))
     try:
         cluster.api.wait("ServiceAccount", "default", lambda found: True, namespace=other)
-        token = cluster.token(other, "default", audiences=(MANAGER,), expiration_seconds=600)
+        pod = cluster.api.create(double_of(cluster.api.get("Pod", running.pod(), running.namespace)), other)
+        token = cluster.token(other, "default", audiences=(MANAGER,), pod=pod, expiration_seconds=600)
         assert ask(running, ENDPOINT, token=token, ca=f"{PROGRESS_FOLDER}/ca.crt", body="{}") == 403
     finally:
         cluster.api.delete("Namespace", other)
@@ -79,15 +89,16 @@ def test_another_namespaces_token_is_refused_by_the_progress_endpoint(cluster: C
 def test_nothing_is_written_outside_of_volumes_and_nobody_is_root(cluster: Cluster, running: NodeScene) -> None:
     code = """
 import os
-for folder in ("/", "/opt/finetune", "/opt/project", "/etc"):
+for folder in ("/", "/opt/finetune", "/opt/project", "/etc", "/var/tmp"):
     try:
         open(os.path.join(folder, "probe"), "w")
         print("writable", folder)
     except OSError as error:
         pass
-print(os.getuid(), [line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")][0])
+found = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(os.getuid(), *(found[key].strip() for key in ("CapBnd", "NoNewPrivs", "Seccomp")))
 """
-    assert python_in_pod(running, code) == "1000 0000000000000000"
+    assert python_in_pod(running, code) == "1000 0000000000000000 1 2"
     (pod,) = cluster.api.list("Pod", OPERATOR_NAMESPACE)
     operator = ["--namespace", OPERATOR_NAMESPACE, "exec", pod["metadata"]["name"], "--", "python", "-c", code]
-    assert cluster.kubectl(*operator).stdout.strip() == "65532 0000000000000000"
+    assert cluster.kubectl(*operator).stdout.strip() == "65532 0000000000000000 1 2"

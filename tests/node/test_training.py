@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from examples.safety.demo import held_out
 from finetune_trainer.chat import ChatModel
 from tests.cluster.api import Api, has_condition, wait_until
 from tests.cluster.control_plane import OPERATOR_NAMESPACE, ROOT
+from tests.integrations.kstatus import CURRENT, kstatus
 from tests.models import smollm2_folder
 from tests.node.cluster import NODE, Cluster
 from tests.node.conftest import upload
@@ -25,9 +28,10 @@ from tests.s3_server import S3Server
 Spec = Callable[..., dict[str, Any]]
 Scenes = Callable[[str], NodeScene]
 
-SAFETY = ROOT / "examples" / "safety"
+EXAMPLES = ROOT / "examples"
+SAFETY = EXAMPLES / "safety"
 LONG: dict[str, Any] = {
-    "num_epochs": 60,
+    "num_epochs": 150,
     "checkpoint_and_evaluation_frequency": {"strategy": "steps", "value": 40},
     "backoffLimit": 2,
 }
@@ -44,12 +48,19 @@ def download(store: S3Server, uri: str, folder: Path) -> Path:
     return folder
 
 
-def final_loss(store: S3Server, status: dict[str, Any], folder: Path) -> float:
-    """Training loss of the last step, as the run itself has logged it."""
+def logged(store: S3Server, status: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """What the run has logged of its steps, those of all attempts that led to its end."""
     run = status["adapter"]["uri"].removesuffix("/adapter")
     lines = (download(store, run, folder) / "metrics.jsonl").read_text().splitlines()
-    losses = [found["loss"] for found in map(json.loads, lines) if "loss" in found]
-    return float(losses[-1])
+    return [found for found in map(json.loads, lines) if "loss" in found]
+
+
+def assert_resumed(status: dict[str, Any], steps: list[dict[str, Any]]) -> None:
+    """The second attempt kept what the first had trained up to its checkpoint: those steps are older than it."""
+    first_ended = datetime.fromisoformat(status["attempts"][0]["completionTime"])
+    older = [step["step"] for step in steps if datetime.fromisoformat(step["time"]) < first_ended]
+    assert older
+    assert len(older) < len(steps)
 
 
 def test_two_nodes_fine_tune_a_real_model_and_its_adapter_answers(
@@ -66,7 +77,11 @@ def test_two_nodes_fine_tune_a_real_model_and_its_adapter_answers(
         "valid_path": f"s3://{bucket}/safety-valid.jsonl",
         "output": {"uri": f"s3://{bucket}/models"},
         "secrets": {"objectStore": {"name": "object-store"}},
-        "workers": {"nodes": 2, "gpusPerNode": 0, "resources": {"limits": {"memory": "4Gi"}}},
+        "workers": {
+            "nodes": 2,
+            "gpusPerNode": 0,
+            "resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "4Gi"}},
+        },
     }
     job = scene("safety")
     job.apply(**spec)
@@ -81,7 +96,7 @@ def test_two_nodes_fine_tune_a_real_model_and_its_adapter_answers(
     wait_until(watch, lambda status: status.get("phase") in ("Succeeded", "Failed"), 900)
     job.kubectl("wait", "--for=condition=Succeeded", "finetunejob/safety", "--timeout=5s")
     status = job.status()
-    assert len(seen) > 3, seen
+    assert len(seen) > 1, seen
     assert seen == sorted(seen)
     assert status["adapter"]["baseModel"] == spec["initial_base_model_ckpt_path"]
 
@@ -102,25 +117,25 @@ def test_a_killed_pod_is_retried_from_the_checkpoint_and_ends_as_an_undisturbed_
 ) -> None:
     disturbed, undisturbed = scene("disturbed"), scene("undisturbed")
     disturbed.apply(**spec(**LONG))
-    disturbed.wait_step(60)
+    disturbed.wait_step(41)
     cluster.kill(disturbed.namespace, disturbed.pod(worker=1))
     ended = disturbed.wait_phase("Succeeded")
     assert ended["attempt"] == 2
     assert ended["failures"] == 1
     undisturbed.apply(**spec(**LONG))
-    losses = [
-        final_loss(store, status, tmp_path / name)
-        for name, status in {"a": ended, "b": undisturbed.wait_phase("Succeeded")}.items()
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    steps = logged(store, ended, tmp_path / "disturbed")
+    assert_resumed(ended, steps)
+    others = logged(store, undisturbed.wait_phase("Succeeded"), tmp_path / "undisturbed")
+    assert [step["step"] for step in steps] == [step["step"] for step in others]
+    assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in others], rel=1e-5)
 
 
 def test_a_drained_node_costs_no_retry_and_the_job_goes_on_when_there_is_room_again(
-    cluster: Cluster, scene: Scenes, spec: Spec
+    cluster: Cluster, store: S3Server, scene: Scenes, spec: Spec, tmp_path: Path
 ) -> None:
     job = scene("drained")
     job.apply(**spec(**{**LONG, "backoffLimit": 0}))
-    job.wait_step(60)
+    job.wait_step(41)
     selector = "--pod-selector=finetune.dev/job-name=drained"
     drained = cluster.kubectl("drain", NODE, "--ignore-daemonsets", "--delete-emptydir-data", selector)
     try:
@@ -131,12 +146,13 @@ def test_a_drained_node_costs_no_retry_and_the_job_goes_on_when_there_is_room_ag
     ended = job.wait_phase("Succeeded")
     assert [attempt["reason"] for attempt in ended["attempts"]] == ["Disrupted", "Succeeded"]
     assert ended.get("failures") is None
+    assert_resumed(ended, logged(store, ended, tmp_path / "run"))
 
 
 def test_the_operator_may_die_in_between(cluster: Cluster, scene: Scenes, spec: Spec) -> None:
     job = scene("orphan")
     job.apply(**spec(**LONG))
-    job.wait_step(20)
+    job.wait_step(1)
     (pod,) = cluster.api.list("Pod", OPERATOR_NAMESPACE)
     cluster.api.delete("Pod", pod["metadata"]["name"], OPERATOR_NAMESPACE, grace_seconds=0)
     ended = job.wait_phase("Succeeded")
@@ -144,43 +160,39 @@ def test_the_operator_may_die_in_between(cluster: Cluster, scene: Scenes, spec: 
     wait_available(cluster, OPERATOR_NAMESPACE, "finetune-operator")
 
 
-def test_a_claim_takes_the_output(
-    cluster: Cluster, api: Api, scene: Scenes, spec: Spec, namespace: str, tmp_path: Path
+def test_the_first_job_of_the_examples_trains_with_data_of_a_config_map_and_a_claim_takes_its_output(
+    cluster: Cluster, scene: Scenes, namespace: str
 ) -> None:
-    folder = tmp_path / "volume"
-    folder.mkdir(mode=0o777)
+    """As README.md says, with the model on the claim: there is no Hub here."""
+    folder = cluster.folder / "volume"
+    shutil.copytree(smollm2_folder(), folder / "model")
     folder.chmod(0o777)
-    for parent in list(folder.parents)[:3]:
-        parent.chmod(0o755)
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": {"name": namespace},
         "spec": {
             "capacity": {"storage": "1Gi"},
-            "accessModes": ["ReadWriteMany"],
+            "accessModes": ["ReadWriteOnce"],
             "hostPath": {"path": str(folder)},
             "storageClassName": "",
-            "claimRef": {"namespace": namespace, "name": "results"},
         },
     }
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "results"},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "resources": {"requests": {"storage": "1Gi"}},
-            "storageClassName": "",
-        },
-    }
-    job = scene("claimed")
-    for document in (volume, claim):
-        job.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(document))
-    job.apply(**spec(output={"uri": "pvc://results/models"}))
-    uri = job.wait_phase("Succeeded")["adapter"]["uri"]
-    assert uri.startswith("pvc://results/models/")
-    assert (folder / uri.removeprefix("pvc://results/") / "adapter_model.safetensors").stat().st_size > 0
+    job = scene("first-job")
+    job.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(volume))
+    claim = yaml.safe_load((EXAMPLES / "first-job-claim.yaml").read_text())
+    # This cluster has no storage class that could make one.
+    claim["spec"] |= {"storageClassName": "", "volumeName": namespace}
+    job.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(claim))
+    files = [f"--from-file={SAFETY / name}" for name in ("train.jsonl", "valid.jsonl")]
+    job.kubectl("create", "configmap", "first-job-data", *files)
+    body = yaml.safe_load((EXAMPLES / "first-job.yaml").read_text())
+    body["spec"]["initial_base_model_ckpt_path"] = "pvc://first-job/model"
+    job.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(body))
+    uri = job.wait_phase("Succeeded", seconds=900)["adapter"]["uri"]
+    assert uri.startswith("pvc://first-job/results/")
+    assert (folder / uri.removeprefix("pvc://first-job/") / "adapter_model.safetensors").stat().st_size > 0
+    cluster.kubectl("delete", "persistentvolume", namespace, "--wait=false")
 
 
 def test_a_finished_job_goes_after_its_time_and_leaves_its_adapter(
@@ -202,4 +214,4 @@ def test_all_conditions_are_those_that_machines_read(scene: Scenes, spec: Spec) 
     job.wait_phase("Succeeded")
     found = job.job()
     assert has_condition(found, "Succeeded")
-    assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
+    assert kstatus(found) == CURRENT

@@ -24,6 +24,17 @@ CHATML = {
     "trailing_assistant": "<|im_start|>assistant\n",
 }
 
+SETTINGS: dict[str, Any] = {
+    "generation_config": {"prompt_format": CHATML, "stopping_sequences": ["<|im_end|>"]},
+    "num_epochs": 2,
+    "train_batch_size_per_device": 4,
+    "learning_rate": 5e-3,
+    "num_warmup_steps": 2,
+    "checkpoint_and_evaluation_frequency": {"strategy": "steps", "value": 4},
+    "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+}
+"""How the random model is trained: some steps, with a checkpoint in the midst of them."""
+
 
 @functools.cache
 def tiny_model() -> Path:
@@ -68,13 +79,7 @@ class TinyJob:
             "train_path": str(train),
             "valid_path": str(valid),
             "task": "instruction_tuning",
-            "generation_config": {"prompt_format": CHATML, "stopping_sequences": ["<|im_end|>"]},
-            "num_epochs": 2,
-            "train_batch_size_per_device": 4,
-            "learning_rate": 5e-3,
-            "num_warmup_steps": 2,
-            "checkpoint_and_evaluation_frequency": {"strategy": "steps", "value": 4},
-            "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+            **SETTINGS,
             "output": {"uri": str(self.output)},
             **spec,
         }
