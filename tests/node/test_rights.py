@@ -42,8 +42,11 @@ def running(scene: Callable[[str], NodeScene], spec: Callable[..., dict[str, Any
 
 
 def double_of(pod: dict[str, Any]) -> dict[str, Any]:
-    """A pod of the same name, labels and owners that somebody makes in a namespace of their own."""
-    metadata = {key: pod["metadata"][key] for key in ("name", "labels", "ownerReferences")}
+    """A pod of the same name and labels that somebody makes in a namespace of their own.
+
+    With the same owners, too, it would be deleted before it could speak: they are in another namespace.
+    """
+    metadata = {key: pod["metadata"][key] for key in ("name", "labels")}
     (container,) = pod["spec"]["containers"]
     sleeper = {key: container[key] for key in ("name", "image", "securityContext")} | {"command": ["sleep", "600"]}
     spec = {"containers": [sleeper], "securityContext": pod["spec"]["securityContext"], "restartPolicy": "Never"}

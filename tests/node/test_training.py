@@ -167,6 +167,8 @@ def test_the_first_job_of_the_examples_trains_with_data_of_a_config_map_and_a_cl
     folder = cluster.folder / "volume"
     shutil.copytree(smollm2_folder(), folder / "model")
     folder.chmod(0o777)
+    for file in (folder / "model").iterdir():
+        file.chmod(0o644)
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",

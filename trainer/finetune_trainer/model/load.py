@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,16 @@ def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
     """The model's configuration.
 
     Raises:
-        JobError: ModelUnsupported, there is none that transformers understands.
+        JobError: ModelUnsupported, there is none that transformers understands; StorageAccessDenied, a file of the
+            folder cannot be read, which those who load weights would call missing.
     """
     from transformers import AutoConfig
 
+    for file in sorted(folder.glob("*")):
+        if not os.access(file, os.R_OK):
+            raise JobError(
+                Reason.STORAGE_ACCESS_DENIED, f"{file} may not be read by this user: change its permissions."
+            )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # A foreign folder can make transformers raise anything.
