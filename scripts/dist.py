@@ -5,6 +5,7 @@ The chart's comments stay, since these files are read before they are applied; w
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,12 @@ FILES: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 """File -> what it says at its top, and the chart's values."""
 
+_NEVER_PRUNED = {
+    "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+}
+"""Of the custom resource definition: with it every FineTuneJob would go."""
+
 _FOR_HELM = re.compile(r"^(# Source: .*|\s+helm\.sh/chart: .*|\s+app\.kubernetes\.io/managed-by: Helm)\n", re.MULTILINE)
 
 _NAMESPACE = """---
@@ -51,7 +58,8 @@ def render(file: str) -> str:
         CalledProcessError: the chart cannot be rendered.
     """
     about, values = FILES[file]
-    options = ["--namespace", NAMESPACE, "--kube-version", KUBERNETES, "--set", "crds.keep=false", *values]
+    crds = json.dumps({"keep": False, "annotations": _NEVER_PRUNED})
+    options = ["--namespace", NAMESPACE, "--kube-version", KUBERNETES, "--set-json", f"crds={crds}", *values]
     command: list[str | Path] = [binary("helm"), "template", "finetune-operator", CHART, *options]
     rendered = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     head = f"# {about}\n# Rendered from helm/finetune-operator by `make dist`.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,34 @@ def test_the_api_server_would_take_it_with_the_namespaces_that_it_brings(file: s
         assert len(done.stdout.splitlines()) == len(documents(file))
     for name in new:
         bare_plane.api.delete("Namespace", name)
+
+
+def test_gitops_never_prunes_the_definition_and_all_jobs_with_it() -> None:
+    (crd,) = (found for found in documents("install.yaml") if found["kind"] == "CustomResourceDefinition")
+    annotations = crd["metadata"]["annotations"]  # type: ignore[index]
+    assert annotations["argocd.argoproj.io/sync-options"] == "Prune=false,Delete=false"
+    assert annotations["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
+    assert "helm.sh/resource-policy" not in annotations
+
+
+def test_the_documented_overlay_says_where_both_images_are(bare_plane: ControlPlane, tmp_path: Path) -> None:
+    page = (dist.ROOT / "docs" / "platform.md").read_text()
+    (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "kind: Kustomization" in block)
+    (tmp_path / "dist").symlink_to(dist.DIST)
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    changes = yaml.safe_load(text)
+    changes["resources"] = ["../dist"]
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(changes))
+    done = bare_plane.kubectl("kustomize", overlay)
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    (deployment,) = (found for found in built if found["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example.com/team/finetune-operator:0.1.0"
+    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert variables["FINETUNE_OPERATOR_TRAINER_IMAGE"] == "registry.example.com/team/finetune-trainer:0.1.0"
+    assert len(variables) > 5
 
 
 def test_a_kustomization_may_change_the_namespace(bare_plane: ControlPlane, tmp_path: Path) -> None:

@@ -386,13 +386,16 @@ def test_a_monitor_finds_the_port_of_the_metrics(template: str, endpoints: str) 
     assert labels[monitor["spec"]["jobLabel"]] == "finetune-operator"
 
 
-def test_alerts_are_about_the_releases_own_namespace_and_name_their_runbook() -> None:
-    url = "https://wiki.example/tuning"
-    rule = enabled("prometheusrule", f"runbookUrl={url}")
+@pytest.mark.parametrize("url", ["", "https://wiki.example/tuning"])
+def test_alerts_are_about_the_releases_own_namespace_and_name_their_runbook(url: str) -> None:
+    rule = enabled("prometheusrule", *([f"runbookUrl={url}"] if url else []))
     written = yaml.safe_load(RULES_FILE.read_text().replace(NAMESPACE, "tuning"))
     for group in written["groups"]:
         for alert in group["rules"]:
-            alert["annotations"]["runbook_url"] = f"{url}#{alert['alert'].lower()}"
+            section = f"#{alert['alert'].lower()}"
+            alert["annotations"]["runbook"] = f"docs/runbooks.md{section}"
+            if url:
+                alert["annotations"]["runbook_url"] = f"{url}{section}"
     assert rule["spec"] == written
     assert NAMESPACE not in str(rule)
 

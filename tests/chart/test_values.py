@@ -88,6 +88,7 @@ def test_helm_finds_nothing_to_warn_of(name: str) -> None:
         ({"networkPolicy": {"operator": {"apiServerCidrs": ["10.0.0.1"]}}}, "/networkPolicy/operator/apiServerCidrs/0"),
         ({"networkPolicy": {"trainer": {"enabled": True}}}, "list them in networkPolicy.trainer.namespaces"),
         ({"metrics": {"serviceMonitor": {"interval": "often"}}}, "/metrics/serviceMonitor/interval"),
+        ({"metrics": {"prometheusRule": {"runbookUrl": "runbooks.md"}}}, "/metrics/prometheusRule/runbookUrl"),
     ],
 )
 def test_a_wrong_value_is_refused(values: Any, said: str) -> None:
