@@ -108,7 +108,7 @@ def test_a_suspended_job_goes_on_from_its_checkpoint(
 ) -> None:
     """The deleted pod's process gets its signal, saves, and says where; the next attempt begins there."""
     scene = Scene(api, kubelet, "pause")
-    scene.apply(**spec(bucket, num_epochs=40, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20}))
+    scene.apply(**spec(bucket, num_epochs=150, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20}))
     (pod,) = scene.pods()
     process = start(pod)
     wait_until(scene.status, lambda status: (status.get("progress") or {}).get("step", 0) >= 3, 120)

@@ -152,7 +152,7 @@ def test_admission_while_the_old_pods_still_write_their_checkpoint_is_nobodys_fa
 def test_a_preempted_training_goes_on_from_the_checkpoint_it_wrote(queue: Queue, start: Start, bucket: str) -> None:
     """A real trainer gets the signal, saves, and says where; once admitted again, it begins there."""
     patient, urgent = queue.scene("patient"), queue.scene("urgent")
-    long = spec(bucket, num_epochs=40, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20})
+    long = spec(bucket, num_epochs=150, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20})
     applied(**{**long, "workers": WITHOUT_GPUS, "backoffLimit": 0})(patient)
     (pod,) = patient.pods()
     process = start(pod)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import tempfile
@@ -79,7 +80,7 @@ class TinyJob:
             "train_path": str(train),
             "valid_path": str(valid),
             "task": "instruction_tuning",
-            **SETTINGS,
+            **copy.deepcopy(SETTINGS),
             "output": {"uri": str(self.output)},
             **spec,
         }
