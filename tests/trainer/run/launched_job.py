@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 from finetune_api.outcome import TerminationMessage
 from tests.trainer.run.tiny_job import TinyJob
@@ -58,6 +61,15 @@ class LaunchedJob:
             return any(int(path.parent.name[5:]) >= step for path in folder.glob("step-*/manifest.json"))
 
         self._wait(there, f"the checkpoint of step {step}")
+
+    def kill(self) -> None:
+        """End the launcher with all its ranks, as a power cut does: ranks alone would train on for a moment."""
+        ranks = psutil.Process(self.process.pid).children(recursive=True)
+        for process in (self.process, *ranks):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        psutil.wait_procs(ranks)
 
     def end(self) -> int:
         """Exit code, once it has ended."""

@@ -31,8 +31,7 @@ def test_a_run_killed_and_then_stopped_ends_like_one_left_alone(tmp_path: Path, 
     job = TinyJob(tmp_path / "disturbed", train_batch_size_per_device=size, **LONG)
     killed = LaunchedJob(job, processes=processes)
     killed.wait_for_checkpoint(10)
-    killed.process.send_signal(signal.SIGKILL)
-    killed.end()
+    killed.kill()
     at_kill = max(job.losses())
     assert at_kill < 72
     assert not (job.output / "adapter").exists()
