@@ -53,7 +53,7 @@ ERRORS: dict[str, tuple[BaseException, Reason, str]] = {
     "a full /dev/shm": (
         RuntimeError("unable to write to file </torch_12_3>: No space left on device (28)"),
         Reason.DISK_FULL,
-        "emptyDir",
+        "more memory",
     ),
     "a lost peer, gloo": (RuntimeError(GLOO), Reason.PEER_FAILED, "lost the connection"),
     "a silent peer, gloo": (

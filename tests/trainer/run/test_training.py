@@ -156,22 +156,32 @@ def test_a_damaged_checkpoint_is_refused_not_trained_from(tmp_path: Path) -> Non
         job.run()
 
 
-def test_the_published_adapter_is_that_of_the_lowest_validation_loss(tmp_path: Path) -> None:
-    # What is learnt from the training rows makes these answers less likely, so the loss soon rises.
-    odd = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Purple elephants dance quietly."}]
+def rising_job(folder: Path, learning_rate: float) -> tuple[TinyJob, TerminationMessage]:
+    """What is learnt from the training rows makes the answers of validation less likely, so their loss soon rises."""
     job = TinyJob(
-        tmp_path,
-        learning_rate=0.02,
+        folder,
+        learning_rate=learning_rate,
         lr_scheduler_type="constant",
-        num_epochs=3,
+        num_epochs=8,
         num_checkpoints_to_keep=2,
         lora_config={"r": 8, "lora_alpha": 64, "lora_dropout": 0.0},
     )
-    write_rows(tmp_path / "valid.jsonl", [{"messages": odd}])
-    message = job.run()
+    odd = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Purple elephants dance quietly."}]
+    write_rows(folder / "valid.jsonl", [{"messages": odd}])
+    return job, job.run()
+
+
+def lowest(job: TinyJob) -> int:
+    """The step with the lowest validation loss."""
     losses = job.eval_losses()
-    best = min(losses, key=lambda step: losses[step])
-    assert best != max(losses)
+    return min(losses, key=lambda step: losses[step])
+
+
+def test_the_published_adapter_is_that_of_the_lowest_validation_loss(tmp_path: Path) -> None:
+    # That the last loss is not by chance the lowest after all depends on how a machine rounds.
+    runs = (rising_job(tmp_path / str(rate), rate) for rate in (0.005, 0.01, 0.02, 0.05))
+    job, message = next((job, message) for job, message in runs if lowest(job) != max(job.eval_losses()))
+    losses, best = job.eval_losses(), lowest(job)
     assert message.metrics is not None
     assert message.metrics.eval_loss == pytest.approx(losses[best])
     assert manifest(job)["step"] == best
