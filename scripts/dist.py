@@ -35,7 +35,7 @@ _NEVER_PRUNED = {
     "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
     "kustomize.toolkit.fluxcd.io/prune": "disabled",
 }
-"""Of the custom resource definition: with it every FineTuneJob would go."""
+"""Of the custom resource definition and of a namespace for jobs: FineTuneJobs would go with them."""
 
 _FOR_HELM = re.compile(r"^(# Source: .*|\s+helm\.sh/chart: .*|\s+app\.kubernetes\.io/managed-by: Helm)\n", re.MULTILINE)
 
@@ -44,11 +44,12 @@ apiVersion: v1
 kind: Namespace
 metadata:
   name: {name}
-{labels}"""
+{rest}"""
 _OPERATORS_LABELS = """  labels:
     app.kubernetes.io/name: finetune-operator
     pod-security.kubernetes.io/enforce: restricted
 """
+_KEPT = "  annotations:\n" + "".join(f"    {key}: {value}\n" for key, value in _NEVER_PRUNED.items())
 
 
 def render(file: str) -> str:
@@ -63,9 +64,9 @@ def render(file: str) -> str:
     command: list[str | Path] = [binary("helm"), "template", "finetune-operator", CHART, *options]
     rendered = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     head = f"# {about}\n# Rendered from helm/finetune-operator by `make dist`.\n"
-    namespaces = _NAMESPACE.format(name=NAMESPACE, labels=_OPERATORS_LABELS)
+    namespaces = _NAMESPACE.format(name=NAMESPACE, rest=_OPERATORS_LABELS)
     if values:
-        namespaces += _NAMESPACE.format(name=JOBS_NAMESPACE, labels="")
+        namespaces += _NAMESPACE.format(name=JOBS_NAMESPACE, rest=_KEPT)
     return head + namespaces + _FOR_HELM.sub("", rendered)
 
 

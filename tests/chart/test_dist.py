@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -42,12 +43,41 @@ def test_the_api_server_would_take_it_with_the_namespaces_that_it_brings(file: s
         bare_plane.api.delete("Namespace", name)
 
 
-def test_gitops_never_prunes_the_definition_and_all_jobs_with_it() -> None:
-    (crd,) = (found for found in documents("install.yaml") if found["kind"] == "CustomResourceDefinition")
-    annotations = crd["metadata"]["annotations"]  # type: ignore[index]
-    assert annotations["argocd.argoproj.io/sync-options"] == "Prune=false,Delete=false"
-    assert annotations["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
-    assert "helm.sh/resource-policy" not in annotations
+@pytest.mark.parametrize("file", dist.FILES)
+def test_gitops_never_prunes_what_jobs_would_go_with(file: str) -> None:
+    never = {
+        "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
+        "kustomize.toolkit.fluxcd.io/prune": "disabled",
+    }
+    kept: dict[tuple[object, str], object] = {}
+    for found in documents(file):
+        metadata: Any = found["metadata"]
+        if "annotations" in metadata:
+            kept[found["kind"], metadata["name"]] = metadata["annotations"]
+    wanted = [("CustomResourceDefinition", "finetunejobs.finetune.dev")]
+    if file == "install-one-namespace.yaml":
+        wanted.append(("Namespace", dist.JOBS_NAMESPACE))
+    assert kept == dict.fromkeys(wanted, never)
+
+
+@pytest.mark.parametrize("file", dist.FILES)
+def test_without_helm_the_documented_commands_leave_nothing_but_jobs(file: str) -> None:
+    page = (dist.ROOT / "docs" / "platform.md").read_text()
+    assert f"kubectl delete namespace {NAMESPACE}\n" in page
+    by_label = {
+        (kind, label)
+        for kinds, label in re.findall(r"kubectl delete (\S*role\S+)(?: -A)? -l (\S+)", page)
+        for kind in kinds.split(",")
+    }
+    left = []
+    for found in documents(file):
+        metadata: Any = found["metadata"]
+        labels = {f"{key}={value}" for key, value in metadata.get("labels", {}).items()}
+        gone = NAMESPACE in (metadata.get("namespace"), metadata["name"])
+        if not gone and not any((str(found["kind"]).lower(), label) in by_label for label in labels):
+            left.append(metadata["name"])
+    brought = [dist.JOBS_NAMESPACE] if file == "install-one-namespace.yaml" else []
+    assert left == [*brought, "finetunejobs.finetune.dev"]
 
 
 def test_the_documented_overlay_says_where_both_images_are(bare_plane: ControlPlane, tmp_path: Path) -> None:
