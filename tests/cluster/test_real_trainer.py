@@ -7,10 +7,8 @@ other (the job, variables, token, certificate, progress, termination message, ex
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,8 +18,8 @@ from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.pod_process import PodProcess
 from tests.cluster.scene import Scene
+from tests.cluster.store import store_secret, tiny_bucket, tiny_spec
 from tests.s3_server import S3Server, free_port
-from tests.trainer.run.tiny_job import SETTINGS, rows, tiny_model
 
 Start = Callable[..., PodProcess]
 
@@ -29,34 +27,8 @@ Start = Callable[..., PodProcess]
 @pytest.fixture
 def bucket(s3_server: S3Server, api: Api) -> str:
     """A bucket with a tiny model and data, and the Secret that jobs of the namespace reach it by."""
-    name, client = s3_server.new_bucket(), s3_server.client()
-    for file in tiny_model().iterdir():
-        client.upload_file(str(file), name, f"model/{file.name}")
-    for key, count, start in (("train.jsonl", 24, 0), ("valid.jsonl", 7, 100)):
-        text = "".join(json.dumps(row) + "\n" for row in rows(count, start=start))
-        client.put_object(Bucket=name, Key=key, Body=text.encode())
-    api.create(
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": "object-store"},
-            "stringData": s3_server.environment(),
-        }
-    )
-    return name
-
-
-def spec(bucket: str, **more: Any) -> dict[str, Any]:
-    """What to train, and where."""
-    return {
-        "model_id": f"s3://{bucket}/model",
-        "train_path": f"s3://{bucket}/train.jsonl",
-        "valid_path": f"s3://{bucket}/valid.jsonl",
-        **SETTINGS,
-        "output": {"uri": f"s3://{bucket}/models"},
-        "secrets": {"objectStore": {"name": "object-store"}},
-        **more,
-    }
+    api.create(store_secret(s3_server))
+    return tiny_bucket(s3_server, train_rows=24)
 
 
 @pytest.fixture
@@ -79,7 +51,7 @@ def test_two_nodes_train_report_and_publish(
 ) -> None:
     """Progress rises in status while it trains, and status ends with an adapter that is there."""
     scene = Scene(api, kubelet, "two-nodes")
-    scene.apply(**spec(bucket, workers={"nodes": 2, "gpusPerNode": 0}))
+    scene.apply(**tiny_spec(bucket, workers={"nodes": 2, "gpusPerNode": 0}))
     meeting = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
     processes = [start(pod, **meeting) for pod in scene.pods(count=2)]
     seen = wait_until(
@@ -108,7 +80,9 @@ def test_a_suspended_job_goes_on_from_its_checkpoint(
 ) -> None:
     """The deleted pod's process gets its signal, saves, and says where; the next attempt begins there."""
     scene = Scene(api, kubelet, "pause")
-    scene.apply(**spec(bucket, num_epochs=150, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20}))
+    scene.apply(
+        **tiny_spec(bucket, num_epochs=150, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20})
+    )
     (pod,) = scene.pods()
     process = start(pod)
     wait_until(scene.status, lambda status: (status.get("progress") or {}).get("step", 0) >= 3, 120)

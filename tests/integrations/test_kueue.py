@@ -20,7 +20,8 @@ from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import Scene, manifest
 from tests.cluster.steps import Happening, Step, nothing, play, run, succeeds
-from tests.cluster.test_real_trainer import Start, bucket, spec, start
+from tests.cluster.store import tiny_spec
+from tests.cluster.test_real_trainer import Start, bucket, start
 from tests.integrations.kueue_process import KueueProcess, run_kueue
 from tests.integrations.recordings import ROOT
 
@@ -152,7 +153,7 @@ def test_admission_while_the_old_pods_still_write_their_checkpoint_is_nobodys_fa
 def test_a_preempted_training_goes_on_from_the_checkpoint_it_wrote(queue: Queue, start: Start, bucket: str) -> None:
     """A real trainer gets the signal, saves, and says where; once admitted again, it begins there."""
     patient, urgent = queue.scene("patient"), queue.scene("urgent")
-    long = spec(bucket, num_epochs=150, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20})
+    long = tiny_spec(bucket, num_epochs=150, checkpoint_and_evaluation_frequency={"strategy": "steps", "value": 20})
     applied(**{**long, "workers": WITHOUT_GPUS, "backoffLimit": 0})(patient)
     (pod,) = patient.pods()
     process = start(pod)

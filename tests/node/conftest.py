@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from examples.safety.base_model import cache_dir
 from tests.cluster.api import Api
+from tests.cluster.store import store_secret, tiny_bucket, tiny_spec
 from tests.node.cluster import Cluster, run_cluster
 from tests.node.containers import Images
 from tests.node.debian import ensure_programs
 from tests.node.installed import install_operator, install_training_operator, namespace_manifest
 from tests.node.network import NODE_ADDRESS
-from tests.node.scene import NodeScene, store_secret
+from tests.node.scene import NodeScene
 from tests.s3_server import S3Server, run_s3_server
-from tests.trainer.run.tiny_job import SETTINGS, rows, tiny_model
 
 MEMORY = {"requests": {"memory": "512Mi"}, "limits": {"memory": "2Gi"}}
 
@@ -54,23 +52,7 @@ def store(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="session")
 def bucket(store: S3Server) -> str:
     """A bucket with a tiny model and its data."""
-    name = store.new_bucket()
-    upload(store, name, "model", tiny_model())
-    put_rows(store, name, "train.jsonl", rows(64))
-    put_rows(store, name, "valid.jsonl", rows(7, start=100))
-    return name
-
-
-def upload(store: S3Server, bucket: str, prefix: str, folder: Path) -> None:
-    """The files of a folder, below a prefix."""
-    for file in folder.iterdir():
-        store.client().upload_file(str(file), bucket, f"{prefix}/{file.name}")
-
-
-def put_rows(store: S3Server, bucket: str, key: str, found: list[dict[str, Any]]) -> None:
-    """Rows as JSONL."""
-    text = "".join(json.dumps(row) + "\n" for row in found)
-    store.client().put_object(Bucket=bucket, Key=key, Body=text.encode())
+    return tiny_bucket(store, train_rows=64)
 
 
 @pytest.fixture
@@ -103,15 +85,7 @@ def spec(bucket: str) -> Callable[..., dict[str, Any]]:
     """What to train on the tiny model; keywords are keys of the spec."""
 
     def make(**more: Any) -> dict[str, Any]:
-        return {
-            "model_id": f"s3://{bucket}/model",
-            "train_path": f"s3://{bucket}/train.jsonl",
-            "valid_path": f"s3://{bucket}/valid.jsonl",
-            **SETTINGS,
-            "output": {"uri": f"s3://{bucket}/models"},
-            "secrets": {"objectStore": {"name": "object-store"}},
-            "workers": {"nodes": 2, "gpusPerNode": 0, "resources": MEMORY},
-            **more,
-        }
+        workers = {"nodes": 2, "gpusPerNode": 0, "resources": MEMORY}
+        return tiny_spec(bucket, **{"workers": workers, **more})
 
     return make

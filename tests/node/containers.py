@@ -41,7 +41,8 @@ class Images:
         """
         self.log = log
         self._storage = cache_dir() / "containers"
-        # Its locks are Unix sockets' cousins: short paths, and gone with a restart of the machine.
+        self._storage.mkdir(parents=True, exist_ok=True)
+        # What holds until the machine is started anew.
         self._options = ["--root", str(self._storage / "root"), "--runroot", "/run/finetune-containers"]
 
     names = (PAUSE, TRAINING_OPERATOR, OPERATOR, TRAINER)
@@ -87,7 +88,7 @@ class Images:
     def _ensure_base(self) -> None:
         if self._has(BASE):
             return
-        with tempfile.TemporaryDirectory(dir=self._storage_folder()) as name:
+        with tempfile.TemporaryDirectory(dir=self._storage) as name:
             folder = Path(name) / "root"
             self._run(["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(folder)])
             shutil.rmtree(folder / "var" / "cache" / "apt", ignore_errors=True)
@@ -130,10 +131,6 @@ class Images:
 
     def _has(self, name: str) -> bool:
         return bool(self.buildah("images", "--quiet", "--filter", f"reference={name}").strip())
-
-    def _storage_folder(self) -> Path:
-        self._storage.mkdir(parents=True, exist_ok=True)
-        return self._storage
 
     def _run(self, command: list[str], environment: dict[str, str] | None = None) -> str:
         settings = {"STORAGE_DRIVER": "overlay", "BUILDAH_ISOLATION": "chroot", **(environment or {})}

@@ -11,7 +11,6 @@ from finetune_operator.names import child_name, pod_name
 from tests.cluster.api import Object, condition_of, wait_until
 from tests.cluster.scene import manifest
 from tests.node.cluster import Cluster
-from tests.s3_server import S3Server
 
 TRAIN_SECONDS = 300
 """An attempt of two pods on two cores: both import PyTorch, which takes most of it."""
@@ -102,13 +101,3 @@ class NodeScene:
             for pod in self.pods()
         ]
         return "\n".join([described, *logs])
-
-
-def store_secret(s3_server: S3Server, name: str = "object-store") -> Object:
-    """The Secret by which jobs reach the store."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": name},
-        "stringData": s3_server.environment(),
-    }

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.cluster.api import Api, wait_until
-from tests.node.scene import NodeScene, store_secret
+from tests.cluster.store import store_secret
+from tests.node.scene import NodeScene
 from tests.s3_server import S3Server, free_port
 
 Spec = Callable[..., dict[str, Any]]

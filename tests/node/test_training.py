@@ -17,10 +17,10 @@ from examples.safety.demo import held_out
 from finetune_trainer.chat import ChatModel
 from tests.cluster.api import Api, has_condition, wait_until
 from tests.cluster.control_plane import OPERATOR_NAMESPACE, ROOT
+from tests.cluster.store import upload
 from tests.integrations.kstatus import CURRENT, kstatus
 from tests.models import smollm2_folder
 from tests.node.cluster import NODE, Cluster
-from tests.node.conftest import upload
 from tests.node.installed import wait_available
 from tests.node.scene import NodeScene
 from tests.s3_server import S3Server
