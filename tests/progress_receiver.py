@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from aiohttp import web
-
 from finetune_api.outcome import TrainerStatus
-from finetune_operator.progress_server import progress_app, progress_runner
+from finetune_operator.http_servers import listening
+from finetune_operator.progress_server import progress_app
 
 WAIT_SECONDS = 60
 """A safety net against hanging: far above what any post needs."""
@@ -57,53 +56,28 @@ class Receiver:
             assert self._changed.wait_for(lambda: self.posts >= count, WAIT_SECONDS)
 
 
-async def _let_callbacks_run() -> None:
-    """Accepting a connection and closing one both take a few turns of the loop."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-async def _end_connections(loop: asyncio.AbstractEventLoop) -> None:
-    """Whatever the server has left: a socket still open when the loop closes fails some later test."""
-    others = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
-    if others:
-        await asyncio.wait(others, timeout=WAIT_SECONDS)
-    # asyncio keeps them under no public name.
-    for transport in list(getattr(loop, "_transports", {}).values()):
-        transport.abort()
-    await _let_callbacks_run()
-
-
 @contextmanager
 def run_receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver on a free port of the loopback interface."""
     receiver = Receiver()
     receiver.answers.set()
-    ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+    ready, stop = threading.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:
-        runner = progress_runner(progress_app(receiver.authorize, receiver.deliver, authorize_timeout_seconds=3600))
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-        await site.start()
-        port = runner.addresses[0][1]
-        receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/status"
-        ready.set()
-        await stop.wait()
-        # In this order, or a connection that was just accepted outlives the server that would have closed it.
-        await site.stop()
-        await _let_callbacks_run()
-        await runner.cleanup()
-        await _end_connections(loop)
+        loops.append(asyncio.get_running_loop())
+        app = progress_app(receiver.authorize, receiver.deliver, authorize_timeout_seconds=3600)
+        async with listening(app, "127.0.0.1", 0, tls=tls) as port:
+            receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/status"
+            ready.set()
+            await stop.wait()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
         assert ready.wait(WAIT_SECONDS)
         yield receiver
     finally:
         receiver.answers.set()
-        loop.call_soon_threadsafe(stop.set)
+        loops[0].call_soon_threadsafe(stop.set)
         thread.join(WAIT_SECONDS)
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from aiohttp import web
-
 from finetune_api.outcome import ProgressMetric, TrainerStatus
-from finetune_operator.progress_server import progress_app, progress_runner
+from finetune_operator.http_servers import listening
+from finetune_operator.progress_server import progress_app
 from finetune_trainer.train.console import human_duration
 
 
@@ -60,37 +59,32 @@ def progress_endpoint(token: str, deliver: Callable[[TrainerStatus], None]) -> I
         token: the bearer token that reports must carry.
         deliver: called with each report, from the server's thread.
     """
-    ready: list[str] = []
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
+    urls: list[str] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+    started, stop = threading.Event(), asyncio.Event()
 
     async def authorize(given: str) -> str | None:
         return "run" if hmac.compare_digest(given.encode(), token.encode()) else None
 
-    async def serve(stop: asyncio.Event) -> None:
-        runner = progress_runner(progress_app(authorize, lambda _key, status: deliver(status)))
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        app = progress_app(authorize, lambda _key, status: deliver(status))
         try:
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            host, port = runner.addresses[0][:2]
-            ready.append(f"http://{host}:{port}/progress")
-            started.set()
-            await stop.wait()
+            async with listening(app, "127.0.0.1", 0) as port:
+                urls.append(f"http://127.0.0.1:{port}/progress")
+                started.set()
+                await stop.wait()
         finally:
             started.set()
-            await runner.cleanup()
 
-    stop = asyncio.Event()
-    thread = threading.Thread(
-        target=loop.run_until_complete, args=(serve(stop),), name="progress-endpoint", daemon=True
-    )
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="progress-endpoint", daemon=True)
     thread.start()
     try:
         started.wait()
-        if not ready:
+        if not urls:
             raise OSError("No port on 127.0.0.1 could be opened for the progress reports.")
-        yield ready[0]
+        yield urls[0]
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        if urls:
+            loops[0].call_soon_threadsafe(stop.set)
         thread.join()
-        loop.close()

@@ -120,7 +120,7 @@ async def _accept(
     while True:
         await free.acquire()
         try:
-            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            connection = await _next_connection(listener)
         except OSError as error:
             free.release()
             _log.error("A connection could not be accepted: %s.", error)
@@ -131,13 +131,31 @@ async def _accept(
         task.add_done_callback(ended)
 
 
+async def _next_connection(listener: socket.socket) -> socket.socket:
+    """Waits for one and accepts it in one go: `sock_accept` drops a connection if it is cancelled right after it."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, readable.set)
+    try:
+        while True:
+            await readable.wait()
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # whoever was there has gone
+                readable.clear()
+            else:
+                connection.setblocking(False)
+                return connection
+    finally:
+        loop.remove_reader(listener)
+
+
 async def _serve(connection: socket.socket, http: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> None:
-    """Serve one connection until it is closed."""
+    """Serve one connection until it is closed; it is cut when this is cancelled."""
     loop = asyncio.get_running_loop()
-    over: asyncio.Future[None] = loop.create_future()
+    over = asyncio.Event()
     seconds = None if tls is None else HANDSHAKE_SECONDS
     try:
-        await loop.connect_accepted_socket(
+        transport, _ = await loop.connect_accepted_socket(
             lambda: _Connection(http(), over),
             connection,
             ssl=tls,
@@ -146,7 +164,11 @@ async def _serve(connection: socket.socket, http: Callable[[], asyncio.Protocol]
         )
     except OSError:  # a client that speaks no TLS, does not trust us, is too slow or has gone
         return
-    await over
+    try:
+        await over.wait()
+    finally:
+        transport.abort()
+        await over.wait()
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
@@ -159,7 +181,7 @@ async def _end(tasks: set[asyncio.Task[None]]) -> None:
 class _Connection(asyncio.Protocol):
     """Hands everything on to aiohttp's protocol, and tells when the connection is over."""
 
-    def __init__(self, http: asyncio.Protocol, over: asyncio.Future[None]) -> None:
+    def __init__(self, http: asyncio.Protocol, over: asyncio.Event) -> None:
         self._http = http
         self._over = over
 
@@ -179,6 +201,7 @@ class _Connection(asyncio.Protocol):
         self._http.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._http.connection_lost(exc)
-        if not self._over.done():
-            self._over.set_result(None)
+        try:
+            self._http.connection_lost(exc)
+        finally:
+            self._over.set()

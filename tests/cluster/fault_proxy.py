@@ -141,6 +141,8 @@ class FaultProxy:
         # A request whose sender is gone waits for nothing any more.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
+        assert self._runner.server is not None
+        self._web = self._runner.server
         await self._listen()
 
     async def _stop(self) -> None:
@@ -155,12 +157,15 @@ class FaultProxy:
         await asyncio.sleep(0.1)
 
     async def _listen(self) -> None:
-        self._site = web.TCPSite(self._runner, HOST, self._port, ssl_context=self._tls, reuse_address=True)
-        await self._site.start()
+        self._listener = await self._loop.create_server(self._web, HOST, self._port, ssl=self._tls, reuse_address=True)
 
     async def _cut(self) -> None:
-        await self._site.stop()
-        for connection in self._runner.server.connections if self._runner.server else ():
+        # asyncio forgets to close a connection that it accepted just before its server was closed.
+        for listener in self._listener.sockets:
+            self._loop.remove_reader(listener.fileno())
+        await asyncio.sleep(0.01)
+        self._listener.close()
+        for connection in self._web.connections:
             if connection.transport is not None:
                 connection.transport.abort()
 

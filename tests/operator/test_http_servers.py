@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -155,19 +157,46 @@ def test_a_port_closes_although_clients_hold_on(with_tls: bool, monkeypatch: pyt
     run(use)
 
 
+@pytest.mark.parametrize("with_tls", [False, True])
+@pytest.mark.parametrize("turns", range(8))
+@pytest.mark.parametrize("clients_stay", [False, True])
+def test_whoever_connects_just_before_a_port_closes_leaves_no_open_socket(
+    with_tls: bool, turns: int, clients_stay: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_servers, "LEAVE_SECONDS", 0.05)
+
+    async def use() -> None:
+        tls = await tls_context() if with_tls else None
+        async with listening(app(), "127.0.0.1", 0, tls=tls) as port:
+            await asyncio.sleep(0.01)  # until it waits for clients
+            clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+            if not clients_stay:
+                for client in clients:
+                    client.close()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        for client in clients:
+            client.close()
+
+    with warnings.catch_warnings(record=True) as unclosed:
+        warnings.simplefilter("always")
+        run(use)
+        gc.collect()
+    assert [str(warning.message) for warning in unclosed] == []
+
+
 def test_a_process_out_of_file_descriptors_accepts_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_servers, "ACCEPT_PAUSE_SECONDS", 0)
 
     async def use() -> None:
-        loop = asyncio.get_running_loop()
-        accept, failures = loop.sock_accept, [OSError(24, "Too many open files")]
+        accept, failures = socket.socket.accept, [OSError(24, "Too many open files")]
 
-        async def sometimes(listener: socket.socket) -> tuple[socket.socket, object]:
+        def sometimes(listener: socket.socket) -> tuple[socket.socket, object]:
             if failures:
                 raise failures.pop()
-            return await accept(listener)
+            return accept(listener)
 
-        monkeypatch.setattr(loop, "sock_accept", sometimes)
+        monkeypatch.setattr(socket.socket, "accept", sometimes)
         async with listening(app(), "127.0.0.1", 0, connections_limit=1) as port, connection(port) as (reader, writer):
             writer.write(REQUEST)
             assert (await reader.read()).endswith(b"hello")
