@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from finetune_api.outcome import TrainerStatus
-from finetune_operator.http_servers import listening
+from finetune_operator.http_servers import listening_in_thread
 from finetune_operator.progress_server import progress_app
 
 WAIT_SECONDS = 60
@@ -61,23 +61,10 @@ def run_receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver on a free port of the loopback interface."""
     receiver = Receiver()
     receiver.answers.set()
-    ready, stop = threading.Event(), asyncio.Event()
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def serve() -> None:
-        loops.append(asyncio.get_running_loop())
-        app = progress_app(receiver.authorize, receiver.deliver, authorize_timeout_seconds=3600)
-        async with listening(app, "127.0.0.1", 0, tls=tls) as port:
-            receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/status"
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        assert ready.wait(WAIT_SECONDS)
-        yield receiver
-    finally:
-        receiver.answers.set()
-        loops[0].call_soon_threadsafe(stop.set)
-        thread.join(WAIT_SECONDS)
+    app = progress_app(receiver.authorize, receiver.deliver, authorize_timeout_seconds=3600)
+    with listening_in_thread(app, "127.0.0.1", 0, tls=tls) as port:
+        receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/status"
+        try:
+            yield receiver
+        finally:
+            receiver.answers.set()

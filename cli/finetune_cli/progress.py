@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from finetune_api.outcome import ProgressMetric, TrainerStatus
-from finetune_operator.http_servers import listening
+from finetune_operator.http_servers import listening_in_thread
 from finetune_operator.progress_server import progress_app
 from finetune_trainer.train.console import human_duration
 
@@ -59,32 +57,14 @@ def progress_endpoint(token: str, deliver: Callable[[TrainerStatus], None]) -> I
         token: the bearer token that reports must carry.
         deliver: called with each report, from the server's thread.
     """
-    urls: list[str] = []
-    loops: list[asyncio.AbstractEventLoop] = []
-    started, stop = threading.Event(), asyncio.Event()
 
     async def authorize(given: str) -> str | None:
         return "run" if hmac.compare_digest(given.encode(), token.encode()) else None
 
-    async def serve() -> None:
-        loops.append(asyncio.get_running_loop())
-        app = progress_app(authorize, lambda _key, status: deliver(status))
+    app = progress_app(authorize, lambda _key, status: deliver(status))
+    with ExitStack() as stack:
         try:
-            async with listening(app, "127.0.0.1", 0) as port:
-                urls.append(f"http://127.0.0.1:{port}/progress")
-                started.set()
-                await stop.wait()
-        finally:
-            started.set()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="progress-endpoint", daemon=True)
-    thread.start()
-    try:
-        started.wait()
-        if not urls:
-            raise OSError("No port on 127.0.0.1 could be opened for the progress reports.")
-        yield urls[0]
-    finally:
-        if urls:
-            loops[0].call_soon_threadsafe(stop.set)
-        thread.join()
+            port = stack.enter_context(listening_in_thread(app, "127.0.0.1", 0))
+        except OSError as error:
+            raise OSError("No port on 127.0.0.1 could be opened for the progress reports.") from error
+        yield f"http://127.0.0.1:{port}/progress"

@@ -10,8 +10,10 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -74,6 +76,44 @@ async def listening(
             if connections:
                 await asyncio.wait(connections, timeout=LEAVE_SECONDS)
             await _end(connections)
+
+
+@contextmanager
+def listening_in_thread(
+    app: web.Application, host: str, port: int, *, tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
+    """`listening`, for callers that have no event loop: the server runs on a thread of its own.
+
+    Yields:
+        The port.
+
+    Raises:
+        OSError: as `listening`.
+    """
+    begun: Future[tuple[asyncio.AbstractEventLoop, int]] = Future()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with listening(app, host, port, tls=tls) as opened:
+            begun.set_result((asyncio.get_running_loop(), opened))
+            await stop.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except Exception as error:
+            if begun.done():
+                raise
+            begun.set_exception(error)  # the caller waits for it
+
+    thread = threading.Thread(target=run, name="http-server", daemon=True)
+    thread.start()
+    loop, opened = begun.result()
+    try:
+        yield opened
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
 
 
 def counted(app: web.Application, count: Callable[[int], None]) -> web.Application:

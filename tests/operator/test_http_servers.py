@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from finetune_operator import http_servers
-from finetune_operator.http_servers import counted, listening
+from finetune_operator.http_servers import counted, listening, listening_in_thread
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.endpoint import ServerCertificate
 from tests.operator.progress.fake_cluster import FakeCluster
@@ -87,6 +87,15 @@ def test_a_port_that_is_taken_is_an_error() -> None:
                     pass
 
     run(use)
+
+
+def test_a_port_that_is_taken_is_an_error_without_a_loop_too() -> None:
+    with (
+        listening_in_thread(app(), "127.0.0.1", 0) as port,
+        pytest.raises(OSError, match="in use"),
+        listening_in_thread(app(), "127.0.0.1", port),
+    ):
+        pass
 
 
 def test_connections_over_the_limit_wait_for_their_turn() -> None:
