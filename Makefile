@@ -15,7 +15,7 @@ CHART_README := $(CHART)/README.md
 JOB_REFERENCE := docs/reference/job.md
 CHECKED := $(wildcard crds operator trainer cli tests benchmarks scripts examples/safety)
 
-.PHONY: help setup demo dev-cluster bench bench-operator test e2e check generate check-generated dist lock images scan clean
+.PHONY: help setup demo dev-cluster bench bench-operator models test e2e check generate check-generated dist lock images scan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: setup ## measure the trainer beside TRL's, step by step in turn; BENCH="-
 
 bench-operator: setup ## measure the operator beside a naive one on a real control plane; BENCH="--rounds 1 --many 0"
 	@$(PYTHON) -m benchmarks.operator $(BENCH)
+
+models: setup ## train a tiny model of every type that transformers knows, and write docs/models.md; MODELS="--budget 20"
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.architectures --write docs/models.md $(MODELS)
 
 test: check ## check, then run every test but those on a real node
 	@$(PYTHON) tests/tools/build.py

@@ -354,6 +354,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 PUBLISHED_AS: dict[str, str] = {
     "dots3_note": "Dots3NoteForConditionalGeneration",
+    "emu3": "Emu3ForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
     "mllama": "MllamaForConditionalGeneration",
     "musicgen": "MusicgenForConditionalGeneration",
@@ -371,7 +372,6 @@ INCOMPLETE: dict[str, str] = {
     "bigbird_pegasus": "BigBirdPegasusForConditionalGeneration",
     "blenderbot": "BlenderbotForConditionalGeneration",
     "blenderbot-small": "BlenderbotSmallForConditionalGeneration",
-    "emu3": "Emu3ForConditionalGeneration",
     "marian": "MarianMTModel",
     "mbart": "MBartForConditionalGeneration",
     "moshi": "MoshiForConditionalGeneration",

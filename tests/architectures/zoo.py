@@ -61,7 +61,7 @@ def tiny_model(model_type: str, **changes: Any) -> Any:
 def build(model_type: str, folder: Path, *, saved_as: str | None = None, **changes: Any) -> Path:
     """Save a tiny model as its published checkpoints are: configuration, safetensors and a tokenizer.
 
-    Where transformers cannot make the model here (a companion package is missing), the weights are a placeholder.
+    Where transformers cannot make the model (a companion package is missing), the weights are a placeholder.
 
     Args:
         model_type: one of `MODEL_TYPES`.
@@ -70,17 +70,19 @@ def build(model_type: str, folder: Path, *, saved_as: str | None = None, **chang
         changes: settings of the configuration.
 
     Raises:
-        Exception: whatever transformers raises for a type that it cannot make.
+        Exception: whatever transformers raises for a configuration that it does not accept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(model_type, **changes)
     name = saved_as or PUBLISHED_AS.get(model_type)
     make = getattr(transformers, name) if name else AutoModelForCausalLM.from_config
     try:
-        _random(lambda: make(config)).save_pretrained(folder)
-    except ImportError:
+        model = _random(lambda: make(config))
+    except Exception:  # Model code that nobody here has seen; `tiny_model` raises it.
         config.save_pretrained(folder)
         save_file({"placeholder": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 

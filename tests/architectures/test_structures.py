@@ -1,0 +1,79 @@
+"""One model type of each structure, trained with the defaults; `make models` does the same with all of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.architectures.cases import CASES
+from tests.architectures.record import Record
+from tests.architectures.results import Results
+
+STRUCTURES = {
+    "llama": "groups of query heads",
+    "gpt2": "transposed weights, learned positions",
+    "bloom": "positions as biases of attention, fused projections",
+    "opt": "positions with an offset, embedding and layers of different widths",
+    "phi3": "fused gate and up, sliding windows",
+    "gemma2": "capped attention and logits",
+    "gemma3": "a tower for images, sliding beside full attention",
+    "gemma3n_text": "per-layer embeddings, several streams, shared keys and values",
+    "gemma4": "experts beside dense layers, layers of different sizes, towers for images and sound",
+    "gpt_oss": "attention sinks, experts with biases",
+    "mixtral": "experts",
+    "qwen2_moe": "a gated shared expert, one dense layer",
+    "dbrx": "experts in a configuration of their own",
+    "deepseek_v3": "latent attention, grouped experts",
+    "glm_moe_dsa": "an indexer without gradient",
+    "llama4": "published in a wrapper, chunked attention, experts that read a scaled input",
+    "mllama": "cross-attention to images, skipped by text",
+    "jamba": "state space beside attention and experts",
+    "mamba": "state space alone",
+    "mamba2": "state space in chunks",
+    "zamba2": "attention layers that share weights, with low-rank matrices of their own",
+    "qwen3_next": "linear attention beside full attention",
+    "qwen4_exp": "n-gram embeddings, hyper-connections, an indexer",
+    "lfm2": "convolutions beside attention",
+    "rwkv": "a recurrent network",
+    "recurrent_gemma": "gated linear recurrences",
+    "laguna": "layers that PEFT renames on loading",
+    "bert": "an encoder with a causal mask",
+    "bart": "a decoder with cross-attention to nothing",
+    "fuyu": "a text model inside another",
+}
+
+REFUSED = {
+    "bert (is_decoder: false)": "the same without its causal mask",
+    "cpmant": "no causal mask at all",
+    "bart (BartForConditionalGeneration)": "an embedding under another name",
+    "llama (LlamaForSequenceClassification)": "a classifier",
+    "musicgen": "no text model",
+    "gemma3n": "a companion package is missing",
+}
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """All of them, examined by one process that imports everything once and forks."""
+    folder = tmp_path_factory.mktemp("examined")
+    names = [*STRUCTURES, *REFUSED]
+    command = [sys.executable, "-m", "tests.architectures", "--results", str(folder), "--only", *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    found = Results(folder).found([CASES[name] for name in names])
+    assert found.keys() == set(names), done.stdout[-3000:] + done.stderr[-3000:]
+    return found
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_each_structure_trains_with_the_defaults_and_reloads_exactly(name: str, records: dict[str, Record]) -> None:
+    assert records[name].faults() == []
+    assert records[name].outcome == "trained"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_must_not_train_is_refused_in_one_sentence(name: str, records: dict[str, Record]) -> None:
+    assert records[name].faults() == []
+    assert records[name].outcome == "refused"
