@@ -95,6 +95,8 @@ class AdapterResult(_Wire):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of manifest.json, which in turn holds the digest of every other file."""
     size_bytes: int = Field(alias="sizeBytes", ge=0)
+    targets: str | None = Field(default=None, max_length=512)
+    """The layers it is on and its size, in short; the report has them in full."""
 
 
 class DatasetResult(_Wire):

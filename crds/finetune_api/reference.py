@@ -60,7 +60,7 @@ OUR_DEFAULTS = {
     "own policy prompt; a notice says so when task is absent",
     "lora_config": "a LoRA adapter. LLMForge's custom mode trained all parameters; a notice says so",
     "lora_config.target_modules": "all-linear. LLMForge's templates listed the same layers and, besides, embed_tokens "
-    "and lm_head, which are refused here",
+    "and lm_head",
     "learning_rate": "1e-4, LLMForge's advice for LoRA",
     "train_batch_size_per_device": "by context_length; LLMForge's table was not public",
     "gradient_accumulation_steps": "1",

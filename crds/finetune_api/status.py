@@ -137,6 +137,11 @@ class Adapter(StatusModel):
     )
     sha256: Digest = Field(description="sha256 of manifest.json, which holds every other file's digest.")
     size_bytes: Number = Field(description="sizeBytes is the size of all files together, in bytes.")
+    targets: Annotated[str, Field(max_length=512)] | None = Field(
+        default=None,
+        description="targets are the layers that were trained and the number of parameters, in short: q,k,v,o x 32 "
+        "layers: 13.6 M parameters.",
+    )
 
 
 class Checkpoint(StatusModel):

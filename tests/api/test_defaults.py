@@ -45,6 +45,7 @@ def test_the_least_job_gets_the_documented_defaults() -> None:
             "lora_alpha": 16,
             "lora_dropout": 0.05,
             "target_modules": "all-linear",
+            "experts": False,
             "bias": "none",
             "modules_to_save": [],
             "fan_in_fan_out": False,

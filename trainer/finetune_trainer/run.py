@@ -19,7 +19,9 @@ from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
 from finetune_trainer.model.load import load_model, training_dtype
-from finetune_trainer.model.lora import add_lora, continue_lora, kept_settings, trainable_parameters
+from finetune_trainer.model.lora import adapted, add_lora, continue_lora, kept_settings, trainable_parameters
+from finetune_trainer.model.reach import reached_by_text
+from finetune_trainer.model.targets import candidates, resolve_targets
 from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
 from finetune_trainer.publish.publication import publish_best
 from finetune_trainer.signals import StopFlag, stop_at_once
@@ -108,10 +110,17 @@ def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings,
         lambda: fetch_model(source.address, source.revision, trust_remote_code=spec.trust_remote_code).path
     )
     base = load_model(folder, dtype=training_dtype(device), trust_remote_code=spec.trust_remote_code)
+    if not _is_sharded(spec, base, around, device):
+        base.to(device)
     torch.manual_seed(spec.seed)
     initial = inputs.weights_source(spec.initial_adapter_model_ckpt_path)
     if initial is None:
-        model = add_lora(base, spec.lora_config)
+        ((ids, _), *_) = prepared.train.sequences(int(prepared.train.row_tokens.argmax()))
+        targets = resolve_targets(base, spec.lora_config, reached_by_text(base, candidates(base), ids.tolist()))
+        model = add_lora(base, spec.lora_config, targets)
+        prepared.notices.extend(targets.notices)
+        for sentence in targets.notices:
+            around.console.warning(sentence)
     else:
         model = continue_lora(base, ranks.on_node_first(lambda: fetch_adapter(initial.address).path))
         for sentence in kept_settings(model, spec.lora_config):
@@ -119,6 +128,13 @@ def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings,
     if prepared.resume_folder is not None:
         saved.load_adapter_state(model, prepared.resume_folder)
     return model
+
+
+def _is_sharded(spec: FineTuneJobSpec, model: Any, around: Surroundings, device: torch.device) -> bool:
+    base_bytes = sum(
+        parameter.numel() * parameter.element_size() for parameter in model.parameters() if not parameter.requires_grad
+    )
+    return choose_sharding(spec.sharding, device=device, world_size=around.ranks.world_size, base_bytes=base_bytes)
 
 
 def _save_steps(spec: FineTuneJobSpec, plan: TrainingPlan) -> frozenset[int]:
@@ -140,8 +156,7 @@ def assemble(
     model = _load_model(spec, prepared, around, device)
     tokenizer = prepared.model.tokenizer.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    sharded = choose_sharding(spec.sharding, device=device, world_size=ranks.world_size, base_bytes=base_bytes)
+    sharded = _is_sharded(spec, model, around, device)
     own = partial(RankBatches, rank=ranks.rank, world_size=ranks.world_size, in_step=sharded)
     worst_case = spec.padding == "max_length"
     batching = Batching(
@@ -180,7 +195,7 @@ def _announce(prepared: Prepared, around: Surroundings, model: Any) -> None:
     processes = f", {around.ranks.world_size} processes" if around.ranks.world_size > 1 else ""
     epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
     around.console.phase(
-        f"Training {trainable_parameters(model):,} LoRA parameters on {stats.kept_rows:,} rows, "
+        f"Training {adapted(model).summary(trainable_parameters(model))}. {stats.kept_rows:,} rows, "
         f"{stats.trainable_tokens:,} of their {stats.tokens:,} tokens: {plan.total_steps} steps of "
         f"{plan.rows_per_step} rows, {epochs}{processes}"
     )

@@ -24,6 +24,7 @@ from finetune_api.outcome import AdapterResult, MetricsResult, Reason
 from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.data.tokenizer import ModelTokenizer, single_token_stops
 from finetune_trainer.errors import JobError
+from finetune_trainer.model.lora import published_config
 from finetune_trainer.storage import Manifest, ObjectStore, read_manifest, write_manifest
 
 FOLDER = "adapter"
@@ -59,8 +60,7 @@ def write_adapter(folder: Path, parts: AdapterParts) -> None:
 
 
 def _write_weights(folder: Path, parts: AdapterParts) -> None:
-    config = parts.model.peft_config["default"]
-    config.inference_mode = True
+    config = published_config(parts.model)
     config.base_model_name_or_path = parts.base_model
     config.revision = parts.base_model_revision
     config.save_pretrained(str(folder))
@@ -100,7 +100,7 @@ def publish_adapter(store: ObjectStore, folder: Path, details: dict[str, Any]) -
     Args:
         store: the job's output.
         folder: the finished adapter folder.
-        details: goes into the manifest: `run`, `baseModel`, `baseModelRevision`, `metrics`, `dataset`.
+        details: goes into the manifest: `run`, `baseModel`, `baseModelRevision`, `targets`, `metrics`, `dataset`.
     """
     manifest = write_manifest(folder, details)
     store.upload_tree(folder, FOLDER)
@@ -115,6 +115,7 @@ def adapter_result(store: ObjectStore, manifest: Manifest) -> AdapterResult:
         base_model_revision=manifest.details.get("baseModelRevision"),
         sha256=manifest.sha256(),
         size_bytes=manifest.size_bytes,
+        targets=manifest.details.get("targets"),
     )
 
 
