@@ -31,6 +31,9 @@ _IMPLEMENTATION = "_attn_implementation_internal"
 _KNOWN_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 """Of others no mask tells what is seen, or a few rows do not show it: sparse attention begins with long ones."""
 
+_INDEXED = "indexed_attention"
+"""Layers that take the best of what their mask lets them see, and make another mask of it."""
+
 
 class PackingRefusedError(Exception):
     """The model cannot be run on packs; the text says why and ends no sentence."""
@@ -42,6 +45,8 @@ class _Current:
     pack: Pack | None = None
     asked: int = 0
     """How often the model has asked for attention or for a mask since the pack began."""
+    sights: dict[int, tuple[torch.Tensor, Sight]] = {}  # noqa: RUF012
+    """What masks stand for, by the address of their memory, which they keep."""
     changed: list[tuple[Any, str, Any]] = []  # noqa: RUF012  never changed in place
     """Attributes that are others for now: of what, which, and what they were."""
 
@@ -49,14 +54,14 @@ class _Current:
 @contextmanager
 def attending(pack: Pack | None) -> Iterator[None]:
     """All attention between here and the end is over this pack; None for the model's own."""
-    before = _Current.pack, _Current.asked, _Current.changed
-    _Current.pack, _Current.asked, _Current.changed = pack, 0, []
+    before = _Current.pack, _Current.asked, _Current.sights, _Current.changed
+    _Current.pack, _Current.asked, _Current.sights, _Current.changed = pack, 0, {}, []
     try:
         yield
     finally:
         for owner, name, value in _Current.changed:
             setattr(owner, name, value)
-        _Current.pack, _Current.asked, _Current.changed = before
+        _Current.pack, _Current.asked, _Current.sights, _Current.changed = before
 
 
 def attention_calls() -> int:
@@ -72,14 +77,14 @@ def use_packed_attention(model: Any) -> None:
     """
     decoder = decoder_of(model)
     config = decoder.config
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS)
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS - {_INDEXED})
     if others:
         raise PackingRefusedError(f"it has {', '.join(others)} layers")
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [rope, *rope.values()] if isinstance(rope, dict) else []
     if any(isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
         raise PackingRefusedError("its position embeddings depend on the length of what is computed together")
-    if not (_asks_for_attention(decoder) or _asks_for_masks(decoder)):
+    if not (_asks_for_attention(decoder) or _follows_masks(decoder)):
         raise PackingRefusedError("its attention cannot be replaced")
     follow_places(decoder, lambda: _Current.pack)
 
@@ -106,20 +111,34 @@ def follow(decoder: Any, pack: Pack) -> None:
 
 
 def _asks_for_attention(decoder: Any) -> bool:
-    return hasattr(sys.modules[type(decoder).__module__], "ALL_ATTENTION_FUNCTIONS")
+    indexed = _INDEXED in (getattr(decoder.config, "layer_types", None) or ())
+    return hasattr(_code(decoder), "ALL_ATTENTION_FUNCTIONS") and not indexed
 
 
-def _asks_for_masks(decoder: Any) -> bool:
-    """Whether its own code is one of transformers', of which no layer is known to do more than its masks say."""
-    code = sys.modules[type(decoder).__module__]
-    return code.__name__.startswith("transformers.") and (hasattr(code, "create_causal_mask") or bool(squares_of(decoder)))
+def _follows_masks(decoder: Any) -> bool:
+    """Whether it is one of transformers' own models, none of which does more than its masks say, and asks for them."""
+    code = _code(decoder)
+    # BigBird's attention has blocks until few tokens make it whole for good.
+    whole = getattr(decoder, "attention_type", None) != "block_sparse"
+    asks = hasattr(code, "create_causal_mask") or bool(squares_of(decoder))
+    return whole and asks and code.__name__.startswith("transformers.")
+
+
+def _code(decoder: Any) -> Any:
+    return sys.modules[type(decoder).__module__]
 
 
 def most_tokens(model: Any) -> int | None:
-    """Tokens of a pack of several rows up to which the model's own code may be trusted; None for any number."""
+    """Tokens of a pack up to which the model's own code may be trusted with several rows; None for any number."""
     config = decoder_of(model).config
-    # Llama 4 scales queries by their place among all that is computed, beginning with this one.
-    return config.floor_scale - 1 if getattr(config, "attn_temperature_tuning", False) else None
+    bounds = []
+    if getattr(config, "attn_temperature_tuning", False):
+        # Llama 4 scales queries by their place among all that is computed, beginning with this one.
+        bounds.append(config.floor_scale - 1)
+    if _INDEXED in (getattr(config, "layer_types", None) or ()):
+        # Up to here all is taken that is seen; beyond, equals are told apart by their place among all.
+        bounds.append(config.index_topk)
+    return min(bounds, default=None)
 
 
 def _attention(
@@ -137,9 +156,11 @@ def _attention(
     if pack is None or key.shape[2] != pack.tokens:
         raise PackingRefusedError("it attends to more than its own tokens")
     _Current.asked += 1
-    sight = getattr(attention_mask, "sight", None)
-    if attention_mask is not None and sight is None:
-        raise PackingRefusedError("it changes its masks")
+    sight = None
+    if attention_mask is not None:
+        _, sight = _Current.sights.get(attention_mask.untyped_storage().data_ptr(), (None, None))
+        if sight is None or attention_mask.shape[-2:] != (pack.tokens, pack.tokens):
+            raise PackingRefusedError("it changes its masks")
     if sight is None and (others.get("sliding_window") or pack.longest) < pack.longest:
         raise PackingRefusedError("its attention slides along what is computed together")
     scores = Scores(
@@ -171,16 +192,16 @@ def _sight(pack: Pack, arguments: dict[str, Any]) -> Sight | None:
 
 
 def _mask(**arguments: Any) -> torch.Tensor | None:
-    """For `_attention`: None where the whole path is seen, else bool [1, 1, T, T] with a `sight`."""
+    """For `_attention`: None where the whole path is seen, else bool [1, 1, T, T] that stands for a sight."""
     pack = _Current.pack
     if pack is None:
         return sdpa_mask(**arguments)
     sight = _sight(pack, arguments)
     if sight is None:
         return None
-    # Never read: whoever takes the mask for one, or makes another of it, is found out.
+    # Known by its memory: who makes another mask of it is found out, who only takes all of it is not.
     mask = torch.zeros((), dtype=torch.bool, device=pack.span_end.device).expand(1, 1, pack.tokens, pack.tokens)
-    mask.sight = sight  # type: ignore[attr-defined]
+    _Current.sights[mask.untyped_storage().data_ptr()] = (mask, sight)
     return mask
 
 

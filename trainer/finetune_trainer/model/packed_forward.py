@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from finetune_trainer.model.decoder import decoder_of
 from finetune_trainer.model.loss import correct_targets, summed_loss
-from finetune_trainer.model.packed_attention import PackingRefusedError, attention_calls, follow
+from finetune_trainer.model.packed_attention import PackingRefusedError, attending, attention_calls, follow
 from finetune_trainer.model.places import position_ids, takes
 from finetune_trainer.model.prefix_tree import Pack
 
@@ -89,7 +89,9 @@ def _after_decoder(original: Callable[..., Any], decoder: Any, found: Any, state
     before = vars(decoder).get("forward")
     decoder.forward = answer
     try:
-        logits = original(input_ids=pack.input_ids, use_cache=False).logits[0]
+        # What else it makes is of one token, and of no pack.
+        with attending(None):
+            logits = original(input_ids=pack.input_ids[:, :1], use_cache=False).logits[0]
     finally:
         if before is None:
             del decoder.forward

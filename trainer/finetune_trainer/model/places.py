@@ -94,12 +94,13 @@ def _embeddings_by_place(module: nn.Module, original: Callable[..., Any], curren
         pack = current()
         if pack is None:
             return original(first, *args, **others)
+        counted = others.get("position_ids")
+        if counted is not None:
+            return original(first, *args, **{**others, "position_ids": pack.position_ids.view_as(counted)})
         row: Any = torch.Size((1, pack.longest))
         if isinstance(first, torch.Tensor):
             # Some look which ids are padding.
             row = first.new_full(tuple(row), (getattr(module, "padding_idx", None) or 0) + 1)
-        others.pop("position_ids", None)
-        found = original(row, *args, **others)
-        return found.reshape(pack.longest, -1).index_select(0, pack.position_ids[0])[None]
+        return original(row, *args, **others).index_select(-2, pack.position_ids[0])
 
     return forward
