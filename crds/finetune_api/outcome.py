@@ -233,6 +233,8 @@ class BatchLayout(StrEnum):
     """In packs, each row whole."""
     PADDED = "Padded"
     """A row each, filled up to the longest."""
+    SINGLE_ROWS = "SingleRows"
+    """One row at a time, for models that compute a row otherwise when others are beside it."""
 
 
 class ProgressMetric(StrEnum):

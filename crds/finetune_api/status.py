@@ -105,8 +105,8 @@ class Progress(StatusModel):
     )
     batching: BatchLayout | None = Field(
         default=None,
-        description="batching is how rows lie beside each other: SharedPrefix (packed, common beginnings once), Packed "
-        "or Padded.",
+        description="batching is how rows lie beside each other: SharedPrefix (packed, common beginnings once), "
+        "Packed, Padded, or SingleRows (one at a time).",
     )
     eta_seconds: Number | None = Field(default=None, description="etaSeconds is the time left, in seconds.")
     last_updated: Time | None = Field(default=None, description="lastUpdated is when a worker last reported.")
