@@ -16,7 +16,9 @@ _TOKENIZER = re.compile(
     r"merges\.txt|vocab\.txt)"
 )
 """Tokenizer, templates and configuration: all small. `*.json` includes the configuration of the weights."""
-_INDEX = re.compile(r"[^/]*\.index\.json")
+INDEX = re.compile(r"[^/]*\.index\.json")
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+_VOCABULARIES = (".model", ".tiktoken", ".spm", ".vocab")
 _FORMATS = (
     # (whole file, index of the shards, shards). `consolidated.*` and adapters are other things in the same format.
     ("model.safetensors", "model.safetensors.index.json", re.compile(r"(?!consolidated|adapter)[^/]*\.safetensors")),
@@ -29,8 +31,13 @@ def tokenizer_files(paths: Iterable[str], *, code: bool = False) -> list[str]:
     return sorted(
         path
         for path in paths
-        if (_TOKENIZER.fullmatch(path) and not _INDEX.fullmatch(path)) or (code and path.endswith(".py"))
+        if (_TOKENIZER.fullmatch(path) and not INDEX.fullmatch(path)) or (code and path.endswith(".py"))
     )
+
+
+def is_vocabulary(path: str) -> bool:
+    """Whether `path` is a vocabulary in one of the forms that tokenizer.json replaces."""
+    return path.startswith(("vocab", "merges", "tekken")) or path.endswith(_VOCABULARIES)
 
 
 def model_files(paths: Iterable[str], *, source: str, code: bool = False) -> list[str]:
