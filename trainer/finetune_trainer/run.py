@@ -31,8 +31,8 @@ from finetune_trainer.train.callbacks import TrainingObserver
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
 from finetune_trainer.train.metrics_log import MetricsLog
-from finetune_trainer.train.plan import TrainingPlan, save_steps
 from finetune_trainer.train.progress import ProgressReporter
+from finetune_trainer.train.schedule import steps_to_save
 from finetune_trainer.train.steps import BatchingObserver
 from finetune_trainer.train.trainer import Evaluation, RunControl, StepTrainer
 
@@ -86,7 +86,7 @@ def _train(
 ) -> tuple[StepTrainer, bool]:
     """Train to the end, or to a checkpoint when a stop is asked for (the second value is then true)."""
     spec, plan = job.spec, prepared.plan
-    control = RunControl(plan=plan, save_at=_save_steps(spec, plan), stop_asked=stop_asked, ranks=around.ranks)
+    control = RunControl(plan=plan, save_at=steps_to_save(spec, plan), stop_asked=stop_asked, ranks=around.ranks)
     resumed_at = prepared.resume.step if prepared.resume else None
     with MetricsLog(around.output.metrics_path, resumed_at_step=resumed_at) as metrics_log:
         observer = TrainingObserver(reporter=around.reporter, console=around.console, metrics_log=metrics_log)
@@ -119,12 +119,6 @@ def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings,
     if prepared.resume_folder is not None:
         saved.load_adapter_state(model, prepared.resume_folder)
     return model
-
-
-def _save_steps(spec: FineTuneJobSpec, plan: TrainingPlan) -> frozenset[int]:
-    frequency = spec.checkpoint_and_evaluation_frequency
-    every = frequency.value * (plan.steps_per_epoch if frequency.strategy == "epochs" else 1)
-    return save_steps(total_steps=plan.total_steps, every=every, at_most=spec.max_num_checkpoints)
 
 
 def assemble(
@@ -163,6 +157,7 @@ def assemble(
         args=arguments,
         steps=StepDataset(own(prepared.train), prepared.plan, batching),
         plan=prepared.plan,
+        schedule=prepared.schedule,
         evaluation=evaluation,
         checkpoints=prepared.checkpoints,
         ranks=ranks,

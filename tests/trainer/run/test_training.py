@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from finetune_api.outcome import Reason, TerminationMessage
@@ -55,6 +56,18 @@ def test_a_run_ends_with_a_complete_adapter_and_says_where_it_is(tmp_path: Path)
     assert message.metrics.eval_loss == pytest.approx(min(job.eval_losses().values()))
     assert len(message.to_bytes()) <= 4096
     assert (job.output / "report.html").read_bytes() == (job.output / "adapter" / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_warmup_steps": 10}])
+def test_a_run_of_one_step_trains(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Three rows in one epoch, with the default warm-up and with one ten times as long as the run."""
+    job = TinyJob(tmp_path, num_epochs=1)
+    del job.spec["num_warmup_steps"], job.spec["checkpoint_and_evaluation_frequency"]
+    job.spec |= settings
+    write_rows(tmp_path / "train.jsonl", rows(3))
+    assert job.run().succeeded
+    weights = load_file(job.output / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
 
 
 def test_the_adapter_says_how_long_a_context_it_saw_and_where_answers_end(tmp_path: Path) -> None:
@@ -186,7 +199,6 @@ def test_the_published_adapter_is_that_of_the_lowest_validation_loss(tmp_path: P
     assert message.metrics.eval_loss == pytest.approx(losses[best])
     assert manifest(job)["step"] == best
     checkpoint = job.output / "checkpoints" / f"step-{best:08d}" / "adapter_model.safetensors"
-    from safetensors.torch import load_file
 
     kept, published = load_file(checkpoint), load_file(job.output / "adapter" / "adapter_model.safetensors")
     assert kept.keys() == published.keys()

@@ -36,6 +36,7 @@ from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.passes import Passes
 from finetune_trainer.train.plan import TrainingPlan
+from finetune_trainer.train.schedule import Schedule
 from finetune_trainer.train.steps import BatchingObserver, StepRunner
 
 _EVALUATED_BATCHES = 16
@@ -58,6 +59,7 @@ class StepTrainer(Trainer):
         args: transformers' arguments; accumulation is 1, because one item is one optimizer step.
         steps: item i is optimizer step i; its batching is what the choice begins with.
         plan: the order of rows.
+        schedule: learning rates.
         evaluation: validation rows, or None.
         checkpoints: where checkpoints go (used by rank 0).
         ranks: this process among the others.
@@ -76,6 +78,7 @@ class StepTrainer(Trainer):
         args: TrainingArguments,
         steps: StepDataset,
         plan: TrainingPlan,
+        schedule: Schedule,
         evaluation: Evaluation | None,
         checkpoints: Checkpoints,
         ranks: Ranks,
@@ -104,6 +107,7 @@ class StepTrainer(Trainer):
             earlier=earlier,
         )
         self._plan = plan
+        self._rates = schedule
         self._evaluation = evaluation
         self._checkpoints = checkpoints
         self._ranks = ranks
@@ -262,6 +266,13 @@ class StepTrainer(Trainer):
         folder = Path(checkpoint)
         saved.load_optimizer_state(self.model_wrapped, self.optimizer, folder)
         self._schedule().load_state_dict(torch.load(folder / saved.SCHEDULER, weights_only=True))
+
+    @override
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The job's learning rates."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = self._rates.of(optimizer or self.optimizer)
+        return self.lr_scheduler
 
     def _schedule(self) -> Any:
         """The learning-rate schedule, which exists as soon as the loop has begun."""
