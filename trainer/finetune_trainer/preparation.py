@@ -162,12 +162,10 @@ def _row_limit(limit: int | None, train: TokenizedData, valid: TokenizedData | N
 
 
 def _resume_from(checkpoints: Checkpoints, around: Surroundings) -> tuple[Checkpoint | None, Path | None]:
-    """The newest complete checkpoint and a copy of it on this node. Only rank 0 may see the output."""
-    found = around.ranks.on_first(checkpoints.newest)
+    """The newest whole checkpoint and a copy of it on this node. Only rank 0 may see the output."""
+    folder = around.scratch / "resume"
+    found = around.ranks.on_first(lambda: checkpoints.newest(folder, around.console.warning))
     if found is None:
         return None, None
-    folder = around.scratch / "resume"
-    if around.ranks.is_first:
-        checkpoints.fetch(found, folder)
     around.console.phase(f"Resuming from {around.output.store.uri_of(found.key)}")
     return found, around.ranks.share_folder(folder)

@@ -18,6 +18,7 @@ from finetune_api.outcome import BatchLayout, Reason, TerminationMessage
 from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
+from finetune_trainer.model.adapter_state import adapter_tensors, digests
 from finetune_trainer.model.load import load_model, training_dtype
 from finetune_trainer.model.lora import add_lora, continue_lora, kept_settings, trainable_parameters
 from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
@@ -101,7 +102,10 @@ def _train(
     return trainer, control.stopped
 
 
-def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings, device: torch.device) -> Any:
+def _load_model(
+    spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings, device: torch.device
+) -> tuple[Any, dict[str, str]]:
+    """The PeftModel, and the digests of the adapter's tensors as training begins with them (on rank 0)."""
     source, ranks = prepared.model.source, around.ranks
     around.console.phase(f"Loading {source.address}")
     folder = ranks.on_node_first(
@@ -116,9 +120,11 @@ def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings,
         model = continue_lora(base, ranks.on_node_first(lambda: fetch_adapter(initial.address).path))
         for sentence in kept_settings(model, spec.lora_config):
             around.console.warning(sentence)
+    # Where PEFT could not load a layer again, this says so before the first step. A resumed run began here too.
+    start = digests(adapter_tensors(model)) if ranks.is_first else {}
     if prepared.resume_folder is not None:
         saved.load_adapter_state(model, prepared.resume_folder)
-    return model
+    return model, start
 
 
 def assemble(
@@ -131,7 +137,7 @@ def assemble(
 ) -> StepTrainer:
     """The model, loaded and with its LoRA layers, in the trainer that is to train it."""
     spec, ranks = job.spec, around.ranks
-    model = _load_model(spec, prepared, around, device)
+    model, start = _load_model(spec, prepared, around, device)
     tokenizer = prepared.model.tokenizer.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -166,6 +172,7 @@ def assemble(
         observer=observer,
         checkpointing=choose_checkpointing(spec.gradient_checkpointing, sharded=sharded),
         sharded=sharded,
+        start=start,
         earlier=prepared.resume.manifest.details.get("batching") if prepared.resume else None,
     )
 

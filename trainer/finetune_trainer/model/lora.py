@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api.lora import LoraConfig
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
+from finetune_trainer.model.adapter_state import check_continued
 
 
 def add_lora(model: Any, config: LoraConfig) -> Any:
@@ -54,6 +55,7 @@ def continue_lora(model: Any, folder: Path) -> Any:
             "was trained on the same base model.",
         ) from error
     _check_trainable(adapted)
+    check_continued(adapted, folder)
     return adapted
 
 

@@ -10,7 +10,7 @@ as 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from finetune_trainer.model.loss import takes_logits_to_keep
 from finetune_trainer.model.prefix_tree import Pack
 from finetune_trainer.train import state as saved
 from finetune_trainer.train.batching import RankBatches, StepBatches, StepDataset
-from finetune_trainer.train.checkpoint import Checkpoints
+from finetune_trainer.train.checkpoint import ADAPTER, Checkpoints
 from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.passes import Passes
@@ -68,6 +68,7 @@ class StepTrainer(Trainer):
         observer: is told about batches; None for nobody.
         checkpointing: whether activations are checkpointed, by `args` or FSDP; None to decide it by memory.
         sharded: by FSDP.
+        start: digests of the adapter's tensors before the first step.
         earlier: `Choice.figures` of the attempt that is continued.
     """
 
@@ -87,6 +88,7 @@ class StepTrainer(Trainer):
         observer: BatchingObserver | None = None,
         checkpointing: bool | None = None,
         sharded: bool = False,
+        start: Mapping[str, str] | None = None,
         earlier: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=steps, callbacks=callbacks)
@@ -106,6 +108,7 @@ class StepTrainer(Trainer):
             sharded=sharded,
             earlier=earlier,
         )
+        self.sharded, self.start = sharded, dict(start or {})
         self._plan = plan
         self._rates = schedule
         self._evaluation = evaluation
@@ -233,9 +236,10 @@ class StepTrainer(Trainer):
         random_states = self._ranks.gather(saved.random_state())
         if not self._ranks.is_first:
             return
+        saved.refuse_not_finite(adapter, self.state.global_step)
         folder = self._scratch / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True)
-        save_file(adapter, folder / saved.ADAPTER, metadata={"format": "pt"})
+        save_file(adapter, folder / ADAPTER, metadata={"format": "pt"})
         torch.save(optimizer, folder / saved.OPTIMIZER)
         torch.save(self._schedule().state_dict(), folder / saved.SCHEDULER)
         torch.save(random_states, folder / saved.RANDOM)
