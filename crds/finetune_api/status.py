@@ -126,6 +126,29 @@ class Dataset(StatusModel):
     sha256: Digest | None = Field(default=None, description="sha256 of the training file.")
 
 
+class Verified(StatusModel):
+    """What was checked on the adapter, read back from its address, before the job was called a success."""
+
+    tensors: Number = Field(
+        description="tensors in the file: all that the model has, each finite and bit by bit as it was trained."
+    )
+    moved_tensors: Number = Field(description="movedTensors differ from what training began with.")
+    rows: Number = Field(
+        description="rows of the training data on which logits were compared; 0 where they were not, because GPUs "
+        "share the model."
+    )
+    difference_from_training: Amount | None = Field(
+        default=None,
+        description="differenceFromTraining is the largest difference of a logit between the reopened adapter and the "
+        "one in memory.",
+    )
+    difference_from_base: Amount | None = Field(
+        default=None,
+        description="differenceFromBase is the largest difference of a logit that the reopened adapter makes to the "
+        "base model.",
+    )
+
+
 class Adapter(StatusModel):
     """Where the result is."""
 
@@ -141,6 +164,11 @@ class Adapter(StatusModel):
         default=None,
         description="targets are the layers that were trained and the number of parameters, in short: q,k,v,o x 32 "
         "layers: 13.6 M parameters.",
+    )
+    verified: Verified | None = Field(
+        default=None,
+        description="verified says what was checked on the adapter, read back from its address, before the job was "
+        "called a success; absent where the trainer did not check.",
     )
 
 

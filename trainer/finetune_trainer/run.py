@@ -18,6 +18,7 @@ from finetune_api.outcome import BatchLayout, Reason, TerminationMessage
 from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
+from finetune_trainer.model.adapter_state import adapter_tensors, digests
 from finetune_trainer.model.load import load_model, training_dtype
 from finetune_trainer.model.lora import adapted, add_lora, continue_lora, kept_settings, trainable_parameters
 from finetune_trainer.model.reach import reached_by_text
@@ -33,8 +34,8 @@ from finetune_trainer.train.callbacks import TrainingObserver
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
 from finetune_trainer.train.metrics_log import MetricsLog
-from finetune_trainer.train.plan import TrainingPlan, save_steps
 from finetune_trainer.train.progress import ProgressReporter
+from finetune_trainer.train.schedule import steps_to_save
 from finetune_trainer.train.steps import BatchingObserver
 from finetune_trainer.train.trainer import Evaluation, RunControl, StepTrainer
 
@@ -88,7 +89,7 @@ def _train(
 ) -> tuple[StepTrainer, bool]:
     """Train to the end, or to a checkpoint when a stop is asked for (the second value is then true)."""
     spec, plan = job.spec, prepared.plan
-    control = RunControl(plan=plan, save_at=_save_steps(spec, plan), stop_asked=stop_asked, ranks=around.ranks)
+    control = RunControl(plan=plan, save_at=steps_to_save(spec, plan), stop_asked=stop_asked, ranks=around.ranks)
     resumed_at = prepared.resume.step if prepared.resume else None
     with MetricsLog(around.output.metrics_path, resumed_at_step=resumed_at) as metrics_log:
         observer = TrainingObserver(reporter=around.reporter, console=around.console, metrics_log=metrics_log)
@@ -103,7 +104,10 @@ def _train(
     return trainer, control.stopped
 
 
-def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings, device: torch.device) -> Any:
+def _load_model(
+    spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings, device: torch.device
+) -> tuple[Any, dict[str, str]]:
+    """The PeftModel, and the digests of the adapter's tensors as training begins with them (on rank 0)."""
     source, ranks = prepared.model.source, around.ranks
     around.console.phase(f"Loading {source.address}")
     folder = ranks.on_node_first(
@@ -125,9 +129,11 @@ def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings,
         model = continue_lora(base, ranks.on_node_first(lambda: fetch_adapter(initial.address).path))
         for sentence in kept_settings(model, spec.lora_config):
             around.console.warning(sentence)
+    # Where PEFT could not load a layer again, this says so before the first step. A resumed run began here too.
+    start = digests(adapter_tensors(model)) if ranks.is_first else {}
     if prepared.resume_folder is not None:
         saved.load_adapter_state(model, prepared.resume_folder)
-    return model
+    return model, start
 
 
 def _is_sharded(spec: FineTuneJobSpec, model: Any, around: Surroundings, device: torch.device) -> bool:
@@ -135,12 +141,6 @@ def _is_sharded(spec: FineTuneJobSpec, model: Any, around: Surroundings, device:
         parameter.numel() * parameter.element_size() for parameter in model.parameters() if not parameter.requires_grad
     )
     return choose_sharding(spec.sharding, device=device, world_size=around.ranks.world_size, base_bytes=base_bytes)
-
-
-def _save_steps(spec: FineTuneJobSpec, plan: TrainingPlan) -> frozenset[int]:
-    frequency = spec.checkpoint_and_evaluation_frequency
-    every = frequency.value * (plan.steps_per_epoch if frequency.strategy == "epochs" else 1)
-    return save_steps(total_steps=plan.total_steps, every=every, at_most=spec.max_num_checkpoints)
 
 
 def assemble(
@@ -153,7 +153,7 @@ def assemble(
 ) -> StepTrainer:
     """The model, loaded and with its LoRA layers, in the trainer that is to train it."""
     spec, ranks = job.spec, around.ranks
-    model = _load_model(spec, prepared, around, device)
+    model, start = _load_model(spec, prepared, around, device)
     tokenizer = prepared.model.tokenizer.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     sharded = _is_sharded(spec, model, around, device)
@@ -178,6 +178,7 @@ def assemble(
         args=arguments,
         steps=StepDataset(own(prepared.train), prepared.plan, batching),
         plan=prepared.plan,
+        schedule=prepared.schedule,
         evaluation=evaluation,
         checkpoints=prepared.checkpoints,
         ranks=ranks,
@@ -186,6 +187,7 @@ def assemble(
         observer=observer,
         checkpointing=choose_checkpointing(spec.gradient_checkpointing, sharded=sharded),
         sharded=sharded,
+        start=start,
         earlier=prepared.resume.manifest.details.get("batching") if prepared.resume else None,
     )
 

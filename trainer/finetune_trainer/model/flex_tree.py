@@ -1,5 +1,6 @@
-"""Attention over a prefix tree on GPUs: one FlexAttention kernel that skips the blocks of the square in which nothing is
-attended to. Shapes as in `tree_attention.py`.
+"""Attention over a prefix tree on GPUs: one FlexAttention kernel that skips blocks in which nothing is attended to.
+
+Shapes as in `tree_attention.py`.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def _block_mask(pack: Pack, sight: Sight | None = None) -> Any:
         full = torch.zeros_like(full)
         if sight.reach is not None:
             # Places from the first query to the last key of a block, at the least.
-            first = functional.pad(place, (0, -tokens % size), value=torch.iinfo(place.dtype).max).view(-1, size).amin(1)
+            first = (
+                functional.pad(place, (0, -tokens % size), value=torch.iinfo(place.dtype).max).view(-1, size).amin(1)
+            )
             last = functional.pad(place, (0, -tokens % size)).view(-1, size).amax(1)
             touched &= first[:, None] - last < sight.reach
     return BlockMask.from_kv_blocks(

@@ -22,6 +22,7 @@ from torch import nn
 from finetune_api.lora import LoraConfig
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
+from finetune_trainer.model.adapter_state import check_continued
 from finetune_trainer.model.targets import Targets, is_expert, share_of_experts
 
 _RESOLVED = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "experts", "inference_mode"}
@@ -94,6 +95,7 @@ def continue_lora(model: Any, folder: Path) -> Any:
             "was trained on the same base model.",
         ) from error
     _check_trainable(adapted)
+    check_continued(adapted, folder)
     return adapted
 
 
