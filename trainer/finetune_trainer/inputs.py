@@ -16,7 +16,9 @@ from finetune_trainer.data.dataset import DataSource
 from finetune_trainer.data.render import make_renderer
 from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer, tokenizer_warnings
 from finetune_trainer.errors import JobError
-from finetune_trainer.model.load import check_context_length, load_config
+from finetune_trainer.model.load import check_context_length, load_config, vocabulary_size
+from finetune_trainer.model.support import build_skeleton, text_config
+from finetune_trainer.model.weights import check_headers
 from finetune_trainer.storage import fetch_file, fetch_tokenizer
 
 IDENTITY_KEYS = (
@@ -69,7 +71,20 @@ class ModelInputs:
     """`generation`'s, which is never missing here."""
     context_length: int | None
     """Tokens after which rows are cut."""
+    vocabulary: int | None
+    """Token ids that the model has an embedding for; see vocabulary_size."""
     warnings: list[str]
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills padded rows; nothing depends on which, but the model must have an embedding for it."""
+        tokenizer = self.tokenizer.tokenizer
+        usual = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        return next((token for token in usual if token is not None and self.has(token)), 0)
+
+    def has(self, token: int) -> bool:
+        """Whether the model has an embedding for `token`."""
+        return self.vocabulary is None or token < self.vocabulary
 
 
 def weights_source(value: str | HubRepository | None) -> ModelSource | None:
@@ -92,9 +107,14 @@ def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
     """
     source = model_source(spec)
     fetched = fetch_tokenizer(source.address, source.revision, code=spec.trust_remote_code)
-    config = load_config(fetched.path, trust_remote_code=spec.trust_remote_code)
-    context_length = check_context_length(spec.context_length, config, spec.model_id)
-    tokenizer = load_tokenizer(fetched.path, trust_remote_code=spec.trust_remote_code)
+    trusted = spec.trust_remote_code
+    config = load_config(fetched.path, trust_remote_code=trusted, name=source.address)
+    skeleton = build_skeleton(config, source.address, trust_remote_code=trusted)
+    context_length = check_context_length(spec.context_length, config, source.address, skeleton)
+    if skeleton is not None and fetched.resolved_revision is None:
+        # A folder has its weights already; of others only what is small was fetched so far.
+        check_headers(fetched.path, skeleton, source.address)
+    tokenizer = load_tokenizer(fetched.path, trust_remote_code=trusted)
     generation = spec.generation_config
     if generation is None or generation.prompt_format is None:
         raise JobError(
@@ -110,7 +130,27 @@ def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
         generation,
         generation.prompt_format,
         context_length,
+        vocabulary_size(text_config(config, source.address), skeleton),
         warnings,
+    )
+
+
+def check_vocabulary(inputs: ModelInputs, highest: int) -> None:
+    """Refuse data with a token that the model has no embedding for; `highest` is the highest id in them.
+
+    Tokenizers may hold more tokens than the model, as long as no text makes them (Gemma 3's for images).
+
+    Raises:
+        JobError: ModelUnsupported.
+    """
+    if inputs.has(highest):
+        return
+    token = inputs.tokenizer.tokenizer.convert_ids_to_tokens(highest)
+    raise JobError(
+        Reason.MODEL_UNSUPPORTED,
+        f"The data have token {highest} ({token!r}), but {inputs.source.address} has embeddings for "
+        f"{inputs.vocabulary} tokens only: its tokenizer belongs to another model, or {token!r} was added to it later; "
+        "take both from the same place, or a prompt_format and data without that token.",
     )
 
 

@@ -80,6 +80,7 @@ def prepare_run(
     train_source = inputs.data_source(spec, model, spec.train_path)
     train = _tokenized(around, train_source)
     valid = _tokenized(around, inputs.data_source(spec, model, spec.valid_path)) if spec.valid_path else None
+    inputs.check_vocabulary(model, max(data.highest_id() for data in (train, valid) if data))
     told += model.warnings + train.stats.notices + (valid.stats.notices if valid else [])
     row_limit = _row_limit(model.context_length, train, valid)
     rows_per_batch = spec.train_batch_size_per_device or default_batch_size(row_limit)

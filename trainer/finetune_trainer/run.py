@@ -107,7 +107,11 @@ def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings,
     folder = ranks.on_node_first(
         lambda: fetch_model(source.address, source.revision, trust_remote_code=spec.trust_remote_code).path
     )
-    base = load_model(folder, dtype=training_dtype(device), trust_remote_code=spec.trust_remote_code)
+    told: list[str] = []
+    base = load_model(folder, dtype=training_dtype(device), trust_remote_code=spec.trust_remote_code, notices=told)
+    for sentence in told:
+        around.console.warning(sentence)
+    prepared.notices.extend(told)
     torch.manual_seed(spec.seed)
     initial = inputs.weights_source(spec.initial_adapter_model_ckpt_path)
     if initial is None:
@@ -138,8 +142,6 @@ def assemble(
     """The model, loaded and with its LoRA layers, in the trainer that is to train it."""
     spec, ranks = job.spec, around.ranks
     model = _load_model(spec, prepared, around, device)
-    tokenizer = prepared.model.tokenizer.tokenizer
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     sharded = choose_sharding(spec.sharding, device=device, world_size=ranks.world_size, base_bytes=base_bytes)
     own = partial(RankBatches, rank=ranks.rank, world_size=ranks.world_size, in_step=sharded)
@@ -148,7 +150,7 @@ def assemble(
         BatchLayout.PADDED if worst_case else BatchLayout.SHARED_PREFIX,
         tokens_per_pack=0,
         rows_per_batch=prepared.rows_per_batch,
-        pad_id=pad_id,
+        pad_id=prepared.model.pad_id,
         length=(spec.context_length or prepared.row_limit) if worst_case else None,
     )
     evaluation = None
