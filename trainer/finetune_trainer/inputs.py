@@ -10,7 +10,6 @@ from finetune_api.generation import GenerationConfig
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat, PromptFormatSpec
-from finetune_api.training import HubRepository
 from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.dataset import DataSource
 from finetune_trainer.data.render import make_renderer
@@ -19,6 +18,7 @@ from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import check_context_length, load_config, vocabulary_size
 from finetune_trainer.model.support import build_skeleton, text_config
 from finetune_trainer.model.weights import check_headers
+from finetune_trainer.pins import ModelSource, Pins, model_source
 from finetune_trainer.storage import fetch_file, fetch_tokenizer
 
 IDENTITY_KEYS = (
@@ -45,15 +45,6 @@ IDENTITY_KEYS = (
     "padding",
 )
 """Keys of the spec that decide the course of training. Others (loggers, how often to save) may change on a resume."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where weights and tokenizer come from."""
-
-    address: str
-    """Hub name, folder, or s3:// prefix."""
-    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -87,26 +78,19 @@ class ModelInputs:
         return self.vocabulary is None or token < self.vocabulary
 
 
-def weights_source(value: str | HubRepository | None) -> ModelSource | None:
-    """The source that an initial_*_ckpt_path names."""
-    if isinstance(value, HubRepository):
-        return ModelSource(value.repo_id, value.revision)
-    return ModelSource(value, None) if value is not None else None
-
-
-def model_source(spec: FineTuneJobSpec) -> ModelSource:
-    """initial_base_model_ckpt_path where it is given, else the model id."""
-    return weights_source(spec.initial_base_model_ckpt_path) or ModelSource(spec.model_id, spec.model_revision)
-
-
-def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
+def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelInputs:
     """Fetch tokenizer and configuration, and check the job against them.
+
+    Args:
+        spec: the job's.
+        pins: what its addresses stand for; None to take what is there now.
 
     Raises:
         JobError: the model cannot be had, has no usable tokenizer, or is too short for context_length.
     """
     source = model_source(spec)
-    fetched = fetch_tokenizer(source.address, source.revision, code=spec.trust_remote_code)
+    commit = pins.base.commit if pins is not None else None
+    fetched = fetch_tokenizer(source.address, commit or source.revision, code=spec.trust_remote_code)
     trusted = spec.trust_remote_code
     config = load_config(fetched.path, trust_remote_code=trusted, name=source.address)
     skeleton = build_skeleton(config, source.address, trust_remote_code=trusted)

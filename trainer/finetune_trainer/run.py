@@ -15,15 +15,14 @@ import torch
 
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.outcome import BatchLayout, Reason, TerminationMessage
-from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
 from finetune_trainer.model.load import load_model, training_dtype
 from finetune_trainer.model.lora import add_lora, continue_lora, kept_settings, trainable_parameters
+from finetune_trainer.pins import fetch_initial_adapter, fetch_weights
 from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
 from finetune_trainer.publish.publication import publish_best
 from finetune_trainer.signals import StopFlag, stop_at_once
-from finetune_trainer.storage import fetch_adapter, fetch_model
 from finetune_trainer.train import state as saved
 from finetune_trainer.train.arguments import choose_checkpointing, choose_sharding, training_arguments
 from finetune_trainer.train.batching import Batching, RankBatches, StepDataset
@@ -102,22 +101,20 @@ def _train(
 
 
 def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings, device: torch.device) -> Any:
-    source, ranks = prepared.model.source, around.ranks
-    around.console.phase(f"Loading {source.address}")
-    folder = ranks.on_node_first(
-        lambda: fetch_model(source.address, source.revision, trust_remote_code=spec.trust_remote_code).path
-    )
+    pins, ranks = prepared.pins, around.ranks
+    around.console.phase(f"Loading {pins.base.address}")
+    folder = ranks.on_node_first(lambda: fetch_weights(spec, pins))
     told: list[str] = []
     base = load_model(folder, dtype=training_dtype(device), trust_remote_code=spec.trust_remote_code, notices=told)
     for sentence in told:
         around.console.warning(sentence)
     prepared.notices.extend(told)
     torch.manual_seed(spec.seed)
-    initial = inputs.weights_source(spec.initial_adapter_model_ckpt_path)
+    initial = pins.initial_adapter
     if initial is None:
         model = add_lora(base, spec.lora_config)
     else:
-        model = continue_lora(base, ranks.on_node_first(lambda: fetch_adapter(initial.address).path))
+        model = continue_lora(base, ranks.on_node_first(lambda: fetch_initial_adapter(initial)))
         for sentence in kept_settings(model, spec.lora_config):
             around.console.warning(sentence)
     if prepared.resume_folder is not None:

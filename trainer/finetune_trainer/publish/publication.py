@@ -13,7 +13,7 @@ from finetune_api.outcome import DatasetResult, MetricsResult, Reason, Terminati
 from finetune_trainer.data.dataset import DataStats, TokenizedData
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
-from finetune_trainer.inputs import ModelSource
+from finetune_trainer.pins import ModelSource
 from finetune_trainer.preparation import Prepared, Surroundings
 from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, write_adapter
 from finetune_trainer.publish.report import (
@@ -67,6 +67,7 @@ def publish_best(
         "run": prepared.identity,
         "baseModel": parts.base_model,
         "baseModelRevision": parts.base_model_revision,
+        "pins": prepared.pins.run(),
         "metrics": metrics.model_dump(exclude_none=True),
         "dataset": dataset.model_dump(exclude_none=True),
         "step": best.step,
