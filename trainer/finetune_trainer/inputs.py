@@ -17,6 +17,7 @@ from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer, toke
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import check_context_length, load_config, vocabulary_size
 from finetune_trainer.model.support import build_skeleton, text_config
+from finetune_trainer.model.targets import resolve_targets
 from finetune_trainer.model.weights import check_headers
 from finetune_trainer.pins import ModelSource, Pins, model_source
 from finetune_trainer.storage import fetch_file, fetch_tokenizer
@@ -98,6 +99,10 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
     if skeleton is not None and fetched.resolved_revision is None:
         # A folder has its weights already; of others only what is small was fetched so far.
         check_headers(fetched.path, skeleton, source.address)
+    targets = None
+    if skeleton is not None and spec.initial_adapter_model_ckpt_path is None:
+        # Names that the model does not have are refused before its weights are fetched.
+        targets = resolve_targets(skeleton, spec.lora_config, None)
     tokenizer = load_tokenizer(fetched.path, trust_remote_code=trusted)
     generation = spec.generation_config
     if generation is None or generation.prompt_format is None:
@@ -105,7 +110,7 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
             Reason.INVALID_SPEC,
             f"{spec.model_id} has no published prompt format: write generation_config.prompt_format.",
         )
-    warnings = [*fetched.warnings, *tokenizer_warnings(tokenizer, generation)]
+    warnings = [*fetched.warnings, *tokenizer_warnings(tokenizer, generation), *(targets.notices if targets else ())]
     return ModelInputs(
         source,
         fetched.resolved_revision,

@@ -39,7 +39,8 @@ def load_adapted(
     if initial is None:
         ((ids, _), *_) = prepared.train.sequences(int(prepared.train.row_tokens.argmax()))
         targets = resolve_targets(base, spec.lora_config, reached_by_text(base, candidates(base), ids.tolist()))
-        told += targets.notices
+        # What its configuration told was said before the weights were fetched.
+        told += [sentence for sentence in targets.notices if sentence not in prepared.notices]
         model = add_lora(base, spec.lora_config, targets)
     else:
         model = continue_lora(base, ranks.on_node_first(lambda: fetch_initial_adapter(initial)))
