@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from finetune_api.outcome import Reason
-from finetune_trainer.data.load_tokenizer import PROBES, agrees, load_fast_tokenizer, rebuild
-from finetune_trainer.data.tokenizer import load_tokenizer
+from finetune_trainer.data.load_tokenizer import PROBES, agrees, load_fast_tokenizer, rebuild, save_tokenizer
+from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer
 from finetune_trainer.errors import JobError
 from tests.models import smollm2_folder
+from tests.real_tokenizers import llama_3, mistral, smollm2
 from tests.trainer.data.slow_tokenizers import CORPUS, MAKERS
 
 REBUILT = {
@@ -116,3 +119,22 @@ def test_a_tokenizer_that_differs_for_one_text_is_not_taken(slow: dict[str, Any]
     assert agrees(slow["ProphetNetTokenizer"], fast)
     fast.add_tokens(["naïve"])
     assert not agrees(slow["ProphetNetTokenizer"], fast)
+
+
+@pytest.mark.parametrize("model", [smollm2, llama_3, mistral])
+def test_a_saved_tokenizer_names_nothing_that_only_one_version_of_transformers_knows(
+    tmp_path: Path, model: Callable[[], ModelTokenizer]
+) -> None:
+    """Version 4 has no TokenizersBackend and stumbles over a list of extra tokens."""
+    tokenizer = copy.deepcopy(model().tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|extra|>"]})
+    tokenizer.init_kwargs["local_files_only"] = True
+    save_tokenizer(tokenizer, tmp_path)
+    content = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert content["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "<|extra|>" in content["additional_special_tokens"]
+    assert not {"extra_special_tokens", "local_files_only", "is_local"} & content.keys()
+    again = load_fast_tokenizer(tmp_path, trust_remote_code=False)
+    assert agrees(tokenizer, again)
+    assert again.all_special_tokens == tokenizer.all_special_tokens
+    assert again.chat_template == tokenizer.chat_template

@@ -6,6 +6,7 @@ texts of all kinds: equal ids, or the tokenizer is refused by name.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,21 @@ def load_fast_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
             "tokenizer.json to the model.",
         )
     return fast
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a fast `tokenizer` so that transformers 4 reads it as well as 5: everything is in its tokenizer.json."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    # How it was loaded here is nobody else's business.
+    content = {key: value for key, value in content.items() if key not in ("local_files_only", "is_local")}
+    if "auto_map" not in content:
+        # Names of version 5 alone would be refused; a tokenizer that brings code keeps its class.
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(content.get("extra_special_tokens"), list):
+        content["additional_special_tokens"] = content.pop("extra_special_tokens")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
