@@ -11,10 +11,9 @@ from typing import Any
 import tokenizers
 
 from finetune_api.generation import GenerationConfig
-from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
+from finetune_trainer.data.load_tokenizer import load_fast_tokenizer
 from finetune_trainer.data.tokenize import RowTokenizer
-from finetune_trainer.errors import JobError
 
 _TAG = re.compile(r"</?[\w|]+>|<\|[^|<>]+\|>|\[/?[A-Z_]+\]")
 """Text that looks as if its author took it for a special token."""
@@ -57,23 +56,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> ModelTokenizer:
     """The tokenizer in a model folder.
 
     Raises:
-        JobError: ModelUnsupported, there is none, or none with a fast implementation.
+        JobError: ModelUnsupported, there is none, or none with a fast implementation that could be loaded or made.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # Whatever a foreign folder makes transformers raise means the same to the user.
-        raise JobError(
-            Reason.MODEL_UNSUPPORTED,
-            f"The tokenizer of {folder} cannot be loaded ({_first_line(error)}): check that the model folder has one.",
-        ) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise JobError(
-            Reason.MODEL_UNSUPPORTED,
-            f"The tokenizer of {folder} ({type(tokenizer).__name__}) has no fast implementation, which is needed to "
-            "know which tokens belong to the answer: add a tokenizer.json to the model.",
-        )
+    tokenizer = load_fast_tokenizer(folder, trust_remote_code=trust_remote_code)
     return ModelTokenizer(tokenizer, automatic_bos(tokenizer))
 
 
@@ -152,7 +137,3 @@ def _special_token(model: ModelTokenizer, tail: str) -> str | None:
     """The first special token in `tail`, where the model stops."""
     added = model.tokenizer.added_tokens_decoder
     return next((str(added[token].content) for token in model.ids(tail) if token in added), None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -24,6 +24,7 @@ from finetune_api.chat_template import chat_template
 from finetune_api.generation import GenerationConfig
 from finetune_api.outcome import AdapterResult, MetricsResult, Reason, VerifiedResult
 from finetune_api.prompt_format import PromptFormat
+from finetune_trainer.data.load_tokenizer import save_tokenizer
 from finetune_trainer.data.tokenizer import ModelTokenizer, single_token_stops
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.lora import published_config
@@ -53,7 +54,7 @@ def write_adapter(folder: Path, parts: AdapterParts) -> None:
     tokenizer = parts.tokenizer.tokenizer
     if isinstance(parts.generation.prompt_format, PromptFormat):
         tokenizer.chat_template = chat_template(parts.generation.prompt_format, parts.tokenizer.automatic_bos)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     _write_generation_config(folder, parts)
     text = yaml.safe_dump(
         parts.generation.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=10_000
