@@ -16,7 +16,7 @@ from finetune_trainer.data.render import make_renderer
 from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer, tokenizer_warnings
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import check_context_length, load_config, vocabulary_size
-from finetune_trainer.model.support import build_skeleton, text_config
+from finetune_trainer.model.support import build_skeleton, config_notices, text_config
 from finetune_trainer.model.weights import check_headers
 from finetune_trainer.pins import ModelSource, Pins, model_source
 from finetune_trainer.storage import fetch_file, fetch_tokenizer
@@ -105,7 +105,7 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
             Reason.INVALID_SPEC,
             f"{spec.model_id} has no published prompt format: write generation_config.prompt_format.",
         )
-    warnings = tokenizer_warnings(tokenizer, generation)
+    warnings = config_notices(config, source.address) + tokenizer_warnings(tokenizer, generation)
     return ModelInputs(
         source,
         fetched.resolved_revision,

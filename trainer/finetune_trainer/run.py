@@ -105,7 +105,8 @@ def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings,
     around.console.phase(f"Loading {pins.base.address}")
     folder = ranks.on_node_first(lambda: fetch_weights(spec, pins))
     told: list[str] = []
-    base = load_model(folder, dtype=training_dtype(device), trust_remote_code=spec.trust_remote_code, notices=told)
+    trusted, name = spec.trust_remote_code, pins.base.address
+    base = load_model(folder, dtype=training_dtype(device), trust_remote_code=trusted, name=name, notices=told)
     for sentence in told:
         around.console.warning(sentence)
     prepared.notices.extend(told)
