@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
+from tests.hub_server import Hub, Repo
 from tests.trainer.run.tiny_job import TinyJob, tiny_model
 
 
@@ -64,3 +65,24 @@ def test_a_tokenizer_may_hold_tokens_that_no_text_makes_not_even_padding(tmp_pat
     assert tokenizer.pad_token_id == json.loads((model / "config.json").read_text())["vocab_size"]
     job = TinyJob(tmp_path / "job", model_id=str(model), padding="max_length", context_length=128)
     assert job.run().succeeded
+
+
+def test_of_a_sharded_model_on_the_hub_no_shard_is_downloaded_when_some_weight_is_missing(
+    hub: Hub, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = copied(tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(tiny_model()).save_pretrained(model, max_shard_size="1MB")
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    del index["weight_map"]["model.layers.1.mlp.up_proj.weight"]
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    hub.repos["team/model"] = Repo({path.name: path.read_bytes() for path in model.iterdir()})
+    job = TinyJob(tmp_path / "job", model_id="team/model")
+    with pytest.raises(
+        JobError, match=r"^team/model lacks 1 of its \d+ weights \(model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
+        job.run()
+    assert "model.safetensors.index.json" in hub.downloads()
+    assert not [name for name in hub.downloads() if name.endswith(".safetensors")]

@@ -16,7 +16,8 @@ _TOKENIZER = re.compile(
     r"merges\.txt|vocab\.txt)"
 )
 """Tokenizer, templates and configuration: all small. `*.json` includes the configuration of the weights."""
-_INDEX = re.compile(r"[^/]*\.index\.json")
+_INDEX = re.compile(r"(?!model\.safetensors\.)[^/]*\.index\.json")
+"""Lists of shards, but the one that is read before any of them: it tells what is missing."""
 _FORMATS = (
     # (whole file, index of the shards, shards). `consolidated.*` and adapters are other things in the same format.
     ("model.safetensors", "model.safetensors.index.json", re.compile(r"(?!consolidated|adapter)[^/]*\.safetensors")),
@@ -25,7 +26,7 @@ _FORMATS = (
 
 
 def tokenizer_files(paths: Iterable[str], *, code: bool = False) -> list[str]:
-    """Everything but weights; Python files only where the job trusts them."""
+    """Everything but weights, and the list of them; Python files only where the job trusts them."""
     return sorted(
         path
         for path in paths
