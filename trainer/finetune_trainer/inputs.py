@@ -16,9 +16,9 @@ from finetune_trainer.data.render import make_renderer
 from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer, tokenizer_warnings
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import check_context_length, load_config, vocabulary_size
-from finetune_trainer.model.support import build_skeleton, text_config
+from finetune_trainer.model.support import build_skeleton, config_notices, text_config
 from finetune_trainer.model.targets import resolve_targets
-from finetune_trainer.model.weights import check_headers
+from finetune_trainer.model.weights import check_headers, check_names
 from finetune_trainer.pins import ModelSource, Pins, model_source
 from finetune_trainer.storage import fetch_file, fetch_tokenizer
 
@@ -96,9 +96,10 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
     config = load_config(fetched.path, trust_remote_code=trusted, name=source.address)
     skeleton = build_skeleton(config, source.address, trust_remote_code=trusted)
     context_length = check_context_length(spec.context_length, config, source.address, skeleton)
-    if skeleton is not None and fetched.resolved_revision is None:
+    if skeleton is not None:
         # A folder has its weights already; of others only what is small was fetched so far.
-        check_headers(fetched.path, skeleton, source.address)
+        here = fetched.resolved_revision is None and any(fetched.path.glob("*.safetensors"))
+        (check_headers if here else check_names)(fetched.path, skeleton, source.address)
     targets = None
     if skeleton is not None and spec.initial_adapter_model_ckpt_path is None:
         # Names that the model does not have are refused before its weights are fetched.
@@ -110,7 +111,12 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
             Reason.INVALID_SPEC,
             f"{spec.model_id} has no published prompt format: write generation_config.prompt_format.",
         )
-    warnings = [*fetched.warnings, *tokenizer_warnings(tokenizer, generation), *(targets.notices if targets else ())]
+    warnings = [
+        *fetched.warnings,
+        *config_notices(config, source.address),
+        *tokenizer_warnings(tokenizer, generation),
+        *(targets.notices if targets else ()),
+    ]
     return ModelInputs(
         source,
         fetched.resolved_revision,

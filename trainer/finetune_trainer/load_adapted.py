@@ -31,7 +31,8 @@ def load_adapted(
     around.console.phase(f"Loading {pins.base.address}")
     told: list[str] = []
     folder = ranks.on_node_first(lambda: fetch_weights(spec, pins))
-    base = load_model(folder, dtype=training_dtype(device), trust_remote_code=spec.trust_remote_code, notices=told)
+    trusted, name = spec.trust_remote_code, pins.base.address
+    base = load_model(folder, dtype=training_dtype(device), trust_remote_code=trusted, name=name, notices=told)
     if not is_sharded(spec, base, ranks, device):
         base.to(device)
     torch.manual_seed(spec.seed)

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
-from finetune_trainer.model.load import load_model
+from finetune_trainer.model.load import load_config, load_model
+from finetune_trainer.model.support import build_skeleton
+from finetune_trainer.model.weights import check_names
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -76,12 +78,7 @@ def pointer(folder: Path) -> None:
 
 
 def lose_a_shard(folder: Path) -> None:
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM.from_pretrained(folder)
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="8KB")
-    min(folder.glob("model-0000*")).unlink()
+    min(sharded(folder).glob("model-0000*")).unlink()
 
 
 def as_bin(folder: Path) -> None:
@@ -288,6 +285,49 @@ def test_a_folder_that_is_only_odd_is_loaded(
     load_model(folder, dtype=torch.float32, trust_remote_code=False, notices=notices)
     assert len(notices) == len(told)
     assert all(notice.endswith(end) for notice, end in zip(notices, told, strict=True))
+
+
+def sharded(folder: Path) -> Path:
+    """The folder's weights in files of 8 kB, with their index."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="8KB")
+    return folder
+
+
+def forget(folder: Path, part: str) -> None:
+    """Take the weights whose names hold `part` out of the index."""
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"] = {name: shard for name, shard in index["weight_map"].items() if part not in name}
+    file.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("make", "part", "said"),
+    [
+        (llama, "layers.1.mlp", r"lacks 3 of its 21 weights \(model\.layers\.1\.mlp"),
+        (llama, "lm_head", "it is a headless model"),
+        (llama, "nothing", None),
+        (made("MixtralForCausalLM", "MixtralConfig", **SIZES, num_local_experts=3), "nothing", None),
+        (made("MixtralForCausalLM", "MixtralConfig", **SIZES, num_local_experts=3), "1.self_attn.q_proj", "lacks 1 of"),
+    ],
+)
+def test_the_index_of_the_shards_tells_what_is_missing_before_one_is_there(
+    tmp_path: Path, make: Callable[[Path], Path], part: str, said: str | None
+) -> None:
+    folder = sharded(make(tmp_path / "model"))
+    forget(folder, part)
+    for shard in folder.glob("*.safetensors"):
+        shard.unlink()
+    skeleton = build_skeleton(load_config(folder, trust_remote_code=False), "team/model", trust_remote_code=False)
+    if said is None:
+        check_names(folder, skeleton, "team/model")
+        return
+    with pytest.raises(JobError, match=said):
+        check_names(folder, skeleton, "team/model")
 
 
 def test_an_expert_that_is_not_there_is_missed(tmp_path: Path) -> None:

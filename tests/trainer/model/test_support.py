@@ -11,7 +11,7 @@ import torch
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import check_context_length, load_config, load_model, vocabulary_size
-from finetune_trainer.model.support import build_skeleton, missing_package, refuse_by_config
+from finetune_trainer.model.support import build_skeleton, config_notices, missing_package, refuse_by_config
 
 SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -64,7 +64,6 @@ def test_a_skeleton_has_no_weights_in_memory() -> None:
     [
         ("musicgen", {}, "made of several language models"),
         ("musicgen_melody", {}, "made of several language models"),
-        ("bart", {"architectures": ["BartForConditionalGeneration"]}, r"encoder-decoder \(BartForConditionalGen"),
         ("t5", {}, "is a t5 model, an encoder-decoder in transformers"),
         ("clip", {}, "is a clip model, no causal language model"),
         ("reformer", {}, r"is an encoder \(reformer, is_decoder is false\)"),
@@ -72,7 +71,7 @@ def test_a_skeleton_has_no_weights_in_memory() -> None:
         ("qwen2", {"architectures": ["Qwen2ForRewardModel"]}, "a classifier or reward model"),
         ("qwen2", {"architectures": ["Qwen2ForTokenClassification"]}, "a classifier or reward model"),
         ("qwen2", {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, None),
-        ("bart", {"architectures": ["BartForCausalLM"]}, None),
+        ("bart", {"architectures": ["BartForConditionalGeneration"]}, None),
         ("roberta", {"is_decoder": True}, None),
         ("gpt_neox", {}, None),
         ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, None),
@@ -88,6 +87,12 @@ def test_what_a_configuration_shows_to_be_no_causal_language_model_is_refused(
     with pytest.raises(JobError, match=said) as caught:
         refuse_by_config(config, "team/model", trust_remote_code=False)
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def test_half_of_an_encoder_decoder_is_trained_with_a_warning() -> None:
+    (said,) = config_notices(configuration("whisper"), "team/model")
+    assert said.startswith("team/model is an encoder-decoder (whisper): its decoder alone is trained")
+    assert config_notices(configuration("llama"), "team/model") == []
 
 
 def test_every_encoder_that_transformers_can_use_as_a_decoder_is_known_from_its_configuration() -> None:

@@ -56,8 +56,22 @@ def load_config(folder: Path, *, trust_remote_code: bool, name: str | None = Non
     return config
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool, notices: list[str] | None = None) -> Any:
-    """The causal language model in `folder`, its weights frozen. What a user should know of it goes into `notices`.
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    name: str | None = None,
+    notices: list[str] | None = None,
+) -> Any:
+    """The causal language model in `folder`, its weights frozen.
+
+    Args:
+        folder: configuration and weights.
+        dtype: precision of the weights.
+        trust_remote_code: whether Python code in the folder may run.
+        name: what the user calls the model, the folder when None.
+        notices: what a user should know of the model is added to it.
 
     Raises:
         JobError: ModelUnsupported, transformers cannot make a causal language model of it, or not a whole one.
@@ -65,8 +79,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool, not
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    name = f"The model in {folder}"
-    config = load_config(folder, trust_remote_code=trust_remote_code)
+    name = name or f"The model in {folder}"
+    config = load_config(folder, trust_remote_code=trust_remote_code, name=name)
     skeleton = build_skeleton(config, name, trust_remote_code=trust_remote_code)
     if skeleton is not None:
         check_headers(folder, skeleton, name)

@@ -88,12 +88,6 @@ def refuse_by_config(config: Any, name: str, *, trust_remote_code: bool) -> None
         what = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
         raise unsupported(name, f"is a {kind} model, {what} in transformers: {_INSTEAD}")
     text_config(config, name)
-    if config.is_encoder_decoder and not declared.endswith("ForCausalLM"):
-        raise unsupported(
-            name,
-            f"is a {kind} model, an encoder-decoder ({declared or 'of no declared architecture'}), of which only the "
-            f"decoder would be trained: {_INSTEAD}",
-        )
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     # Encoders that can serve as decoders say so when they are built for it, each in these words.
     if getattr(config, "is_decoder", None) is False and "is_decoder=True" in inspect.getsource(causal.__init__):
@@ -101,6 +95,17 @@ def refuse_by_config(config: Any, name: str, *, trust_remote_code: bool) -> None
             name,
             f"is an encoder ({kind}, is_decoder is false), in which every token sees the ones after it: {_INSTEAD}",
         )
+
+
+def config_notices(config: Any, name: str) -> list[str]:
+    """What a configuration tells that the user may not expect, a sentence each."""
+    if not config.is_encoder_decoder:
+        return []
+    sentence = (
+        f"{name} is an encoder-decoder ({config.model_type}): its decoder alone is trained, as a language model that "
+        "sees nothing of the encoder, and the adapter is for that decoder."
+    )
+    return [sentence]
 
 
 def build_skeleton(config: Any, name: str, *, trust_remote_code: bool) -> Any | None:

@@ -79,6 +79,23 @@ def check_headers(folder: Path, skeleton: Any, name: str) -> None:
         check_loaded(info, skeleton, name)
 
 
+def check_names(folder: Path, skeleton: Any, name: str) -> None:
+    """As check_headers, from the names in a sharded model's index: before its weights are downloaded.
+
+    Raises:
+        JobError: ModelUnsupported.
+    """
+    if not (folder / _INDEX).is_file() or getattr(skeleton.config, "quantization_config", None) is not None:
+        return
+    wanted, prefix = skeleton.state_dict(), f"{skeleton.base_model_prefix}."
+    # Shapes stand in the headers only. Where a name is not the model's own, any will do: names alone are looked at.
+    unknown = torch.empty(1, 1, device="meta")
+    tensors = {key: wanted.get(key, wanted.get(prefix + key, unknown)) for key in _index(folder, name)}
+    info = _rehearse(skeleton, tensors)
+    if info is not None:
+        check_loaded(LoadingInfo(info.missing, info.unexpected), skeleton, name)
+
+
 def check_loaded(info: LoadingInfo, model: Any, name: str) -> list[str]:
     """Refuse a model that was not loaded whole; the sentences are about weights that it has no place for.
 
@@ -181,16 +198,21 @@ def _safetensors(folder: Path, name: str) -> list[Path]:
         return [folder / _WHOLE]
     if not (folder / _INDEX).is_file():
         return []
-    try:
-        shards = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unsupported(name, f"has a damaged {_INDEX}: fetch the folder anew") from error
+    shards = sorted(set(_index(folder, name).values()))
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise unsupported(
             name, f"lacks {len(absent)} of its {len(shards)} weight files ({_first(absent)}): fetch the folder anew"
         )
     return [folder / shard for shard in shards]
+
+
+def _index(folder: Path, name: str) -> dict[str, str]:
+    """File of each weight, by name."""
+    try:
+        return {str(key): str(file) for key, file in json.loads((folder / _INDEX).read_text())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unsupported(name, f"has a damaged {_INDEX}: fetch the folder anew") from error
 
 
 def _header(file: Path, name: str) -> dict[str, torch.Tensor]:

@@ -16,7 +16,8 @@ _TOKENIZER = re.compile(
     r"merges\.txt|vocab\.txt)"
 )
 """Tokenizer, templates and configuration: all small. `*.json` includes the configuration of the weights."""
-INDEX = re.compile(r"[^/]*\.index\.json")
+INDEX = re.compile(r"(?!model\.safetensors\.)[^/]*\.index\.json")
+"""Lists of shards, but the one that is read before any of them: it tells what is missing."""
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 _VOCABULARIES = (".model", ".tiktoken", ".spm", ".vocab")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -32,7 +33,7 @@ _FORMATS = (
 def tokenizer_files(
     paths: Iterable[str], *, source: str = "", code: bool = False, gguf: str | None = None
 ) -> list[str]:
-    """Everything but weights; Python files only where the job trusts them.
+    """Everything but weights, and the list of them; Python files only where the job trusts them.
 
     A GGUF file brings weights, tokenizer and configuration in one. Arguments and errors as for `model_files`.
     """
