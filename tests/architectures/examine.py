@@ -75,7 +75,8 @@ def examine(case: Case, folder: Path, *, launched: bool = False) -> Record:
 
 def _ask_upstream(record: Record, base: Path) -> None:
     """Whether transformers alone loads the folder, computes gradients, and is causal."""
-    model, info = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, output_loading_info=True)
+    model, info = loaded
     model.eval()
     missing = sorted(info["missing_keys"])
     if missing:
@@ -114,10 +115,22 @@ def _train(record: Record, job: Path, launched: bool) -> None:
     record.losses = [line["eval_loss"] for line in metrics if "eval_loss" in line]
     record.layout = next((line["batching"] for line in metrics if "batching" in line), "")
     _describe(record, models[0])
-    _open_again(record, job, base, output / "adapter", models[0])
-    record.resumed_difference = _resumed(job, output)
+    with _noted(record, "opened by PEFT alone"):
+        _open_again(record, job, base, output / "adapter", models[0])
+    with _noted(record, "resumed"):
+        record.resumed_difference = _resumed(job, output)
     if launched:
-        record.launched_difference = _launched(job, output)
+        with _noted(record, "launched"):
+            record.launched_difference = _launched(job, output)
+
+
+@contextlib.contextmanager
+def _noted(record: Record, what: str) -> Iterator[None]:
+    """Whatever is raised is a result."""
+    try:
+        yield
+    except Exception as error:  # Model code that nobody here has seen.
+        record.errors.append(f"{what}: {_one_line(error)}")
 
 
 @contextlib.contextmanager

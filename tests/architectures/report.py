@@ -56,11 +56,7 @@ def summary(records: Sequence[Record]) -> list[str]:
     """The counts, one a line."""
     types, variants = _types(records), _variants(records)
     refused = sum(not record.faults() for record in variants)
-    counts = [
-        *_counts(types),
-        *_quality(types),
-        (f"of {len(variants)} folders that must not train are refused", refused),
-    ]
+    counts = [*_counts(types), *_quality(types), (f"of {len(variants)} folders that must not train: refused", refused)]
     return [f"{count:4d}  {what}" for what, count in counts]
 
 
