@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
+from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -99,7 +102,7 @@ def _train(record: Record, job: Path, launched: bool) -> None:
     console = io.StringIO()
     try:
         with _watched(models, reads), contextlib.redirect_stdout(console):
-            main(job)
+            _run(job)
     except JobError as error:
         record.outcome, record.sentence, record.reason = "refused", error.message, error.reason.value
     except Exception as error:  # What the launcher calls an internal error.
@@ -131,6 +134,25 @@ def _noted(record: Record, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # Model code that nobody here has seen.
         record.errors.append(f"{what}: {_one_line(error)}")
+
+
+def _run(job: Path) -> None:
+    """One rank of one, with the variables that the launcher would give it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # What an earlier run in this process left behind.
+    PartialState._reset_state()
+    AcceleratorState._reset_state()
+    try:
+        main(job)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name in (*ranks, "MASTER_ADDR", "MASTER_PORT"):
+            del os.environ[name]
 
 
 @contextlib.contextmanager
@@ -201,7 +223,7 @@ def _resumed(job: Path, output: Path) -> float:
     name = f"checkpoints/step-{_MIDDLE:08d}"
     shutil.copytree(output / name, elsewhere / name)
     with contextlib.redirect_stdout(io.StringIO()) as console:
-        main(_with_output(job, elsewhere))
+        _run(_with_output(job, elsewhere))
     assert "Resuming from" in console.getvalue()
     return _adapter_difference(output, elsewhere)
 
