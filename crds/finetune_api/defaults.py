@@ -16,13 +16,11 @@ from finetune_api.native_models import native_generation_config
 from finetune_api.problem import Problem
 from finetune_api.prompt_format import PromptFormat
 from finetune_api.rules import workers_of
+from finetune_api.rules_lora import lora_notices
 from finetune_api.training import DEFAULT_MIN_UPDATE_STEPS, CheckpointFrequency
 
 BATCH_SIZES = ((512, 16), (1024, 8), (2048, 4), (4096, 2))
 """(context length in tokens up to which, rows per device). Ours: LLMForge's own table was never public."""
-
-VLLM_MAX_LORA_RANK = 16
-"""vLLM's default of --max-lora-rank."""
 
 
 def default_batch_size(context_length: int) -> int:
@@ -140,24 +138,7 @@ def _format(spec: FineTuneJobSpec) -> Iterator[Problem]:
 
 
 def _other(spec: FineTuneJobSpec) -> Iterator[Problem]:
-    lora = spec.lora_config
-    if lora.r > VLLM_MAX_LORA_RANK:
-        yield Problem(
-            "lora_config.r",
-            f"vLLM serves ranks up to {VLLM_MAX_LORA_RANK} by default: start it with --max-lora-rank {lora.r} or more.",
-        )
-    for key in ("rank_pattern", "alpha_pattern"):
-        if getattr(lora, key):
-            yield Problem(
-                f"lora_config.{key}",
-                f"vLLM ignores {key} and would scale those layers wrongly: serve this adapter with Transformers and "
-                "PEFT, or remove the key.",
-            )
-    if lora.init_lora_weights is False:
-        yield Problem(
-            "lora_config.init_lora_weights",
-            "init_lora_weights: false starts from a randomly changed model and is meant for debugging: write true.",
-        )
+    yield from lora_notices(spec.lora_config)
     if spec.valid_path is None:
         for key in ("eval_batch_size_per_device", "eval_first"):
             if getattr(spec, key):

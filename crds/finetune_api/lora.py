@@ -1,7 +1,7 @@
 """lora_config: PEFT's LoraConfig, as far as the adapter can be served afterwards.
 
 LLMForge hands the block to PEFT as it is. Here each key PEFT knows is either a field below or named in `llmforge.py`
-with the reason why it is refused.
+with the reason why it is refused; `experts` is the one key of ours.
 """
 
 from __future__ import annotations
@@ -46,8 +46,12 @@ Initialization = Annotated[
 ]
 
 
+ALL_LINEAR = "all-linear"
+"""target_modules for every linear layer that a text reaches."""
+
+
 class LoraConfig(SpecModel):
-    """The adapter's shape, in PEFT's own keys."""
+    """The adapter's shape, in PEFT's own keys and one of ours, `experts`."""
 
     r: int = Field(
         default=8,
@@ -72,11 +76,16 @@ class LoraConfig(SpecModel):
         "Default: 0.05.",
     )
     target_modules: Modules = Field(
-        default="all-linear",
-        description="target_modules names the layers that get an adapter: all-linear (every linear layer except the "
-        "output head), a list of module names such as [q_proj, v_proj], or a regular expression over full module "
-        "names. lm_head and embed_tokens are refused: PEFT would store the whole embedding matrix in the adapter. "
-        "Default: all-linear.",
+        default=ALL_LINEAR,
+        description="target_modules names the layers that get an adapter: all-linear (every linear layer of the text "
+        "decoder, without output head, routers and experts), a list of module names such as [q_proj, v_proj], or a "
+        "regular expression over full module names. The embedding and the output head (embed_tokens, lm_head) are "
+        "trained where they are named, unless they share their weights. Default: all-linear.",
+    )
+    experts: bool = Field(
+        default=False,
+        description="experts is true to train the experts of a mixture too, which hold most of its weights; without "
+        "dropout, and few servers load such an adapter. Default: false.",
     )
     exclude_modules: Modules | None = Field(
         default=None,
@@ -121,7 +130,6 @@ class LoraConfig(SpecModel):
     rank_pattern: Annotated[dict[str, Count], Field(max_length=256)] = Field(
         default_factory=dict,
         description="rank_pattern gives single layers a rank of their own: module name or regular expression to rank. "
-        "vLLM scales every layer by the one lora_alpha / r, so such an adapter is for Transformers and PEFT. "
         "Default: {}.",
     )
     alpha_pattern: Annotated[dict[str, Count], Field(max_length=256)] = Field(

@@ -38,6 +38,7 @@ class Reason(StrEnum):
     WORLD_SIZE_MISMATCH = "WorldSizeMismatch"
     CHECKPOINT_MISMATCH = "CheckpointMismatch"
     OUTPUT_CONFLICT = "OutputConflict"
+    ADAPTER_UNPROVEN = "AdapterUnproven"
 
     TERMINATED = "Terminated"
     HUB_UNAVAILABLE = "HubUnavailable"
@@ -61,6 +62,7 @@ EXIT_CODES: dict[Reason, int] = {
     Reason.WORLD_SIZE_MISMATCH: 21,
     Reason.CHECKPOINT_MISMATCH: 22,
     Reason.OUTPUT_CONFLICT: 23,
+    Reason.ADAPTER_UNPROVEN: 24,
     # 128 and above: the world's fault. 143 is 128 + SIGTERM, what the kubelet sends when it wants the node back.
     Reason.TERMINATED: 143,
     Reason.HUB_UNAVAILABLE: 201,
@@ -84,6 +86,21 @@ class _Wire(BaseModel):
     model_config = ConfigDict(extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
 
+class VerifiedResult(_Wire):
+    """What was checked on the adapter, read back from its address, before the job was called a success."""
+
+    tensors: int = Field(ge=1)
+    """Tensors in the file: all that the model has, each finite and bit by bit as it was trained."""
+    moved_tensors: int = Field(alias="movedTensors", ge=1)
+    """Those that differ from what training began with."""
+    rows: int = Field(ge=0)
+    """Rows of the training data on which logits were compared; 0 where they were not (a model that GPUs share)."""
+    difference_from_training: float | None = Field(default=None, alias="differenceFromTraining", allow_inf_nan=False)
+    """Largest difference of a logit between the reopened adapter and the one in memory."""
+    difference_from_base: float | None = Field(default=None, alias="differenceFromBase", allow_inf_nan=False)
+    """Largest difference of a logit that the reopened adapter makes to the base model."""
+
+
 class AdapterResult(_Wire):
     """Where the adapter is and how to know it is whole."""
 
@@ -95,6 +112,10 @@ class AdapterResult(_Wire):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of manifest.json, which in turn holds the digest of every other file."""
     size_bytes: int = Field(alias="sizeBytes", ge=0)
+    targets: str | None = Field(default=None, max_length=512)
+    """The layers it is on and its size, in short; the report has them in full."""
+    verified: VerifiedResult | None = None
+    """Absent from adapters of trainers that did not check."""
 
 
 class DatasetResult(_Wire):
@@ -231,6 +252,8 @@ class BatchLayout(StrEnum):
     """In packs, each row whole."""
     PADDED = "Padded"
     """A row each, filled up to the longest."""
+    SINGLE_ROWS = "SingleRows"
+    """One row at a time, for models that compute a row otherwise when others are beside it."""
 
 
 class ProgressMetric(StrEnum):

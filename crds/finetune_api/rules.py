@@ -113,7 +113,7 @@ def _contradictions(spec: FineTuneJobSpec) -> Iterator[Problem]:
     frequency = spec.checkpoint_and_evaluation_frequency
     if (
         spec.checkpoint_every_n_epochs is not None
-        and "checkpoint_and_evaluation_frequency" in spec.model_fields_set
+        and frequency is not None
         and (frequency.strategy, frequency.value) != ("epochs", spec.checkpoint_every_n_epochs)
     ):
         yield Problem(

@@ -1,17 +1,20 @@
-"""Why a lora_config is refused: what would train nothing, fill gigabytes, or be an adapter that no server loads."""
+"""What a lora_config brings: why it is refused (nothing would train, no server would load it), and what to know."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from finetune_api.lora import LoraConfig
+from finetune_api.lora import ALL_LINEAR, LoraConfig
 from finetune_api.problem import Problem
 
-EMBEDDINGS_AND_HEADS = frozenset(
-    {"embed_tokens", "lm_head", "wte", "wpe", "embed_in", "embed_out", "word_embeddings", "shared", "embed_positions"}
-)
-"""Names that embeddings and output heads have in Transformers' causal language models."""
+EMBEDDINGS_AND_HEADS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings"})
+"""Names that input embeddings and output heads have in Transformers' causal language models."""
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank."""
+
+VLLM_DEFAULT_RANK = 16
 
 LORA_SENTENCES = {
     "use_dora": "use_dora: true is not supported, because vLLM serves no DoRA adapters: remove it; use_rslora and a "
@@ -23,11 +26,6 @@ LORA_SENTENCES = {
     "inference_mode": "inference_mode: true would train nothing: remove it.",
 }
 """The refusals that CEL can express as well."""
-
-_WHY = (
-    "PEFT would write the whole embedding matrix into the adapter (often more than a gigabyte), which vLLM does not "
-    "serve, and where input and output share their weights the two would no longer agree"
-)
 
 _INITIALIZATIONS = ("gaussian",)
 
@@ -69,22 +67,27 @@ def lora_problems(config: LoraConfig) -> Iterator[Problem]:
 def _target_problems(config: LoraConfig) -> Iterator[Problem]:
     path, targets = "lora_config.target_modules", config.target_modules
     if isinstance(targets, str):
-        if targets == "all-linear":
+        if targets == ALL_LINEAR:
             return
         if fault := _pattern_fault(targets):
             yield Problem(path, f"{targets!r} is not a regular expression ({fault}): correct it, or write a list.")
-        elif hit := sorted(name for name in EMBEDDINGS_AND_HEADS if _reaches(targets, name)):
-            yield Problem(
-                path, f"the expression also matches {_listed(hit)}, which cannot be trained: {_WHY}. Narrow it."
-            )
-        return
-    if "all-linear" in targets:
+    elif ALL_LINEAR in targets:
         yield Problem(path, "all-linear stands alone, not in a list: write target_modules: all-linear.")
-    found = [name for name in targets if name.rsplit(".", 1)[-1] in EMBEDDINGS_AND_HEADS]
-    if found:
-        left = [name for name in targets if name not in found]
-        rest = f"target_modules: [{', '.join(left)}]" if left else "target_modules: all-linear"
-        yield Problem(path, f"remove {_listed(found)} from lora_config.target_modules and write {rest}: {_WHY}.")
+
+
+def lora_notices(config: LoraConfig) -> Iterator[Problem]:
+    """What to know of an adapter that can be made; paths start at `lora_config`."""
+    if config.r > VLLM_DEFAULT_RANK:
+        needed = next(rank for rank in VLLM_RANKS if rank >= config.r)
+        yield Problem(
+            "lora_config.r",
+            f"vLLM serves ranks up to {VLLM_DEFAULT_RANK} by default: start it with --max-lora-rank {needed}.",
+        )
+    if config.init_lora_weights is False:
+        yield Problem(
+            "lora_config.init_lora_weights",
+            "init_lora_weights: false starts from a randomly changed model and is meant for debugging: write true.",
+        )
 
 
 def _pattern_fault(pattern: str) -> str | None:
@@ -93,11 +96,3 @@ def _pattern_fault(pattern: str) -> str | None:
     except re.error as error:
         return str(error)
     return None
-
-
-def _reaches(pattern: str, name: str) -> bool:
-    return any(re.fullmatch(pattern, prefix + name) for prefix in ("", "model.", "transformer.", "gpt_neox."))
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

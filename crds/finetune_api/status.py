@@ -105,8 +105,8 @@ class Progress(StatusModel):
     )
     batching: BatchLayout | None = Field(
         default=None,
-        description="batching is how rows lie beside each other: SharedPrefix (packed, common beginnings once), Packed "
-        "or Padded.",
+        description="batching is how rows lie beside each other: SharedPrefix (packed, common beginnings once), "
+        "Packed, Padded, or SingleRows (one at a time).",
     )
     eta_seconds: Number | None = Field(default=None, description="etaSeconds is the time left, in seconds.")
     last_updated: Time | None = Field(default=None, description="lastUpdated is when a worker last reported.")
@@ -126,6 +126,29 @@ class Dataset(StatusModel):
     sha256: Digest | None = Field(default=None, description="sha256 of the training file.")
 
 
+class Verified(StatusModel):
+    """What was checked on the adapter, read back from its address, before the job was called a success."""
+
+    tensors: Number = Field(
+        description="tensors in the file: all that the model has, each finite and bit by bit as it was trained."
+    )
+    moved_tensors: Number = Field(description="movedTensors differ from what training began with.")
+    rows: Number = Field(
+        description="rows of the training data on which logits were compared; 0 where they were not, because GPUs "
+        "share the model."
+    )
+    difference_from_training: Amount | None = Field(
+        default=None,
+        description="differenceFromTraining is the largest difference of a logit between the reopened adapter and the "
+        "one in memory.",
+    )
+    difference_from_base: Amount | None = Field(
+        default=None,
+        description="differenceFromBase is the largest difference of a logit that the reopened adapter makes to the "
+        "base model.",
+    )
+
+
 class Adapter(StatusModel):
     """Where the result is."""
 
@@ -137,6 +160,16 @@ class Adapter(StatusModel):
     )
     sha256: Digest = Field(description="sha256 of manifest.json, which holds every other file's digest.")
     size_bytes: Number = Field(description="sizeBytes is the size of all files together, in bytes.")
+    targets: Annotated[str, Field(max_length=512)] | None = Field(
+        default=None,
+        description="targets are the layers that were trained and the number of parameters, in short: q,k,v,o x 32 "
+        "layers: 13.6 M parameters.",
+    )
+    verified: Verified | None = Field(
+        default=None,
+        description="verified says what was checked on the adapter, read back from its address, before the job was "
+        "called a success; absent where the trainer did not check.",
+    )
 
 
 class Checkpoint(StatusModel):

@@ -17,6 +17,12 @@ from finetune_api.lora import LoraConfig, one_of_several
 DEFAULT_MIN_UPDATE_STEPS = 100
 """LLMForge's: how many optimizer steps a job without num_epochs makes at least."""
 
+DEFAULT_WARMUP_STEPS = 10
+"""LLMForge's, in runs that are long enough."""
+
+DEFAULT_SAVES = 20
+"""About how many evaluations and checkpoints a job without a frequency has at most."""
+
 
 class CheckpointFrequency(SpecModel):
     """How often the model is evaluated and saved, always together."""
@@ -171,12 +177,13 @@ class Schedule(SpecModel):
         description="lr_scheduler_type is how the learning rate falls after the warm-up: cosine, linear or constant. "
         "Default: cosine.",
     )
-    num_warmup_steps: int = Field(
-        default=10,
+    num_warmup_steps: int | None = Field(
+        default=None,
         ge=0,
         le=2**31 - 1,
-        description="num_warmup_steps is the number of optimizer steps in which the learning rate rises from 0. "
-        "Default: 10.",
+        description="num_warmup_steps is the number of optimizer steps in which the learning rate rises to its highest "
+        "value; it is capped below the number of steps of the run. Default: 10, in runs below 100 steps a tenth of "
+        "them.",
     )
     weight_decay: Amount = Field(
         default=0.0, ge=0, le=10, description="weight_decay is AdamW's decoupled weight decay, 0 to 10. Default: 0."
@@ -220,10 +227,11 @@ class Method(SpecModel):
 class Saving(SpecModel):
     """Checkpoints, evaluation and trackers."""
 
-    checkpoint_and_evaluation_frequency: CheckpointFrequency = Field(
-        default_factory=CheckpointFrequency,
+    checkpoint_and_evaluation_frequency: CheckpointFrequency | None = Field(
+        default=None,
         description="checkpoint_and_evaluation_frequency is how often the model is evaluated and saved, always "
-        "together; the end of training always is. Default: every epoch.",
+        "together; the end of training always is. Default: every epoch, in runs of more than 20 epochs every second, "
+        "third and so on, so that there are at most 20.",
     )
     max_num_checkpoints: Count | None = Field(
         default=None,

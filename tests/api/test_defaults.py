@@ -14,6 +14,7 @@ from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.load import load_job_file, load_manifest
 from finetune_api.native_models import native_generation_config
 from finetune_api.prompt_format import PromptFormat
+from finetune_api.training import CheckpointFrequency
 from tests.api.jobs import LLAMA, job, manifest
 
 FORMAT = {"system": "{instruction}", "user": "{instruction}", "assistant": "{instruction}</s>"}
@@ -36,7 +37,6 @@ def test_the_least_job_gets_the_documented_defaults() -> None:
         "gradient_accumulation_steps": 1,
         "learning_rate": 1e-4,
         "lr_scheduler_type": "cosine",
-        "num_warmup_steps": 10,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "seed": 42,
@@ -45,6 +45,7 @@ def test_the_least_job_gets_the_documented_defaults() -> None:
             "lora_alpha": 16,
             "lora_dropout": 0.05,
             "target_modules": "all-linear",
+            "experts": False,
             "bias": "none",
             "modules_to_save": [],
             "fan_in_fan_out": False,
@@ -58,7 +59,6 @@ def test_the_least_job_gets_the_documented_defaults() -> None:
         },
         "padding": "longest",
         "sharding": "auto",
-        "checkpoint_and_evaluation_frequency": {"strategy": "epochs", "value": 1},
         "num_checkpoints_to_keep": 1,
         "eval_first": False,
         "workers": {
@@ -116,10 +116,7 @@ def test_num_devices_and_workers_say_the_same(changes: dict[str, Any], nodes: in
 
 def test_old_spellings_are_replaced() -> None:
     spec = _effective(checkpoint_every_n_epochs=3, output_dir="/results")
-    assert (spec.checkpoint_and_evaluation_frequency.strategy, spec.checkpoint_and_evaluation_frequency.value) == (
-        "epochs",
-        3,
-    )
+    assert spec.checkpoint_and_evaluation_frequency == CheckpointFrequency(strategy="epochs", value=3)
     assert spec.output is not None
     assert spec.output.uri == "/results"
     assert (spec.checkpoint_every_n_epochs, spec.output_dir) == (None, None)

@@ -101,7 +101,7 @@ def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
             Reason.INVALID_SPEC,
             f"{spec.model_id} has no published prompt format: write generation_config.prompt_format.",
         )
-    warnings = tokenizer_warnings(tokenizer, generation)
+    warnings = [*fetched.warnings, *tokenizer_warnings(tokenizer, generation)]
     return ModelInputs(
         source,
         fetched.resolved_revision,

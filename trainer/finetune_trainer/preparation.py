@@ -27,6 +27,7 @@ from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
 from finetune_trainer.train.plan import TrainingPlan, make_plan
 from finetune_trainer.train.progress import ProgressReporter
+from finetune_trainer.train.schedule import Schedule, make_schedule
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Prepared:
     train_source: DataSource
     valid: TokenizedData | None
     plan: TrainingPlan
+    schedule: Schedule
     rows_per_batch: int
     row_limit: int
     """Most tokens that a row has after truncation."""
@@ -90,11 +92,8 @@ def prepare_run(
         min_update_steps=spec.min_update_steps or 1,
         seed=spec.seed,
     )
-    if spec.num_warmup_steps >= plan.total_steps:
-        told.append(
-            f"num_warmup_steps is {spec.num_warmup_steps}, but the run has only {plan.total_steps} steps: the learning "
-            "rate never reaches its full value."
-        )
+    schedule, about_warmup = make_schedule(spec, plan.total_steps)
+    told += about_warmup
     for sentence in told:
         around.console.warning(sentence)
     run = identity | {"world_size": ranks.world_size, "rows_per_batch": rows_per_batch}
@@ -106,6 +105,7 @@ def prepare_run(
         train_source,
         valid,
         plan,
+        schedule,
         rows_per_batch,
         row_limit,
         identity,
@@ -162,12 +162,10 @@ def _row_limit(limit: int | None, train: TokenizedData, valid: TokenizedData | N
 
 
 def _resume_from(checkpoints: Checkpoints, around: Surroundings) -> tuple[Checkpoint | None, Path | None]:
-    """The newest complete checkpoint and a copy of it on this node. Only rank 0 may see the output."""
-    found = around.ranks.on_first(checkpoints.newest)
+    """The newest whole checkpoint and a copy of it on this node. Only rank 0 may see the output."""
+    folder = around.scratch / "resume"
+    found = around.ranks.on_first(lambda: checkpoints.newest(folder, around.console.warning))
     if found is None:
         return None, None
-    folder = around.scratch / "resume"
-    if around.ranks.is_first:
-        checkpoints.fetch(found, folder)
     around.console.phase(f"Resuming from {around.output.store.uri_of(found.key)}")
     return found, around.ranks.share_folder(folder)

@@ -18,8 +18,11 @@ from finetune_api.outcome import BatchLayout, Reason, TerminationMessage
 from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
+from finetune_trainer.model.adapter_state import adapter_tensors, digests
 from finetune_trainer.model.load import load_model, training_dtype
-from finetune_trainer.model.lora import add_lora, continue_lora, kept_settings, trainable_parameters
+from finetune_trainer.model.lora import adapted, add_lora, continue_lora, kept_settings, trainable_parameters
+from finetune_trainer.model.reach import reached_by_text
+from finetune_trainer.model.targets import candidates, resolve_targets
 from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
 from finetune_trainer.publish.publication import publish_best
 from finetune_trainer.signals import StopFlag, stop_at_once
@@ -31,8 +34,8 @@ from finetune_trainer.train.callbacks import TrainingObserver
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
 from finetune_trainer.train.metrics_log import MetricsLog
-from finetune_trainer.train.plan import TrainingPlan, save_steps
 from finetune_trainer.train.progress import ProgressReporter
+from finetune_trainer.train.schedule import steps_to_save
 from finetune_trainer.train.steps import BatchingObserver
 from finetune_trainer.train.trainer import Evaluation, RunControl, StepTrainer
 
@@ -86,7 +89,7 @@ def _train(
 ) -> tuple[StepTrainer, bool]:
     """Train to the end, or to a checkpoint when a stop is asked for (the second value is then true)."""
     spec, plan = job.spec, prepared.plan
-    control = RunControl(plan=plan, save_at=_save_steps(spec, plan), stop_asked=stop_asked, ranks=around.ranks)
+    control = RunControl(plan=plan, save_at=steps_to_save(spec, plan), stop_asked=stop_asked, ranks=around.ranks)
     resumed_at = prepared.resume.step if prepared.resume else None
     with MetricsLog(around.output.metrics_path, resumed_at_step=resumed_at) as metrics_log:
         observer = TrainingObserver(reporter=around.reporter, console=around.console, metrics_log=metrics_log)
@@ -101,30 +104,43 @@ def _train(
     return trainer, control.stopped
 
 
-def _load_model(spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings, device: torch.device) -> Any:
+def _load_model(
+    spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings, device: torch.device
+) -> tuple[Any, dict[str, str]]:
+    """The PeftModel, and the digests of the adapter's tensors as training begins with them (on rank 0)."""
     source, ranks = prepared.model.source, around.ranks
     around.console.phase(f"Loading {source.address}")
     folder = ranks.on_node_first(
         lambda: fetch_model(source.address, source.revision, trust_remote_code=spec.trust_remote_code).path
     )
     base = load_model(folder, dtype=training_dtype(device), trust_remote_code=spec.trust_remote_code)
+    if not _is_sharded(spec, base, around, device):
+        base.to(device)
     torch.manual_seed(spec.seed)
     initial = inputs.weights_source(spec.initial_adapter_model_ckpt_path)
     if initial is None:
-        model = add_lora(base, spec.lora_config)
+        ((ids, _), *_) = prepared.train.sequences(int(prepared.train.row_tokens.argmax()))
+        targets = resolve_targets(base, spec.lora_config, reached_by_text(base, candidates(base), ids.tolist()))
+        model = add_lora(base, spec.lora_config, targets)
+        prepared.notices.extend(targets.notices)
+        for sentence in targets.notices:
+            around.console.warning(sentence)
     else:
         model = continue_lora(base, ranks.on_node_first(lambda: fetch_adapter(initial.address).path))
         for sentence in kept_settings(model, spec.lora_config):
             around.console.warning(sentence)
+    # Where PEFT could not load a layer again, this says so before the first step. A resumed run began here too.
+    start = digests(adapter_tensors(model)) if ranks.is_first else {}
     if prepared.resume_folder is not None:
         saved.load_adapter_state(model, prepared.resume_folder)
-    return model
+    return model, start
 
 
-def _save_steps(spec: FineTuneJobSpec, plan: TrainingPlan) -> frozenset[int]:
-    frequency = spec.checkpoint_and_evaluation_frequency
-    every = frequency.value * (plan.steps_per_epoch if frequency.strategy == "epochs" else 1)
-    return save_steps(total_steps=plan.total_steps, every=every, at_most=spec.max_num_checkpoints)
+def _is_sharded(spec: FineTuneJobSpec, model: Any, around: Surroundings, device: torch.device) -> bool:
+    base_bytes = sum(
+        parameter.numel() * parameter.element_size() for parameter in model.parameters() if not parameter.requires_grad
+    )
+    return choose_sharding(spec.sharding, device=device, world_size=around.ranks.world_size, base_bytes=base_bytes)
 
 
 def assemble(
@@ -137,11 +153,10 @@ def assemble(
 ) -> StepTrainer:
     """The model, loaded and with its LoRA layers, in the trainer that is to train it."""
     spec, ranks = job.spec, around.ranks
-    model = _load_model(spec, prepared, around, device)
+    model, start = _load_model(spec, prepared, around, device)
     tokenizer = prepared.model.tokenizer.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    sharded = choose_sharding(spec.sharding, device=device, world_size=ranks.world_size, base_bytes=base_bytes)
+    sharded = _is_sharded(spec, model, around, device)
     own = partial(RankBatches, rank=ranks.rank, world_size=ranks.world_size, in_step=sharded)
     worst_case = spec.padding == "max_length"
     batching = Batching(
@@ -163,6 +178,7 @@ def assemble(
         args=arguments,
         steps=StepDataset(own(prepared.train), prepared.plan, batching),
         plan=prepared.plan,
+        schedule=prepared.schedule,
         evaluation=evaluation,
         checkpoints=prepared.checkpoints,
         ranks=ranks,
@@ -171,6 +187,7 @@ def assemble(
         observer=observer,
         checkpointing=choose_checkpointing(spec.gradient_checkpointing, sharded=sharded),
         sharded=sharded,
+        start=start,
         earlier=prepared.resume.manifest.details.get("batching") if prepared.resume else None,
     )
 
@@ -180,7 +197,7 @@ def _announce(prepared: Prepared, around: Surroundings, model: Any) -> None:
     processes = f", {around.ranks.world_size} processes" if around.ranks.world_size > 1 else ""
     epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
     around.console.phase(
-        f"Training {trainable_parameters(model):,} LoRA parameters on {stats.kept_rows:,} rows, "
+        f"Training {adapted(model).summary(trainable_parameters(model))}. {stats.kept_rows:,} rows, "
         f"{stats.trainable_tokens:,} of their {stats.tokens:,} tokens: {plan.total_steps} steps of "
         f"{plan.rows_per_step} rows, {epochs}{processes}"
     )

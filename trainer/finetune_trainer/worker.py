@@ -46,6 +46,10 @@ def _set_up_device() -> torch.device:
         torch.cuda.set_device(local_rank)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group(backend="nccl" if gpu else "gloo", timeout=TIMEOUT)
+    else:
+        # accelerate would take them for a group, and wrap even one process in DDP.
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)
     return torch.device("cuda", local_rank) if gpu else torch.device("cpu")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.model import tree_attention
+from finetune_trainer.model import flex_tree
 from finetune_trainer.model.batch import TokenPair, pad
+from finetune_trainer.model.flex_tree import flex
 from finetune_trainer.model.loss import summed_loss, target_logits
 from finetune_trainer.model.packed_attention import PackingRefusedError, attending, use_packed_attention
 from finetune_trainer.model.packed_forward import take_packs
-from finetune_trainer.model.prefix_tree import packs_of
-from finetune_trainer.model.tree_attention import dense, flex, in_pieces, tree_mask
+from finetune_trainer.model.prefix_tree import Pack, packs_of
+from finetune_trainer.model.tree_attention import Scores, Sight, by_path, dense, in_pieces, tree_mask
 
 VOCABULARY = 50
 CLOSE = 1e-5
@@ -94,17 +96,54 @@ def test_loss_and_gradients_are_those_of_one_row_at_a_time(
     assert torch.norm(packed_gradient - gradient) <= CLOSE * torch.norm(gradient)
 
 
+WINDOW = Sight(lambda _b, _h, q, kv: q - kv < 9, 9)
+CHUNKS = Sight(lambda _b, _h, q, kv: q // 9 == kv // 9, 9)
+SCORES = {
+    "plain": Scores(0.25),
+    "cap": Scores(0.25, cap=1.5),
+    "sinks": Scores(0.25, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+    "bias": Scores(0.25, bias=torch.randn(1, 4, 1, 500, generator=torch.Generator().manual_seed(0))),
+}
+
+
+def attended(kind: str, pack: Pack, sight: Sight | None, scores: Scores, *tensors: torch.Tensor) -> torch.Tensor:
+    if kind == "dense":
+        return dense(*tensors, tree_mask(pack, sight), scores)
+    if kind == "in_pieces":
+        return in_pieces(*tensors, pack, scores)
+    return {"by_path": by_path, "flex": flex}[kind](*tensors, pack, sight, scores)
+
+
 # Compiling takes a compiler and minutes; the tree is the same without.
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("sight", [None, WINDOW, CHUNKS], ids=["whole", "window", "chunks"])
+@pytest.mark.parametrize("name", SCORES)
+@settings(max_examples=5, deadline=None)
 @given(rows=trees())
-def test_all_kinds_of_attention_agree(rows: list[TokenPair]) -> None:
+def test_all_kinds_of_attention_agree(name: str, sight: Sight | None, rows: list[TokenPair]) -> None:
     (pack,) = packs_of(rows, budget=10_000, share=True)
     size = pack.input_ids.shape[1]
-    query, key, value = torch.randn(1, 4, size, 16), torch.randn(1, 2, size, 16), torch.randn(1, 2, size, 16)
-    wanted = dense(query, key, value, tree_mask(pack), 0.25)
-    torch.testing.assert_close(in_pieces(query, key, value, pack, 0.25), wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(flex(query, key, value, pack, 0.25), wanted, atol=1e-5, rtol=1e-5)
+    scores = replace(SCORES[name], bias=None if SCORES[name].bias is None else SCORES[name].bias[..., :size])
+    shapes = (1, 4, size, 16), (1, 2, size, 16), (1, 2, size, 8)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    learned = [*tensors, scores.sinks.double().requires_grad_()] if scores.sinks is not None else tensors
+    scores = replace(scores, sinks=learned[3] if scores.sinks is not None else None)
+    weight = torch.randn(1, 4, size, 8, dtype=torch.float64)
+
+    def outcome(kind: str) -> list[torch.Tensor]:
+        if kind == "flex":  # It has no backward pass on a CPU.
+            fixed = replace(scores, sinks=None if scores.sinks is None else scores.sinks.detach())
+            return [attended(kind, pack, sight, fixed, *(tensor.detach() for tensor in tensors))]
+        out = attended(kind, pack, sight, scores, *tensors)
+        return [out, *torch.autograd.grad((out * weight).sum(), learned)]
+
+    wanted = outcome("dense")
+    kinds = ["by_path"]
+    kinds += ["in_pieces"] if sight is None and name in ("plain", "sinks") else []
+    kinds += ["flex"] if name != "bias" else []
+    for kind in kinds:
+        for found, right in zip(outcome(kind), wanted, strict=False):
+            torch.testing.assert_close(found, right, atol=1e-9, rtol=1e-9)
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,10 +151,10 @@ def test_all_kinds_of_attention_agree(rows: list[TokenPair]) -> None:
 def test_the_block_mask_is_the_tree(rows: list[TokenPair], block: int) -> None:
     (pack,) = packs_of(rows, budget=10_000, share=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree_attention, "_BLOCK", block)
-        tree_attention._block_mask.cache_clear()
-        found = tree_attention._block_mask(pack)
-        tree_attention._block_mask.cache_clear()
+        patch.setattr(flex_tree, "_BLOCK", block)
+        flex_tree._block_mask.cache_clear()
+        found = flex_tree._block_mask(pack)
+        flex_tree._block_mask.cache_clear()
     wanted = tree_mask(pack)
     size = -(-pack.tokens // block)
     squares = torch.nn.functional.pad(wanted, (0, -pack.tokens % block) * 2).view(size, block, size, block)

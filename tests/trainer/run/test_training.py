@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from finetune_api.outcome import Reason, TerminationMessage
 from finetune_trainer.errors import JobError
 from finetune_trainer.inputs import data_source, load_model_inputs
 from finetune_trainer.storage import MANIFEST_NAME, open_store, read_manifest
+from finetune_trainer.train import state as saved
 from tests.s3_server import S3Server
 from tests.trainer.run.tiny_job import TinyJob, rows, write_rows
 
@@ -39,6 +41,10 @@ def test_a_run_ends_with_a_complete_adapter_and_says_where_it_is(tmp_path: Path)
     assert published is not None
     assert message.adapter.sha256 == published.sha256()
     assert message.adapter.size_bytes == published.size_bytes
+    assert message.adapter.verified is not None
+    assert message.adapter.verified.rows == 4
+    assert message.adapter.verified.difference_from_training == 0
+    assert published.details["verified"]["tensors"] == message.adapter.verified.moved_tensors == 28
     assert {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -55,6 +61,18 @@ def test_a_run_ends_with_a_complete_adapter_and_says_where_it_is(tmp_path: Path)
     assert message.metrics.eval_loss == pytest.approx(min(job.eval_losses().values()))
     assert len(message.to_bytes()) <= 4096
     assert (job.output / "report.html").read_bytes() == (job.output / "adapter" / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_warmup_steps": 10}])
+def test_a_run_of_one_step_trains(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Three rows in one epoch, with the default warm-up and with one ten times as long as the run."""
+    job = TinyJob(tmp_path, num_epochs=1)
+    del job.spec["num_warmup_steps"], job.spec["checkpoint_and_evaluation_frequency"]
+    job.spec |= settings
+    write_rows(tmp_path / "train.jsonl", rows(3))
+    assert job.run().succeeded
+    weights = load_file(job.output / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
 
 
 def test_the_adapter_says_how_long_a_context_it_saw_and_where_answers_end(tmp_path: Path) -> None:
@@ -146,14 +164,62 @@ def test_a_checkpoint_without_manifest_does_not_count(tmp_path: Path) -> None:
     assert job.losses() == pytest.approx(losses, abs=1e-5)
 
 
-def test_a_damaged_checkpoint_is_refused_not_trained_from(tmp_path: Path) -> None:
-    job = TinyJob(tmp_path)
-    job.run()
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_no_more(tmp_path: Path) -> None:
+    job = TinyJob(tmp_path, num_checkpoints_to_keep=9)
+    first = job.run()
+    losses, evaluated = job.losses(), job.eval_losses()
     open_store(str(job.output)).delete_tree("adapter")
-    for path in job.output.glob("checkpoints/*/adapter_model.safetensors"):
-        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
-    with pytest.raises(JobError, match="damaged"):
+    path = job.output / "checkpoints" / "step-00000012" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    second = job.run()
+    assert second.succeeded
+    assert second.metrics == first.metrics
+    assert job.losses() == losses
+    assert job.eval_losses() == evaluated
+
+
+def test_a_run_that_ended_before_it_was_published_trains_no_more_and_is_published(tmp_path: Path) -> None:
+    job = TinyJob(tmp_path)
+    first = job.run()
+    weights = job.output / "adapter" / "adapter_model.safetensors"
+    losses, published = job.losses(), weights.read_bytes()
+    open_store(str(job.output)).delete_tree("adapter")
+    second = job.run()
+    assert second.succeeded
+    assert second.adapter is not None
+    assert first.adapter is not None
+    assert second.adapter.verified == first.adapter.verified
+    assert job.losses() == losses
+    assert weights.read_bytes() == published
+
+
+def test_an_adapter_that_is_no_number_is_not_saved_and_the_checkpoint_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the loss is looked at every few steps only."""
+    job = TinyJob(tmp_path)
+    exact = saved.adapter_state
+
+    def broken(model: Any, wrapped: Any) -> dict[str, torch.Tensor]:
+        found = exact(model, wrapped)
+        if (job.output / "checkpoints" / "step-00000004").exists():
+            next(iter(found.values())).fill_(torch.nan)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saved, "adapter_state", broken)
+        with pytest.raises(JobError, match="After step 8 the adapter has values that are no numbers") as caught:
+            job.run()
+    assert caught.value.reason is Reason.LOSS_DIVERGED
+    assert [path.name for path in (job.output / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_an_adapter_that_changes_nothing_is_no_success(tmp_path: Path) -> None:
+    job = TinyJob(tmp_path, learning_rate=1e-30, num_epochs=1)
+    with pytest.raises(JobError, match="raise learning_rate") as caught:
         job.run()
+    assert caught.value.reason is Reason.ADAPTER_UNPROVEN
+    assert not (job.output / "adapter").exists()
 
 
 def rising_job(folder: Path, learning_rate: float) -> tuple[TinyJob, TerminationMessage]:
@@ -186,7 +252,6 @@ def test_the_published_adapter_is_that_of_the_lowest_validation_loss(tmp_path: P
     assert message.metrics.eval_loss == pytest.approx(losses[best])
     assert manifest(job)["step"] == best
     checkpoint = job.output / "checkpoints" / f"step-{best:08d}" / "adapter_model.safetensors"
-    from safetensors.torch import load_file
 
     kept, published = load_file(checkpoint), load_file(job.output / "adapter" / "adapter_model.safetensors")
     assert kept.keys() == published.keys()

@@ -176,7 +176,6 @@ def test_weights_are_taken_in_one_format_only(files: list[str], needed: list[str
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["model-q4.gguf"], "GGUF"),
         (["adapter_config.json", "adapter_model.safetensors"], "base model"),
         (["README.md"], r"model\.safetensors"),
     ],

@@ -244,10 +244,10 @@ def test_what_cannot_be_a_name_is_refused(hub: Hub, name: str) -> None:
 
 
 def test_a_model_without_trainable_weights_is_refused_before_its_download(hub: Hub) -> None:
-    hub.repos[NAME] = Repo({"config.json": b"{}", "model-q4.gguf": b"1"})
+    hub.repos[NAME] = Repo({"config.json": b"{}", "model.onnx": b"1"})
     error = refused(hub)
     assert error.reason is Reason.MODEL_UNSUPPORTED
-    assert "GGUF" in error.message
+    assert "holds no weights to train" in error.message
     assert hub.downloads() == set()
 
 

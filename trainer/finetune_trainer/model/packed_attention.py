@@ -1,25 +1,38 @@
-"""Our attention as one of transformers' own kinds, so that every model class that asks its interface gets it.
+"""How a model's attention is made to follow a pack: through transformers' interfaces for attention and for masks.
 
-Outside a pack it is the model's own `sdpa`. Which pack is being computed is held here for the length of a forward and a
-backward pass, since activation checkpointing runs layers again in the backward pass, on threads of torch's own.
+Models that ask for attention there get ours (`tree_attention.py`, `flex_tree.py`). Others, which compute it themselves,
+get the tree as the mask that they ask for, so that their biases, caps and windows stay their own code. Outside a pack
+nothing of this is in force. Which pack is being computed is held here for the length of a forward and a backward pass,
+since activation checkpointing runs layers again in the backward pass, on threads of torch's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
+from finetune_trainer.model.decoder import decoder_of
+from finetune_trainer.model.flex_tree import SMALLEST_HEAD, flex
+from finetune_trainer.model.places import by_place, follow_places, squares_of, usual_places
 from finetune_trainer.model.prefix_tree import Pack
-from finetune_trainer.model.tree_attention import SMALLEST_FLEX_HEAD, dense, flex, in_pieces, tree_mask
+from finetune_trainer.model.tree_attention import Scores, Sight, by_path, in_pieces, tree_mask
 
 NAME = "finetune_packed"
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+_IMPLEMENTATION = "_attn_implementation_internal"
+"""The public name is for whole models: its setter walks over all configurations."""
+
+_KNOWN_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
+"""Of others no mask tells what is seen, or a few rows do not show it: sparse attention begins with long ones."""
+
+_INDEXED = "indexed_attention"
+"""Layers that take the best of what their mask lets them see, and make another mask of it."""
 
 
 class PackingRefusedError(Exception):
@@ -30,48 +43,102 @@ class _Current:
     """What is being computed now."""
 
     pack: Pack | None = None
-    calls: int = 0
-    """Attention layers that have asked since the pack began."""
+    asked: int = 0
+    """How often the model has asked for attention or for a mask since the pack began."""
+    sights: dict[int, tuple[torch.Tensor, Sight]] = {}  # noqa: RUF012
+    """What masks stand for, by the address of their memory, which they keep."""
+    changed: list[tuple[Any, str, Any]] = []  # noqa: RUF012  never changed in place
+    """Attributes that are others for now: of what, which, and what they were."""
 
 
 @contextmanager
 def attending(pack: Pack | None) -> Iterator[None]:
     """All attention between here and the end is over this pack; None for the model's own."""
-    before = _Current.pack, _Current.calls
-    _Current.pack, _Current.calls = pack, 0
+    before = _Current.pack, _Current.asked, _Current.sights, _Current.changed
+    _Current.pack, _Current.asked, _Current.sights, _Current.changed = pack, 0, {}, []
     try:
         yield
     finally:
-        _Current.pack, _Current.calls = before
+        for owner, name, value in _Current.changed:
+            setattr(owner, name, value)
+        _Current.pack, _Current.asked, _Current.sights, _Current.changed = before
 
 
 def attention_calls() -> int:
-    """How many attention layers have asked for this pack."""
-    return _Current.calls
+    """How often the model has asked for attention or for a mask, since the pack began."""
+    return _Current.asked
 
 
 def use_packed_attention(model: Any) -> None:
-    """Make a transformers model use this attention.
+    """Make a transformers model ready to attend as a pack says, from `follow` on.
 
     Raises:
-        PackingRefusedError: its layers do not take it, or not only.
+        PackingRefusedError: it does not ask for its attention, or what it does cannot be known.
     """
-    config = model.config.get_text_config()
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS)
+    decoder = decoder_of(model)
+    config = decoder.config
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS - {_INDEXED})
     if others:
         raise PackingRefusedError(f"it has {', '.join(others)} layers")
-    if not getattr(model, "_supports_attention_backend", False) or config._attn_implementation not in ("sdpa", NAME):  # noqa: SLF001  it has no public name
-        raise PackingRefusedError("its attention cannot be replaced")
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [rope, *rope.values()] if isinstance(rope, dict) else []
     if any(isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
         raise PackingRefusedError("its position embeddings depend on the length of what is computed together")
-    model.set_attn_implementation(NAME)
+    if not (_asks_for_attention(decoder) or _follows_masks(decoder)):
+        raise PackingRefusedError("its attention cannot be replaced")
+    follow_places(decoder, lambda: _Current.pack)
 
 
 def usual_attention(model: Any) -> None:
     """Undo `use_packed_attention`."""
-    model.set_attn_implementation("sdpa")
+    usual_places(decoder_of(model))
+
+
+def follow(decoder: Any, pack: Pack) -> None:
+    """From here to the end of `attending` the decoder's attention is over `pack`."""
+    if _asks_for_attention(decoder):
+        for module in decoder.modules():
+            config = getattr(module, "config", None)
+            if getattr(config, _IMPLEMENTATION, None) in ("sdpa", "eager"):
+                _Current.changed.append((config, _IMPLEMENTATION, getattr(config, _IMPLEMENTATION)))
+                setattr(config, _IMPLEMENTATION, NAME)
+    elif squares := squares_of(decoder):
+        changed = by_place([square for _, square in squares], pack, tree_mask(pack))
+        for (module, square), new in zip(squares, changed, strict=True):
+            _Current.changed.append((module, "bias", square))
+            module.bias = new
+        _Current.asked += len(squares)
+
+
+def _asks_for_attention(decoder: Any) -> bool:
+    indexed = _INDEXED in (getattr(decoder.config, "layer_types", None) or ())
+    return hasattr(_code(decoder), "ALL_ATTENTION_FUNCTIONS") and not indexed
+
+
+def _follows_masks(decoder: Any) -> bool:
+    """Whether it is one of transformers' own models, none of which does more than its masks say, and asks for them."""
+    code = _code(decoder)
+    # BigBird's attention has blocks until few tokens make it whole for good.
+    whole = getattr(decoder, "attention_type", None) != "block_sparse"
+    asks = hasattr(code, "create_causal_mask") or bool(squares_of(decoder))
+    return whole and asks and code.__name__.startswith("transformers.")
+
+
+def _code(decoder: Any) -> Any:
+    return sys.modules[type(decoder).__module__]
+
+
+def most_tokens(model: Any) -> int | None:
+    """Tokens of a pack up to which the model's own code may be trusted with several rows; None for any number."""
+    config = decoder_of(model).config
+    bounds = []
+    if getattr(config, "attn_temperature_tuning", False):
+        # Llama 4 scales queries by their place among all that is computed, beginning with this one.
+        bounds.append(config.floor_scale - 1)
+    if _INDEXED in (getattr(config, "layer_types", None) or ()):
+        # Up to here all is taken that is seen; beyond, equals are told apart by their place among all.
+        bounds.append(config.index_topk)
+    return min(bounds, default=None)
 
 
 def _attention(
@@ -86,31 +153,76 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """Result [1, T, H, D]."""
     pack = _Current.pack
-    if pack is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
-    _Current.calls += 1
-    if dropout or any(others.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
-        raise PackingRefusedError("its attention has a bias, a cap or a dropout of its own")
-    if attention_mask is None and (others.get("sliding_window") or pack.longest) < pack.longest:
-        raise PackingRefusedError("its attention slides along what is computed together")
+    if pack is None or key.shape[2] != pack.tokens:
+        raise PackingRefusedError("it attends to more than its own tokens")
+    _Current.asked += 1
+    sight = None
     if attention_mask is not None:
-        out = dense(query, key, value, attention_mask, scaling)
-    elif query.is_cuda and min(query.shape[-1], value.shape[-1]) >= SMALLEST_FLEX_HEAD:
-        out = flex(query, key, value, pack, scaling)
-    elif not query.is_cuda and query.shape[-1] == value.shape[-1]:
-        out = in_pieces(query, key, value, pack, scaling)
+        _, sight = _Current.sights.get(attention_mask.untyped_storage().data_ptr(), (None, None))
+        if sight is None or attention_mask.shape[-2:] != (pack.tokens, pack.tokens):
+            raise PackingRefusedError("it changes its masks")
+    if sight is None and (others.get("sliding_window") or pack.longest) < pack.longest:
+        raise PackingRefusedError("its attention slides along what is computed together")
+    scores = Scores(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        cap=others.get("softcap"),
+        bias=others.get("position_bias"),
+        sinks=others.get("s_aux"),
+        dropout=dropout if module.training else 0.0,
+    )
+    weighed = scores.bias is not None or bool(scores.dropout)
+    if query.is_cuda and not weighed and min(query.shape[-1], value.shape[-1]) >= SMALLEST_HEAD:
+        out = flex(query, key, value, pack, sight, scores)
+    elif query.is_cuda or weighed or sight is not None or scores.cap is not None:
+        out = by_path(query, key, value, pack, sight, scores)
     else:
-        out = dense(query, key, value, tree_mask(pack), scaling)
+        out = in_pieces(query, key, value, pack, scores)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask(local_size: int | None = None, **others: Any) -> torch.Tensor | None:
-    """None where the whole path is seen, which the kernels know; else a mask bool [T, T]."""
+def _sight(pack: Pack, arguments: dict[str, Any]) -> Sight | None:
+    """What a layer sees of its path, from what transformers says of the mask that it wants; None for all of it."""
+    reach, custom = arguments.get("local_size"), arguments.get("use_vmap", False)
+    if not custom and (reach is None or reach >= pack.longest):
+        return None
+    if arguments.get("attention_mask") is None:
+        # Then it may have been changed to something about the order of position ids.
+        raise PackingRefusedError("its masks cannot be told")
+    return Sight(arguments["mask_function"], None if custom else reach)
+
+
+def _mask(**arguments: Any) -> torch.Tensor | None:
+    """For `_attention`: None where the whole path is seen, else bool [1, 1, T, T] that stands for a sight."""
     pack = _Current.pack
     if pack is None:
-        return sdpa_mask(local_size=local_size, **others)
-    return None if local_size is None or local_size >= pack.longest else tree_mask(pack, local_size)
+        return sdpa_mask(**arguments)
+    sight = _sight(pack, arguments)
+    if sight is None:
+        return None
+    # Known by its memory: who makes another mask of it is found out, who only takes all of it is not.
+    mask = torch.zeros((), dtype=torch.bool, device=pack.span_end.device).expand(1, 1, pack.tokens, pack.tokens)
+    _Current.sights[mask.untyped_storage().data_ptr()] = (mask, sight)
+    return mask
+
+
+def _tree_instead(own: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor | None]:
+    """transformers' own kind of mask, but of the pack that is being computed."""
+
+    def mask(*args: Any, **arguments: Any) -> torch.Tensor | None:
+        pack = _Current.pack
+        if pack is None:
+            return own(*args, **arguments)
+        _Current.asked += 1
+        found = tree_mask(pack, _sight(pack, arguments))[None, None]
+        if own is sdpa_mask:
+            return found
+        dtype = arguments.get("dtype", torch.float32)
+        return torch.zeros(found.shape, dtype=dtype, device=found.device).masked_fill_(~found, torch.finfo(dtype).min)
+
+    return mask
 
 
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _mask)
+AttentionMaskInterface.register("sdpa", _tree_instead(sdpa_mask))
+AttentionMaskInterface.register("eager", _tree_instead(eager_mask))

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from finetune_trainer.model.decoder import decoder_of
 from finetune_trainer.model.loss import correct_targets, summed_loss
-from finetune_trainer.model.packed_attention import PackingRefusedError, attention_calls
+from finetune_trainer.model.packed_attention import PackingRefusedError, attending, attention_calls, follow
+from finetune_trainer.model.places import position_ids, takes
 from finetune_trainer.model.prefix_tree import Pack
 
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
@@ -48,10 +50,15 @@ def pack_loss(base: Any, original: Callable[..., Any], pack: Pack) -> tuple[torc
     Raises:
         PackingRefusedError: the model is not built as this needs it.
     """
-    decoder = base.get_decoder()
-    found = decoder(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False)
+    decoder = decoder_of(base)
+    follow(decoder, pack)
+    # With a mask of ones transformers does not look for packs of its own in the position ids.
+    others: dict[str, Any] = {"attention_mask": torch.ones_like(pack.input_ids)}
+    if takes(decoder, "position_ids"):
+        others["position_ids"] = position_ids(decoder, pack)
+    found = decoder(input_ids=pack.input_ids, use_cache=False, **others)
     if not attention_calls():
-        raise PackingRefusedError("it does not ask transformers' interface for attention")
+        raise PackingRefusedError("it asks transformers for neither attention nor masks")
     hidden = found.last_hidden_state[0].index_select(0, pack.sources)
 
     def head(states: torch.Tensor) -> Any:
@@ -82,7 +89,9 @@ def _after_decoder(original: Callable[..., Any], decoder: Any, found: Any, state
     before = vars(decoder).get("forward")
     decoder.forward = answer
     try:
-        logits = original(input_ids=pack.input_ids, use_cache=False).logits[0]
+        # What else it makes is of one token, and of no pack.
+        with attending(None):
+            logits = original(input_ids=pack.input_ids[:, :1], use_cache=False).logits[0]
     finally:
         if before is None:
             del decoder.forward

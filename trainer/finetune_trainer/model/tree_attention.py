@@ -1,15 +1,18 @@
-"""Attention over a prefix tree, three ways that give the same result.
+"""Attention over a prefix tree, in ways that give the same result.
 
-`dense` masks a full square and is the reference. `in_pieces` is for CPUs, where a mask costs the fast kernel: each node
-attends causally to itself, all its descendants attend to it without a mask, and the pieces are merged by their
-log-sum-exp. `flex` is for GPUs: one kernel that skips the blocks of the square in which nothing is attended to.
+`dense` masks a full square and is the reference. `in_pieces` and `by_path` compute only what is attended to, node by
+node: the first by the fast kernel for CPUs, where a mask would cost it (each node attends causally to itself, all its
+descendants attend to it without a mask, and the pieces are merged by their log-sum-exp); the second by whatever a layer
+does to its scores. `flex_tree.py` is for GPUs.
 
-Shapes: query [1, H, T, D], key and value [1, K, T, D] with K dividing H; results [1, H, T, D].
+Shapes: query [1, H, T, D], key [1, K, T, D] and value [1, K, T, E] with K dividing H; results [1, H, T, E].
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,53 +24,152 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: S
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
 
-SMALLEST_FLEX_HEAD = 16
-"""Head size below which FlexAttention has no kernel."""
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What a layer lets a token see of its own path, by places in the row. Equal to itself alone."""
 
-_BLOCK = 128
-"""FlexAttention's own."""
+    sees: Callable[..., torch.Tensor]
+    """(row of the batch, head, places of queries, places of keys) -> bool, as transformers writes its masks."""
+    reach: int | None
+    """A token sees none that is this many or more before it; None for no such bound."""
 
 
-def tree_mask(pack: Pack, window: int | None = None) -> torch.Tensor:
-    """bool [T, T]: whether token q (row) attends to token k (column).
+@dataclass(frozen=True)
+class Scores:
+    """What a layer does with its scores, in this order; and what attends to nothing."""
 
-    Args:
-        pack: the tree.
-        window: a token sees only this many, itself included; None for all of its path.
-    """
-    q = torch.arange(len(pack.span_end), device=pack.span_end.device)[:, None]
+    scale: float
+    cap: float | None = None
+    """They end up between minus and plus this."""
+    bias: torch.Tensor | None = None
+    """Added: [1, 1 or H, 1 or T, T]."""
+    sinks: torch.Tensor | None = None
+    """[H]: a score of each head beside those of the tokens, whose share is lost."""
+    dropout: float = 0.0
+    """Share of the probabilities that is dropped."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether they are only scaled."""
+        return self.cap is None and self.bias is None and self.sinks is None and not self.dropout
+
+
+def tree_mask(pack: Pack, sight: Sight | None = None) -> torch.Tensor:
+    """bool [T, T]: whether token q (row) attends to token k (column); without a sight, to all of its path."""
+    q = torch.arange(pack.tokens, device=pack.span_end.device)[:, None]
     mask = (q >= q.T) & (q < pack.span_end[None])
-    if window is not None:
+    if sight is not None:
         place = pack.position_ids[0]
-        mask &= place[:, None] - place[None] < window
+        mask &= sight.sees(0, 0, place[:, None], place[None])
     return mask
 
 
-def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: Any) -> torch.Tensor:
+def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scores: Scores) -> Any:
     """With a mask bool [T, T]."""
-    key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
-    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return _masked(query, _repeated(key, query), _repeated(value, query), mask, scores.bias, scores)
 
 
-def in_pieces(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scale: Any) -> Any:
-    """By the fast CPU kernel, piece by piece."""
-    key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
-    return _InPieces.apply(query, key, value, pack, scale)  # type: ignore[no-untyped-call]  # torch's
+def by_path(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, sight: Sight | None, scores: Scores
+) -> torch.Tensor:
+    """Node by node, each with the keys of its path that any of its tokens sees."""
+    key, value = _repeated(key, query), _repeated(value, query)
+    parts = []
+    for own, spans, mask in _paths(pack, sight):
+        keys, values = (torch.cat([tensor[:, :, span] for span in spans], 2) for tensor in (key, value))
+        bias = scores.bias
+        if bias is not None:
+            bias = torch.cat([bias[..., span] for span in spans], -1)
+            bias = bias[:, :, own] if bias.shape[2] > 1 else bias
+        parts.append(_masked(query[:, :, own], keys, values, mask, bias, scores))
+    return torch.cat(parts, 2)
 
 
-def flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scale: Any) -> Any:
-    """By FlexAttention."""
-    kernel = _compiled_flex() if query.is_cuda else _flex()
-    return kernel(query, key, value, block_mask=_block_mask(pack), scale=scale, enable_gqa=True)
+def in_pieces(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores) -> Any:
+    """By the fast CPU kernel, piece by piece; scores may have sinks and nothing else."""
+    size = value.shape[-1]
+    # The kernel wants one size: zeros more change no score, and what they yield is cut off.
+    widest = max(query.shape[-1], size)
+    query, key, value = (functional.pad(tensor, (0, widest - tensor.shape[-1])) for tensor in (query, key, value))
+    out = _InPieces.apply(query, _repeated(key, query), _repeated(value, query), scores.sinks, pack, scores.scale)  # type: ignore[no-untyped-call]  # torch's
+    return out[..., :size]
+
+
+def _masked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    bias: torch.Tensor | None,
+    scores: Scores,
+) -> torch.Tensor:
+    if scores.cap is None and scores.sinks is None:
+        merged = mask if bias is None else bias.to(query.dtype).masked_fill(~mask, -torch.inf)
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=merged, dropout_p=scores.dropout, scale=scores.scale
+        )
+    found = query @ key.transpose(2, 3) * scores.scale
+    if scores.cap is not None:
+        found = torch.tanh(found / scores.cap) * scores.cap
+    if bias is not None:
+        found = found + bias
+    found = found.masked_fill(~mask, -torch.inf)
+    if scores.sinks is not None:
+        sinks = scores.sinks.to(found.dtype)[None, :, None, None]
+        found = torch.cat([found, sinks.expand(*found.shape[:3], 1)], -1)
+    shares = functional.softmax(found, -1, dtype=torch.promote_types(found.dtype, torch.float32)).to(value.dtype)
+    shares = functional.dropout(shares[..., : key.shape[2]], scores.dropout)
+    return shares @ value
+
+
+@functools.lru_cache(maxsize=4)
+def _paths(pack: Pack, sight: Sight | None) -> list[tuple[slice, list[slice], torch.Tensor]]:
+    """Of each node its tokens, the runs of tokens that they see, and which of these each sees, bool [n, P]; made once
+    per pack, for all layers.
+    """
+    place = pack.position_ids[0]
+    found, ancestors = [], []
+    for node in pack.nodes:
+        while ancestors and ancestors[-1].span_end <= node.start:
+            ancestors.pop()
+        ancestors.append(node)
+        depth = sum(other.end - other.start for other in ancestors[:-1])
+        first = 0 if sight is None or sight.reach is None else max(0, depth - sight.reach + 1)
+        spans: list[slice] = []
+        for other in ancestors:
+            size = other.end - other.start
+            start = min(first, size)
+            first -= start
+            if start == size:
+                continue
+            if spans and spans[-1].stop == other.start:
+                spans[-1] = slice(spans[-1].start, other.end)
+            else:
+                spans.append(slice(other.start + start, other.end))
+        seen = torch.cat([torch.arange(span.start, span.stop, device=place.device) for span in spans])
+        q = torch.arange(node.start, node.end, device=place.device)[:, None]
+        mask = seen[None] <= q
+        if sight is not None:
+            mask = mask & sight.sees(0, 0, place[q], place[seen][None])
+        found.append((slice(node.start, node.end), spans, mask))
+    return found
 
 
 class _InPieces(torch.autograd.Function):
     """The backward pass gives each piece the merged result and log-sum-exp, as ring attention does: its probabilities
-    are then those of the whole, and the gradients of the pieces add up.
+    are then those of the whole, and the gradients of the pieces add up. A sink is one more key, whose value is 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scale: Any) -> Any:
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None,
+        pack: Pack,
+        scale: float,
+    ) -> Any:
         # The layout that the model reshapes into anyway.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         # The kernel's own precision of log-sum-exps.
@@ -85,13 +187,17 @@ class _InPieces(torch.autograd.Function):
                 out[:, :, below] *= (total[:, :, below] - merged).exp_().unsqueeze(-1)
                 out[:, :, below] += o * (lse - merged).exp_().unsqueeze(-1)
                 total[:, :, below] = merged
-        ctx.save_for_backward(query, key, value, out, total)
+        if sinks is not None:
+            merged = torch.logaddexp(total, sinks.to(precision)[None, :, None])
+            out *= (total - merged).exp_().unsqueeze(-1)
+            total = merged
+        ctx.save_for_backward(query, key, value, sinks, out, total)
         ctx.pack, ctx.scale = pack, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        query, key, value, out, total = ctx.saved_tensors
+        query, key, value, sinks, out, total = ctx.saved_tensors
         to_query, to_key, to_value = (torch.empty_like(tensor) for tensor in (query, key, value))
 
         def piece(q: slice, k: slice, causal: bool) -> Any:
@@ -109,59 +215,15 @@ class _InPieces(torch.autograd.Function):
                     (to_query, to_key, to_value), (below, own, own), piece(below, own, False), strict=True
                 ):
                     whole[:, :, where] += part
-        return to_query, to_key, to_value, None, None
+        to_sinks = None
+        if ctx.needs_input_grad[3]:
+            shares = (sinks.to(total.dtype)[None, :, None] - total).exp()
+            to_sinks = -(shares * (gradient * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
+        return to_query, to_key, to_value, to_sinks, None, None
 
 
-def _repeated(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    times = heads // tensor.shape[1]
+def _repeated(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """As many heads as the queries have."""
+    times = query.shape[1] // tensor.shape[1]
     # Many times faster than repeat_interleave.
     return tensor if times == 1 else tensor[:, :, None].expand(-1, -1, times, -1, -1).flatten(1, 2)
-
-
-@functools.cache
-def _flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return flex_attention
-
-
-@functools.cache
-def _compiled_flex() -> Any:
-    import torch._dynamo.config as settings
-
-    # One graph each for training and evaluation, short and long packs, each kind of head. Past the limit torch would
-    # go on without the kernel, with all scores in memory; fullgraph lets it fail instead.
-    settings.recompile_limit = max(settings.recompile_limit, 64)
-    return torch.compile(_flex(), dynamic=True, fullgraph=True)
-
-
-@functools.lru_cache(maxsize=1)
-def _block_mask(pack: Pack) -> Any:
-    """Made once per pack, for all layers.
-
-    From the bounds of blocks: torch's own way writes the whole square down, tens of GB for one long row.
-    """
-    from torch.nn.attention.flex_attention import BlockMask
-
-    ends = pack.span_end
-    tokens, size = len(ends), _BLOCK
-
-    def attends(_b: Any, _h: Any, q: Any, kv: Any) -> Any:
-        return (kv <= q) & (q < ends[kv])
-
-    starts = torch.arange(0, tokens, size, device=ends.device)
-    padded = functional.pad(ends, (0, -tokens % size))
-    blocks = padded.view(-1, size)
-    # What is behind the last token has the end 0: nothing attends to it, and its block is never full.
-    q, nearest, furthest = starts[:, None], blocks.amin(1), blocks.amax(1)
-    touched = (starts < q + size) & (q < furthest)
-    full = (starts + size <= q) & (q + size <= nearest) & (q + size <= tokens)
-    return BlockMask.from_kv_blocks(
-        *_listed(touched & ~full), *_listed(full), BLOCK_SIZE=size, mask_mod=attends, seq_lengths=(tokens, tokens)
-    )
-
-
-def _listed(wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """bool [Q, K] of blocks -> their number in each row int32 [1, 1, Q], and their columns first int32 [1, 1, Q, K]."""
-    columns = wanted.int().argsort(dim=-1, descending=True, stable=True)
-    return wanted.sum(-1, dtype=torch.int32)[None, None], columns.to(torch.int32)[None, None]

@@ -10,7 +10,9 @@ report.html, manifest.json                       what was trained on; digests, w
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from safetensors.torch import save_file
 
 from finetune_api.chat_template import chat_template
 from finetune_api.generation import GenerationConfig
-from finetune_api.outcome import AdapterResult, MetricsResult, Reason
+from finetune_api.outcome import AdapterResult, MetricsResult, Reason, VerifiedResult
 from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.data.tokenizer import ModelTokenizer, single_token_stops
 from finetune_trainer.errors import JobError
-from finetune_trainer.storage import Manifest, ObjectStore, read_manifest, write_manifest
+from finetune_trainer.model.lora import published_config
+from finetune_trainer.storage import MANIFEST_NAME, Manifest, ObjectStore, build_manifest, read_manifest
 
 FOLDER = "adapter"
 
@@ -59,8 +62,7 @@ def write_adapter(folder: Path, parts: AdapterParts) -> None:
 
 
 def _write_weights(folder: Path, parts: AdapterParts) -> None:
-    config = parts.model.peft_config["default"]
-    config.inference_mode = True
+    config = published_config(parts.model)
     config.base_model_name_or_path = parts.base_model
     config.revision = parts.base_model_revision
     config.save_pretrained(str(folder))
@@ -94,17 +96,46 @@ def _write_generation_config(folder: Path, parts: AdapterParts) -> None:
     config.save_pretrained(str(folder))
 
 
-def publish_adapter(store: ObjectStore, folder: Path, details: dict[str, Any]) -> AdapterResult:
-    """Upload `folder` as the job's adapter, its manifest last.
+def publish_adapter(
+    store: ObjectStore, folder: Path, details: dict[str, Any], verify: Callable[[Path], VerifiedResult]
+) -> AdapterResult:
+    """Upload `folder` as the job's adapter, read it back, and write its manifest if it stands the proof.
 
     Args:
         store: the job's output.
         folder: the finished adapter folder.
-        details: goes into the manifest: `run`, `baseModel`, `baseModelRevision`, `metrics`, `dataset`.
+        details: goes into the manifest: `run`, `baseModel`, `baseModelRevision`, `targets`, `metrics`, `dataset`.
+        verify: proves the copy that was read back.
+
+    Raises:
+        JobError: StorageUnavailable, other bytes come back than were written; or what `verify` raises. No adapter is
+            there then.
     """
-    manifest = write_manifest(folder, details)
+    manifest = build_manifest(folder, details)
     store.upload_tree(folder, FOLDER)
+    copy = folder.with_name(f"{folder.name}-reopened")
+    try:
+        store.download_tree(FOLDER, copy, paths=list(manifest.files))
+        _check_bytes(copy, manifest, store.uri_of(FOLDER))
+        verified = verify(copy)
+    except JobError:
+        # Nobody should serve it by chance.
+        with suppress(JobError):
+            store.delete_tree(FOLDER)
+        raise
+    manifest = replace(manifest, details=manifest.details | {"verified": verified.model_dump(exclude_none=True)})
+    store.write_bytes(f"{FOLDER}/{MANIFEST_NAME}", manifest.to_bytes())
     return adapter_result(store, manifest)
+
+
+def _check_bytes(copy: Path, manifest: Manifest, uri: str) -> None:
+    found = build_manifest(copy).files
+    for path, entry in manifest.files.items():
+        if found.get(path) != entry:
+            raise JobError(
+                Reason.STORAGE_UNAVAILABLE,
+                f"{uri}/{path} came back other than it was written: see that nobody else writes there.",
+            )
 
 
 def adapter_result(store: ObjectStore, manifest: Manifest) -> AdapterResult:
@@ -115,6 +146,8 @@ def adapter_result(store: ObjectStore, manifest: Manifest) -> AdapterResult:
         base_model_revision=manifest.details.get("baseModelRevision"),
         sha256=manifest.sha256(),
         size_bytes=manifest.size_bytes,
+        targets=manifest.details.get("targets"),
+        verified=manifest.details.get("verified"),
     )
 
 

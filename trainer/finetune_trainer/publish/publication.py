@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -14,7 +15,9 @@ from finetune_trainer.data.dataset import DataStats, TokenizedData
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
 from finetune_trainer.inputs import ModelSource
+from finetune_trainer.model.lora import adapted, trainable_parameters
 from finetune_trainer.preparation import Prepared, Surroundings
+from finetune_trainer.publish import proof
 from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, write_adapter
 from finetune_trainer.publish.report import (
     DataCounts,
@@ -24,12 +27,13 @@ from finetune_trainer.publish.report import (
     library_versions,
     write_report,
 )
-from finetune_trainer.train import state as saved
-from finetune_trainer.train.checkpoint import Checkpoint
+from finetune_trainer.train.checkpoint import ADAPTER, Checkpoint
 from finetune_trainer.train.trainer import StepTrainer
 
 REPORT = "report.html"
 SHOWN_ROWS = 3
+_SAMPLED_ROWS = 64
+"""Rows of the data among which the proof looks for long ones."""
 
 
 def publish_best(
@@ -38,21 +42,24 @@ def publish_best(
     """Publish the adapter of the lowest validation loss (without validation the last). Rank 0 only.
 
     Raises:
-        JobError: OutputConflict, the checkpoints were removed meanwhile; or the output cannot be written.
+        JobError: OutputConflict, the checkpoints were removed meanwhile; AdapterUnproven, training changed nothing or
+            the published bytes are not what was trained; or the output cannot be written.
     """
     around.console.phase("Publishing the adapter")
     around.reporter.publish()
-    store = around.output.store
-    best = prepared.checkpoints.best()
+    store, spec = around.output.store, job.spec
+    best = prepared.checkpoints.best(around.scratch / "best", around.console.warning)
     if best is None:
         raise JobError(Reason.OUTPUT_CONFLICT, "The run's checkpoints were removed while it ran: start it again.")
-    weights = around.scratch / saved.ADAPTER
-    store.download_file(f"{best.key}/{saved.ADAPTER}", weights)
+    trained = load_file(around.scratch / "best" / ADAPTER)
+    moved = proof.movement(trainer.start, trained, learning_rate=spec.learning_rate)
+    for notice in moved.notice():
+        around.console.warning(notice)
     folder = around.scratch / "adapter"
     folder.mkdir()
     parts = AdapterParts(
         model=trainer.peft_model,
-        weights=load_file(weights),
+        weights=trained,
         tokenizer=prepared.model.tokenizer,
         generation=prepared.model.generation,
         base_model=_base_model(prepared.model.source),
@@ -61,17 +68,33 @@ def publish_best(
     )
     write_adapter(folder, parts)
     metrics, dataset = _metrics(best, prepared, around), dataset_result(prepared.train.stats)
-    write_report(folder / REPORT, _report(job, prepared, around, best, metrics, wall_seconds))
+    notices = prepared.notices + moved.notice()
+    write_report(folder / REPORT, _report(job, prepared, around, best, metrics, wall_seconds, notices))
     store.upload_file(folder / REPORT, REPORT)
     details = {
         "run": prepared.identity,
         "baseModel": parts.base_model,
         "baseModelRevision": parts.base_model_revision,
+        "targets": adapted(trainer.peft_model).summary(trainable_parameters(trainer.peft_model))[:512],
         "metrics": metrics.model_dump(exclude_none=True),
         "dataset": dataset.model_dump(exclude_none=True),
         "step": best.step,
     }
-    adapter = publish_adapter(store, folder, details)
+    verify = partial(
+        proof.prove,
+        model=trainer.peft_model,
+        trained=trained,
+        moved=moved,
+        rows=[
+            sequence
+            for row in range(min(_SAMPLED_ROWS, len(prepared.train)))
+            for sequence in prepared.train.sequences(row)
+        ],
+        sharded=trainer.sharded,
+    )
+    adapter = publish_adapter(store, folder, details, verify)
+    if adapter.verified is not None:
+        around.console.phase(proof.sentence(adapter.verified))
     around.reporter.finish()
     message = f"The adapter is at {adapter.uri}."
     around.console.phase(message)
@@ -116,6 +139,7 @@ def _report(
     best: Checkpoint,
     metrics: MetricsResult,
     wall_seconds: float,
+    notices: list[str],
 ) -> ReportData:
     spec, resume = job.spec, prepared.resume
     counts = [_counts("train", spec.train_path, prepared.train)]
@@ -150,7 +174,7 @@ def _report(
         data=counts,
         rows=rows,
         versions=library_versions(),
-        notices=prepared.notices,
+        notices=notices,
     )
 
 

@@ -23,8 +23,9 @@ from finetune_api.storage_uri import Scheme, StorageUri
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage.addresses import local_path, parse_address
 from finetune_trainer.storage.errors import human_bytes, local_errors, require_space
+from finetune_trainer.storage.gguf import has_own_tokenizer, ordinary_folder, read_facts
 from finetune_trainer.storage.hub import download_dataset_file, download_snapshot
-from finetune_trainer.storage.model_files import Select, adapter_files, model_files, tokenizer_files
+from finetune_trainer.storage.model_files import Select, adapter_files, gguf_file, model_files, tokenizer_files
 from finetune_trainer.storage.s3 import S3Connection, connect, read_with_fallback
 from finetune_trainer.storage.s3_store import ObjectStat, S3Store
 
@@ -38,6 +39,8 @@ class FetchedModel:
     path: Path
     resolved_revision: str | None
     """Commit on the Hub; None for folders and object stores, which have none."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know of it, a sentence each."""
 
 
 def default_cache_dir() -> Path:
@@ -77,6 +80,8 @@ def fetch_model(
 ) -> FetchedModel:
     """The model `model_id`, weights in one format only: a Hub name, a folder, pvc:// or s3://bucket/prefix.
 
+    A GGUF file, alone in one of these or named at the end of the address, becomes an ordinary folder in `cache_dir`.
+
     Args:
         model_id: A name with a "/" is looked up as a folder first, then on the Hub, as transformers does.
         revision: Branch, tag or commit on the Hub.
@@ -89,8 +94,10 @@ def fetch_model(
         JobError: ModelNotFound, ModelAccessDenied, ModelUnsupported, StorageNotFound, StorageAccessDenied,
             StorageUnavailable, HubUnavailable, DiskFull or InvalidSpec.
     """
-    select = partial(model_files, source=model_id, code=trust_remote_code)
-    return _fetch_folder(model_id, revision, select, "config.json", key, cache_dir, sleep)
+    place, file = _split_gguf(model_id)
+    select = partial(model_files, source=place, code=trust_remote_code, gguf=file)
+    fetched = _fetch_folder(place, revision, select, "config.json", key, cache_dir, sleep)
+    return _without_gguf(fetched, place, file, cache_dir, weights=True)
 
 
 def fetch_tokenizer(
@@ -106,8 +113,10 @@ def fetch_tokenizer(
 
     `code` fetches the repository's Python files as well, for a job that trusts them.
     """
-    select = partial(tokenizer_files, code=code)
-    return _fetch_folder(model_id, revision, select, "config.json", key, cache_dir, sleep)
+    place, file = _split_gguf(model_id)
+    select = partial(tokenizer_files, source=place, code=code, gguf=file)
+    fetched = _fetch_folder(place, revision, select, "config.json", key, cache_dir, sleep)
+    return _without_gguf(fetched, place, file, cache_dir, weights=False)
 
 
 def fetch_adapter(
@@ -136,7 +145,7 @@ def _fetch_folder(
         raise JobError(Reason.INVALID_SPEC, f"{name} is a data set: write {key} as owner/name, a folder or s3://…")
     folder = local_path(address)
     if folder.is_dir():
-        if not (folder / marker).is_file():
+        if not (folder / marker).is_file() and not (marker == "config.json" and any(folder.rglob("*.gguf"))):
             raise JobError(Reason.MODEL_NOT_FOUND, f"The folder {name} has no {marker}: correct {key}.")
         return FetchedModel(folder, None)
     if folder.exists():
@@ -145,6 +154,42 @@ def _fetch_folder(
         raise JobError(Reason.MODEL_NOT_FOUND, f"There is no folder {name}: correct {key}.")
     snapshot = download_snapshot(name, revision, select, key=key, sleep=sleep)
     return FetchedModel(snapshot.path, snapshot.commit)
+
+
+def _split_gguf(name: str) -> tuple[str, str | None]:
+    """(the folder, prefix or Hub name, the GGUF file in it) where `name` ends in a file, else (`name`, None)."""
+    if not name.endswith(".gguf"):
+        return name, None
+    address = parse_address(name)
+    if address.scheme is Scheme.LOCAL and not name.startswith(("/", ".", "~", "file:")):
+        path = Path(name)
+        if not path.is_file():
+            owner, _, rest = name.partition("/")
+            repository, _, file = rest.partition("/")
+            # A repository may have such a name too.
+            return (f"{owner}/{repository}", file) if file else (name, None)
+        return str(path.parent), path.name
+    place, _, file = name.rpartition("/")
+    return place or "/", file
+
+
+def _without_gguf(
+    fetched: FetchedModel, place: str, named: str | None, cache_dir: Path | None, *, weights: bool
+) -> FetchedModel:
+    """`fetched`, or an ordinary folder made of its GGUF file where its weights are in one."""
+    folder = fetched.path
+    paths = {path.name for path in folder.iterdir()} | {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")
+    }
+    name = gguf_file(paths, source=place, named=named)
+    if name is None:
+        return fetched
+    file, root = folder / name, (cache_dir or default_cache_dir()) / "gguf"
+    facts = read_facts(file)
+    with _lock(root / file.name, str(file)):
+        made = ordinary_folder(file, root, weights=weights)
+    warnings = facts.warnings(file.name, own_tokenizer=has_own_tokenizer(file))
+    return FetchedModel(made, fetched.resolved_revision, tuple(warnings))
 
 
 def _fetch_object(address: StorageUri, cache_dir: Path, connection: S3Connection) -> Path:

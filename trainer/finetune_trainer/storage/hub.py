@@ -25,6 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage.errors import human_bytes, local_error, require_space, safe_address
+from finetune_trainer.storage.hub_cache import Lack, Snapshot, cached_snapshot
 from finetune_trainer.storage.model_files import Select
 
 _log = logging.getLogger(__name__)
@@ -36,14 +37,6 @@ LONGEST_WAIT_SECONDS = 310
 """The Hub counts requests in windows of five minutes."""
 TOKEN_HELP = "set HF_TOKEN (in a cluster: spec.secrets.huggingFace)"
 _BUSY = {408, 429, 500, 502, 503, 504}
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Files of one commit of a repository."""
-
-    path: Path
-    commit: str
 
 
 @dataclass(frozen=True)
@@ -96,15 +89,27 @@ def download_snapshot(
         Reason.MODEL_ACCESS_DENIED,
         f"{endpoint() or DEFAULT_ENDPOINT}/{repo_id}",
     )
-    pinned = revision is not None and len(revision) == 40
-    if (pinned or huggingface_hub.is_offline_mode()) and (found := _cached(repo_id, revision, select, cache_dir)):
-        return found
+    offline = huggingface_hub.is_offline_mode()
+    if offline or (revision is not None and len(revision) == 40):
+        # Whoever may ask the Hub is not content with a cache that cannot be known to be complete.
+        found = cached_snapshot(repo_id, revision, select, cache_dir, complete=not offline)
+        if isinstance(found, Snapshot):
+            return found
+        if offline and found.partly:
+            raise JobError(
+                asked.not_found,
+                f"{repo_id} is {found.what}, and HF_HUB_OFFLINE forbids to fetch the rest: unset it for one run.",
+            )
     try:
         return _download_snapshot(asked, select, cache_dir, sleep)
     except JobError as error:
-        found = _cached(repo_id, revision, select, cache_dir) if error.reason is Reason.HUB_UNAVAILABLE else None
-        if found is None:
+        if error.reason is not Reason.HUB_UNAVAILABLE:
             raise
+        found = cached_snapshot(repo_id, revision, select, cache_dir, complete=False)
+        if isinstance(found, Lack):
+            if not found.partly:
+                raise
+            raise JobError(error.reason, f"{error.message.rstrip('.')} ({repo_id} is {found.what}).") from error
         _log.warning("%s Going on with the copy in the cache (commit %s).", error.message, found.commit)
         return found
 
@@ -169,19 +174,6 @@ def _download_snapshot(
 def _is_cached(repo_id: str, path: str, commit: str | None, cache_dir: Path | None) -> bool:
     found = huggingface_hub.try_to_load_from_cache(repo_id, path, cache_dir=cache_dir, revision=commit)
     return isinstance(found, str)
-
-
-def _cached(repo_id: str, revision: str | None, select: Select, cache_dir: Path | None) -> Snapshot | None:
-    """What the cache knows of `revision`, if it has every file that `select` picks."""
-    try:
-        tree = huggingface_hub.get_cached_repo_tree(repo_id, revision=revision, cache_dir=cache_dir)
-        wanted = [glob.escape(path) for path in select(file.path for file in tree)]
-        folder = huggingface_hub.snapshot_download(
-            repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=wanted, local_files_only=True
-        )
-    except (hub.CachedRepoTreeNotFoundError, hub.LocalEntryNotFoundError, hub.HFValidationError):
-        return None
-    return Snapshot(Path(folder), Path(folder).name)
 
 
 @contextmanager

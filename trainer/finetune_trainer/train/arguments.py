@@ -49,8 +49,6 @@ def training_arguments(
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=_schedule(spec),
-        warmup_steps=spec.num_warmup_steps,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         optim="adamw_torch",
@@ -77,12 +75,6 @@ def training_arguments(
         ddp_timeout=int(TIMEOUT.total_seconds()),
         **sharding,
     )
-
-
-def _schedule(spec: FineTuneJobSpec) -> str:
-    """transformers' `constant` has no warm-up; the job's has."""
-    constant = "constant_with_warmup" if spec.num_warmup_steps else "constant"
-    return constant if spec.lr_scheduler_type == "constant" else spec.lr_scheduler_type
 
 
 _TRACKER_SETTINGS = {

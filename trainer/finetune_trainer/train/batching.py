@@ -38,12 +38,14 @@ class Batching:
     @property
     def packs(self) -> bool:
         """Whether batches are packs."""
-        return self.layout is not BatchLayout.PADDED
+        return self.layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED)
 
     def batches(self, rows: Sequence[list[TokenPair]]) -> list[Batch | Pack]:
         """Batches of one or more rows, largest first, so that memory runs out early if it does."""
         if self.packs:
             return [*packs_of(_flat(rows), budget=self.tokens_per_pack, share=self._shares)]
+        if self.layout is BatchLayout.SINGLE_ROWS:
+            return [pad([sequence], self.pad_id) for sequence in sorted(_flat(rows), key=lambda pair: -len(pair[0]))]
         ordered = sorted(rows, key=lambda row: -sum(len(ids) for ids, _ in row))
         starts = range(0, len(ordered), self.rows_per_batch)
         return [pad(_flat(ordered[i : i + self.rows_per_batch]), self.pad_id, self.length) for i in starts]
@@ -52,6 +54,8 @@ class Batching:
         """How many batches these rows make."""
         if self.packs:
             return pack_count(_flat(rows), budget=self.tokens_per_pack, share=self._shares) if rows else 0
+        if self.layout is BatchLayout.SINGLE_ROWS:
+            return len(_flat(rows))
         return math.ceil(len(rows) / self.rows_per_batch)
 
     def idle(self, row: list[TokenPair]) -> Batch | Pack:

@@ -7,17 +7,24 @@ to; the files are the adapter, optimizer, schedule, trainer state and every rank
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from finetune_api.outcome import CheckpointResult, Reason
 from finetune_trainer.errors import JobError
+from finetune_trainer.model.adapter_state import not_finite
 from finetune_trainer.storage import MANIFEST_NAME, Manifest, ObjectStore, read_manifest, write_manifest
 
 FOLDER = "checkpoints"
+ADAPTER = "adapter_model.safetensors"
 _NAME = re.compile(rf"^{FOLDER}/(step-(\d{{8}}))/{re.escape(MANIFEST_NAME)}$")
+
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,31 +59,31 @@ class Checkpoints:
         self._keep = keep
 
     def all(self) -> list[Checkpoint]:
-        """Complete checkpoints, oldest first. Folders without a manifest were never finished and do not count."""
+        """Complete checkpoints, oldest first. Folders without a manifest that can be read do not count."""
         found = []
         for key in self._store.list(FOLDER):
             match = _NAME.match(key)
-            manifest = read_manifest(self._store, f"{FOLDER}/{match.group(1)}") if match else None
+            manifest = self._manifest(f"{FOLDER}/{match.group(1)}") if match else None
             if match and manifest is not None:
                 found.append(Checkpoint(f"{FOLDER}/{match.group(1)}", int(match.group(2)), manifest))
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
-    def newest(self) -> Checkpoint | None:
-        """The checkpoint to resume from, or None.
+    def newest(self, folder: Path, warn: Warn) -> Checkpoint | None:
+        """The newest checkpoint that is whole, with a copy of it in `folder`; None when there is none.
+
+        Args:
+            folder: does not exist yet.
+            warn: is told of damaged ones, which are left out from then on.
 
         Raises:
-            JobError: CheckpointMismatch, it belongs to another job, other data or another number of processes.
+            JobError: CheckpointMismatch, one belongs to another job, other data or another number of processes.
         """
-        checkpoints = self.all()
-        if not checkpoints:
-            return None
-        self.check(checkpoints[-1])
-        return checkpoints[-1]
+        return self._first_whole(reversed(self.all()), folder, None, warn)
 
-    def best(self) -> Checkpoint | None:
-        """The checkpoint of the lowest validation loss, the earlier one of two equal; the newest without validation."""
-        checkpoints = self.all()
-        return min(checkpoints, key=_rank) if checkpoints else None
+    def best(self, folder: Path, warn: Warn) -> Checkpoint | None:
+        """The whole checkpoint of the lowest validation loss, the earlier one of two equal; without validation the
+        newest. A copy of its adapter is put in `folder`; otherwise as `newest`."""
+        return self._first_whole(sorted(self.all(), key=_rank), folder, [ADAPTER], warn)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that another run made.
@@ -97,11 +104,6 @@ class Checkpoints:
                 "or remove the checkpoints there.",
             )
 
-    def fetch(self, checkpoint: Checkpoint, folder: Path) -> Path:
-        """A verified copy of `checkpoint` in `folder`, which does not exist yet."""
-        self._store.download_tree(checkpoint.key, folder)
-        return folder
-
     def save(self, folder: Path, *, step: int, eval_loss: float | None, details: Mapping[str, Any]) -> CheckpointResult:
         """Publish `folder` as the checkpoint of `step`, then remove what need not be kept."""
         key = f"{FOLDER}/step-{step:08d}"
@@ -113,6 +115,40 @@ class Checkpoints:
     def result(self, step: int) -> CheckpointResult:
         """Address of the checkpoint of `step`."""
         return CheckpointResult(uri=self._store.uri_of(f"{FOLDER}/step-{step:08d}"), step=step)
+
+    def _manifest(self, key: str) -> Manifest | None:
+        try:
+            return read_manifest(self._store, key)
+        except JobError as error:
+            if error.reason is not Reason.STORAGE_NOT_FOUND:
+                raise
+            return None
+
+    def _first_whole(
+        self, checkpoints: Iterable[Checkpoint], folder: Path, paths: list[str] | None, warn: Warn
+    ) -> Checkpoint | None:
+        for checkpoint in checkpoints:
+            self.check(checkpoint)
+            damage = self._fetch(checkpoint, folder, paths)
+            if damage is None:
+                return checkpoint
+            # Without its manifest it was never finished: else it would be kept as the newest, in place of better ones.
+            self._store.delete(f"{checkpoint.key}/{MANIFEST_NAME}")
+            warn(f"The checkpoint {self._store.uri_of(checkpoint.key)} is not used, {damage}")
+        return None
+
+    def _fetch(self, checkpoint: Checkpoint, folder: Path, paths: list[str] | None) -> str | None:
+        """Put a copy in `folder`, or say what is wrong with it."""
+        try:
+            self._store.download_tree(checkpoint.key, folder, paths=paths)
+        except JobError as error:
+            if error.reason is not Reason.STORAGE_NOT_FOUND:
+                raise
+            return f"because it is damaged: {error.message}"
+        if not_finite(load_file(folder / ADAPTER)):
+            shutil.rmtree(folder)
+            return "because its adapter has values that are no numbers."
+        return None
 
     def _prune(self) -> None:
         checkpoints = self.all()

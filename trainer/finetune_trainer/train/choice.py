@@ -15,7 +15,7 @@ from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
-from finetune_trainer.train.gate import SAMPLE_TOKENS, Gate, Verdict, sample_of, without_dropout
+from finetune_trainer.train.gate import Gate, Verdict, without_dropout
 from finetune_trainer.train.memory import (
     KeptBytes,
     checkpointed_bytes_per_token,
@@ -23,6 +23,7 @@ from finetune_trainer.train.memory import (
     tokens_that_fit,
 )
 from finetune_trainer.train.passes import Passes
+from finetune_trainer.train.sample import SAMPLE_TOKENS, sample_of
 
 _USEFUL_TOKENS = 2048
 """Packs this large use a device well; where fewer fit, recomputing activations costs less than smaller packs."""
@@ -32,6 +33,14 @@ _MEASURED_TOKENS = 128
 
 _STEP = 256
 """Packs are bounded by a multiple of this, so that a little more or less free memory makes the same packs."""
+
+
+_LAID_OUT = {
+    BatchLayout.SHARED_PREFIX: "rows are packed",
+    BatchLayout.PACKED: "rows are packed without sharing their beginnings",
+    BatchLayout.PADDED: "rows are padded",
+    BatchLayout.SINGLE_ROWS: "one row is computed at a time, which is slow",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Choice:
     def sentence(self) -> str:
         """For the log."""
         if not self.batching.packs:
-            return "Rows are padded."
+            return f"{_LAID_OUT[self.batching.layout].capitalize()}."
         shared = "what rows begin with alike is computed once" if self._shares else "each row is computed whole"
         difference = self.verdict.gradient_difference or 0.0
         checkpointing = "; activations are computed again in the backward pass" if self.checkpointing else ""
@@ -70,8 +79,7 @@ class Choice:
         """Why it is not the fastest layout."""
         if not self.verdict.refused:
             return None
-        instead = "rows are packed without sharing their beginnings" if self.batching.packs else "rows are padded"
-        return f"For this model {instead}: {self.verdict.refused}."
+        return f"For this model {_LAID_OUT[self.batching.layout]}: {self.verdict.refused}."
 
     @property
     def _shares(self) -> bool:
@@ -87,14 +95,25 @@ class Chooser:
         passes: forward and backward passes as training makes them.
         ranks: this process among the others.
         checkpointing: whether activations are checkpointed; None to decide it here.
+        sharded: by FSDP.
     """
 
-    def __init__(self, model: Any, wrapped: Any, passes: Passes, ranks: Ranks, *, checkpointing: bool | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        wrapped: Any,
+        passes: Passes,
+        ranks: Ranks,
+        *,
+        checkpointing: bool | None,
+        sharded: bool = False,
+    ) -> None:
         self._model = model
         self._wrapped = wrapped
         self._passes = passes
         self._ranks = ranks
         self._checkpointing = checkpointing
+        self._sharded = sharded
 
     def choose(
         self, rows: list[list[TokenPair]], batching: Batching, *, longest: int, earlier: Mapping[str, Any] | None
@@ -103,7 +122,7 @@ class Chooser:
 
         Args:
             rows: some of the data, the same on all ranks.
-            batching: what to begin with; padded rows are asked for and stay.
+            batching: the first layout to try; where that is padded rows, no packs are.
             longest: tokens of the longest row.
             earlier: `Choice.figures` of the attempt that is continued: its packs are made again where they still fit,
                 so that a resumed run rounds as an undisturbed one.
@@ -116,18 +135,15 @@ class Chooser:
         if isinstance(known, int) and known <= fitting:
             tokens = known
         batching = replace(batching, tokens_per_pack=tokens)
-        if batching.layout is BatchLayout.PADDED:
-            return Choice(batching, checkpointing, Verdict(BatchLayout.PADDED))
-        verdict = Gate(self._model, self._wrapped, self._passes, self._ranks).choose(
-            sample_of(rows, min(SAMPLE_TOKENS[self._passes.device.type], tokens)), batching
-        )
+        gate = Gate(self._model, self._wrapped, self._passes, self._ranks, sharded=self._sharded)
+        verdict = gate.choose(sample_of(rows, min(SAMPLE_TOKENS[self._passes.device.type], tokens)), batching)
         return Choice(replace(batching, layout=verdict.layout), checkpointing, verdict)
 
     def _kept_bytes_per_token(self, sequence: TokenPair, batching: Batching) -> float:
         ids, trained = (part[:_MEASURED_TOKENS] for part in sequence)
         counter = KeptBytes(self._model)
         with without_dropout(self._model), counter.counting():
-            self._passes(self._wrapped, [pad([(ids, trained)], batching.pad_id)])
+            self._passes(self._wrapped, [pad([(ids, trained)], batching.pad_id)], reduce=self._sharded)
         self._model.zero_grad()
         return counter.total / len(ids)
 

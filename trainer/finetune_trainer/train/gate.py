@@ -1,13 +1,13 @@
-"""The exactness gate: before the first step, rows are laid out in packs only if that changes nothing for this model.
+"""The exactness gate: before the first step, rows are laid out together only if that changes nothing for this model.
 
 Loss and adapter gradients of a few real rows are computed one row at a time by the model's own code, and again in
-packs. Where they differ the next simpler layout is tried, down to padded rows, which need no trust. That a model reads
-position ids and leaves attention to transformers' interface is thereby measured, not believed.
+packs. Where they differ the next simpler layout is tried: padded rows, and in the end one row at a time. That a model
+reads position ids and leaves attention to transformers' interface is thereby measured, not believed; and so is that it
+is causal, without which it would learn to copy.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,31 +15,50 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from finetune_api.outcome import BatchLayout
+from finetune_api.outcome import BatchLayout, Reason
+from finetune_trainer.errors import JobError
 from finetune_trainer.launch.failures import out_of_memory, quoted
-from finetune_trainer.model.batch import Batch, TokenPair, pad
+from finetune_trainer.model.batch import IGNORED, Batch, TokenPair, pad
 from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.packed_attention import PackingRefusedError, use_packed_attention, usual_attention
 from finetune_trainer.model.packed_forward import take_packs
-from finetune_trainer.model.prefix_tree import MIN_SHARED, Pack, common_beginning, lexicographic
+from finetune_trainer.model.prefix_tree import Node, Pack
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.passes import Passes
+from finetune_trainer.train.sample import beginning_of
 
-SAMPLE_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Most tokens of the rows that are compared, by kind of device: about a second of it, or less than a step."""
+Differences = tuple[float, float]
+"""Relative ones, of (loss, whole gradient)."""
 
-_TRAINED_TOKENS = 32
-"""At least so many of each row."""
+_CLOSE: Differences = (1e-5, 1e-4)
+"""What rounding alone makes in float32. A row that sees another's tokens, or stands in the wrong place, makes more."""
 
-_CLOSE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 1e-1), torch.float16: (2e-2, 1e-1)}
-"""Relative differences of (loss, whole gradient) that rounding alone makes, by the base model's precision. A row that
-sees another's tokens, or stands in the wrong place, makes larger ones."""
+_CLOSE_PADDED: Differences = (1e-4, 1e-3)
+"""The same for padded rows, where the only other choice is far slower and what is wrong is so by percents."""
 
-_LAYOUTS = (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED)
+_CLOSE_HALF: tuple[Differences, Differences] = ((2e-2, 1e-1), (1e-1, 3e-1))
+"""Least and most that is let pass in half precision. Rounding grows with a model's depth there and is measured: by
+padding, which changes shapes and kernels as packs do."""
+
+_TIMES_ROUNDING = 3.0
+
+_SEES_AHEAD = {torch.bfloat16: 2e-2, torch.float16: 2e-2}
+"""Relative change of logits that are to have none, by precision: the shapes are the same, so all there is comes from
+mixtures of experts, which group other tokens. In float32 it is 1e-5."""
+
+_LEAKS = 1e-6
+"""The same of a loss; where experts make more of it, that is measured."""
+
+_TIMES_GROUPING = 10.0
+
+_WHAT_CHANGES = {
+    BatchLayout.SHARED_PREFIX: "computing common beginnings once",
+    BatchLayout.PACKED: "packing",
+    BatchLayout.PADDED: "padding, or other rows beside a row,",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,10 @@ class Verdict:
     seconds: float = 0.0
 
 
+_Outcome = tuple[float, list[torch.Tensor]]
+"""Sum of the losses, and this rank's part of the gradients."""
+
+
 class Gate:
     """Compares layouts on one model.
 
@@ -64,75 +87,136 @@ class Gate:
         wrapped: the same as training runs it.
         passes: forward and backward passes as training makes them.
         ranks: this process among the others.
+        sharded: by FSDP.
     """
 
-    def __init__(self, model: Any, wrapped: Any, passes: Passes, ranks: Ranks) -> None:
+    def __init__(self, model: Any, wrapped: Any, passes: Passes, ranks: Ranks, *, sharded: bool = False) -> None:
         self._model = model
         self._wrapped = wrapped
         self._passes = passes
         self._ranks = ranks
+        self._sharded = sharded
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        base = model.get_base_model()
-        self._close = _CLOSE.get(base.dtype, _CLOSE[torch.float32])
+        self._dtype = model.get_base_model().dtype
+        self._half = self._dtype in _SEES_AHEAD
 
     def choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
-        """The first layout that is exact; the model is left as that layout needs it.
+        """The first layout from that of `batching` on that is exact; the model is left as that layout needs it.
 
         Args:
             sample: sequences, the same on all ranks.
             batching: gives the bound of a pack.
+
+        Raises:
+            JobError: ModelUnsupported, the model is not causal.
         """
         began = time.monotonic()
-        verdict = self._choose(sample, batching)
+        with without_dropout(self._model):
+            for sequence in (sample[0], sample[-1]):
+                self._check_causality(pad([sequence], batching.pad_id))
+            verdict = self._choose(sample, batching)
         return replace(verdict, seconds=time.monotonic() - began)
 
+    def _check_causality(self, row: Batch) -> None:
+        """Refuse a model whose predictions change with a token that comes after all of them."""
+        changed = row.input_ids.clone()
+        changed[0, -1] = next(token for token in (*changed[0].tolist(), 0, 1) if token != changed[0, -1])
+        logits, others = (
+            self._passes.logits(self._wrapped, which).float() for which in (row, replace(row, input_ids=changed))
+        )
+        change = float((others - logits).norm() / logits.norm())
+        if self._ranks.any(change > _SEES_AHEAD.get(self._dtype, 1e-5)):
+            raise JobError(
+                Reason.MODEL_UNSUPPORTED,
+                "The model sees the tokens it is to predict, so it would learn nothing: where only the last token of "
+                f"a row is another, the logits of the tokens before it change by {change:.0e} of their size. Choose a "
+                "causal language model (an encoder such as BERT is one only where its config.json says is_decoder: "
+                "true).",
+            )
+
     def _choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
+        alone = self._outcome([pad([sequence], batching.pad_id) for sequence in sample])
+        # As wide as the longest row, or some wider where all are to be as wide as one that may come.
+        width = min(batching.length or 0, 2 * max(len(ids) for ids, _ in sample))
+        in_one = replace(batching, layout=BatchLayout.PADDED, rows_per_batch=len(sample), length=width)
+        padded = self._compare(alone, sample, in_one) if self._half or not batching.packs else None
+        refused: dict[str, None] = {}
+        if batching.packs:
+            verdict = self._choose_pack(alone, sample, batching, self._close(padded), refused)
+            if verdict is not None:
+                return verdict
+        padded = padded or self._compare(alone, sample, in_one)
+        found = _within(padded, _CLOSE_HALF[1] if self._half else _CLOSE_PADDED, BatchLayout.PADDED, refused)
+        if found is None:
+            return Verdict(BatchLayout.SINGLE_ROWS, refused="; ".join(refused))
+        return Verdict(BatchLayout.PADDED, *found, refused="; ".join(refused))
+
+    def _choose_pack(
+        self,
+        alone: _Outcome,
+        sample: Sequence[TokenPair],
+        batching: Batching,
+        close: Differences,
+        refused: dict[str, None],
+    ) -> Verdict | None:
+        """The first kind of packs that is exact, or None; `refused` gets the reasons why others are not."""
         base = self._model.get_base_model()
         try:
             # Outside of packs it is the model's own.
             use_packed_attention(base)
-        except PackingRefusedError as refused:
-            return Verdict(BatchLayout.PADDED, refused=str(refused))
-        with without_dropout(self._model):
-            loss, gradient = self._outcome([pad([sequence], batching.pad_id) for sequence in sample])
-            take_packs(base)
-            fuse_lora(self._model)
-            reasons: list[str] = []
-            for layout in _LAYOUTS:
-                laid_out = replace(batching, layout=layout)
-                refusal, packed_loss, packed_gradient = "", math.nan, gradient
-                try:
-                    self._try_dropout(laid_out.batches([[_cut(sample[0], 0, 16)]])[0])
-                    packed_loss, packed_gradient = self._outcome(laid_out.batches([list(sample)]))
-                except Exception as error:  # Model code and kernels that nobody here has seen.
-                    if out_of_memory(error, self._ranks.rank) is not None:
-                        raise
-                    refusal = _refusal(error)
-                if self._ranks.any(bool(refusal)):
-                    reasons.append(refusal or "packs fail in another process")
-                    break
-                found = (
-                    abs(packed_loss - loss) / max(abs(loss), 1e-12),
-                    self._norm(b - a for a, b in zip(gradient, packed_gradient, strict=True))
-                    / max(self._norm(gradient), 1e-12),
-                )
-                close = all(difference <= most for difference, most in zip(found, self._close, strict=True))
-                # NaN is not close either; and all ranks do what the most careful one wants.
-                if not self._ranks.any(not close):
-                    return Verdict(layout, *found, refused="; ".join(reasons))
-                reasons.append(
-                    f"the {layout} layout changes the loss by {found[0]:.1e} and the gradients by {found[1]:.1e} of "
-                    "their size"
-                )
+        except PackingRefusedError as error:
+            refused[str(error)] = None
+            return None
+        take_packs(base)
+        fuse_lora(self._model)
+        for layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED):
+            found = _within(self._compare(alone, sample, replace(batching, layout=layout)), close, layout, refused)
+            if found is not None:
+                return Verdict(layout, *found, refused="; ".join(refused))
         usual_attention(base)
         unfuse_lora(self._model)
-        return Verdict(BatchLayout.PADDED, refused="; ".join(reasons))
+        return None
 
-    def _outcome(self, batches: list[Batch | Pack]) -> tuple[float, list[torch.Tensor]]:
+    def _close(self, padded: Differences | str | None) -> Differences:
+        """How far packs may be off."""
+        if not self._half:
+            return _CLOSE
+        rounding = padded if isinstance(padded, tuple) else (math.inf, math.inf)
+        least, most = (torch.tensor(bound) for bound in _CLOSE_HALF)
+        loss, gradient = (_TIMES_ROUNDING * torch.tensor(rounding)).clamp(least, most).tolist()
+        return loss, gradient
+
+    def _compare(self, alone: _Outcome, sample: Sequence[TokenPair], batching: Batching) -> Differences | str:
+        """How far the sample in this layout is from each row `alone`, or why that cannot be told; the same on all
+        ranks, none of which waits for another while it computes.
+        """
+        refusal, together, leak = "", alone, None
+        try:
+            batches = batching.batches([list(sample)])
+            if batching.packs:
+                self._try_dropout(batching.batches([[beginning_of(sample[0], 16)]])[0])
+            together = self._outcome(batches)
+            leak = next((found for batch in batches if (found := self._leak(batch))), None)
+        except Exception as error:  # Model code and kernels that nobody here has seen.
+            if out_of_memory(error, self._ranks.rank) is not None:
+                raise
+            refusal = _refusal(error)
+        if self._ranks.any(bool(refusal)):
+            return refusal or "rows fail together in another process"
+        if self._ranks.any(leak is not None):
+            return f"in a pack rows see each other (one that changes changes the loss of others by {leak or 0.0:.0e})"
+        loss, gradient = alone
+        return (
+            abs(together[0] - loss) / max(abs(loss), 1e-12),
+            self._norm(b - a for a, b in zip(gradient, together[1], strict=True)) / max(self._norm(gradient), 1e-12),
+        )
+
+    def _outcome(self, batches: list[Batch | Pack]) -> _Outcome:
         """Sum of the losses, and this rank's part of the gradients."""
         self._model.zero_grad()
         try:
-            loss = float(self._passes(self._wrapped, batches))
+            # FSDP shards gradients as it reduces them; otherwise no rank waits for another, which may have failed.
+            loss = float(self._passes(self._wrapped, batches, reduce=self._sharded))
             return loss, [_gradient(parameter) for parameter in self._trained]
         finally:
             self._model.zero_grad()
@@ -143,6 +227,27 @@ class Gate:
         # and below the line.
         return float(self._ranks.sums([float(squares)])[0] ** 0.5)
 
+    def _leak(self, batch: Batch | Pack) -> float | None:
+        """Relative change of the other rows' loss when tokens are changed that only the first row of a pack has; None
+        where it is no more than what the last row does to the others, who cannot see it.
+        """
+        if not isinstance(batch, Pack):
+            return None
+        leaves = [node for node in batch.nodes if node.span_end == node.end]
+        noise, change = (self._change_of_others(batch, leaf) for leaf in (leaves[-1], leaves[0]))
+        return change if change > max(_LEAKS, _TIMES_GROUPING * noise) else None
+
+    def _change_of_others(self, pack: Pack, leaf: Node) -> float:
+        inside = (pack.sources >= leaf.start) & (pack.sources < leaf.end)
+        others = replace(pack, targets=pack.targets.masked_fill(inside, IGNORED))
+        changed = pack.input_ids.clone()
+        # Not only in another order, which attention that has learned nothing yet would not tell.
+        changed[:, leaf.start : leaf.end] = changed[:, :1]
+        loss, other = (
+            float(self._passes.loss(self._wrapped, which)) for which in (others, replace(others, input_ids=changed))
+        )
+        return abs(other - loss) / max(abs(loss), 1e-12)
+
     def _try_dropout(self, pack: Batch | Pack) -> None:
         """Let layers refuse what they only do in training; the random numbers are given back."""
         device = self._passes.device
@@ -151,35 +256,6 @@ class Gate:
             self._model.train()
             with self._passes.forward(self._wrapped, pack):
                 pass
-
-
-def sample_of(rows: Sequence[list[TokenPair]], tokens: int) -> list[TokenPair]:
-    """A few sequences of `rows` that would show a difference: the two with the longest common beginning, the longest
-    and the shortest, as far as `tokens` allow.
-
-    Those that are too long are cut, a common beginning at its front, the rest at its end. Where none have a beginning
-    in common, one is made that begins as another does. Each trains its last tokens too: of very few the output head's
-    gradient is so inexact (in float32 a hundred times more than of many) that nothing could be told from it.
-    """
-    ordered = sorted((sequence for row in rows for sequence in row), key=lambda sequence: lexicographic(sequence[0]))
-    by_length = sorted(ordered, key=lambda sequence: len(sequence[0]))
-    shared = [common_beginning(a[0], b[0]) for a, b in itertools.pairwise(ordered)]
-    if shared and max(shared) >= MIN_SHARED:
-        first = shared.index(max(shared))
-        chosen = [_cut(sequence, shared[first], tokens // 4) for sequence in ordered[first : first + 2]]
-    else:
-        longest, shortest = (_cut(sequence, 0, tokens // 3) for sequence in (by_length[-1], by_length[0]))
-        chosen = [longest, _beginning_as(longest, shortest)]
-    for sequence in (by_length[-1], by_length[0]):
-        if _tokens([*chosen, sequence]) <= tokens and all(sequence[0] is not other[0] for other in chosen):
-            chosen.append(sequence)
-    return [(ids, trained | (np.arange(len(ids)) >= len(ids) - _TRAINED_TOKENS)) for ids, trained in chosen]
-
-
-def _cut(sequence: TokenPair, shared: int, most: int) -> TokenPair:
-    """At most `most` of its `shared` first tokens and as many others."""
-    ids, trained = (part[max(0, shared - most) : shared + most] for part in sequence)
-    return ids, trained
 
 
 @contextmanager
@@ -204,14 +280,19 @@ def _modes_kept(model: Any) -> Iterator[None]:
             module.training = mode
 
 
-def _beginning_as(first: TokenPair, second: TokenPair) -> TokenPair:
-    """A sequence of the first half of `first` and all of `second`."""
-    half = max(len(first[0]) // 2, 1)
-    return np.concatenate([first[0][:half], second[0]]), np.concatenate([first[1][:half], second[1]])
-
-
-def _tokens(sequences: Sequence[TokenPair]) -> int:
-    return sum(len(ids) for ids, _ in sequences)
+def _within(
+    found: Differences | str, close: Differences, layout: BatchLayout, refused: dict[str, None]
+) -> Differences | None:
+    """`found` if it is close, else None, and `refused` gets the reason."""
+    if isinstance(found, str):
+        refused[found] = None
+        return None
+    if all(difference <= most for difference, most in zip(found, close, strict=True)):
+        return found
+    # NaN is not close either.
+    what = _WHAT_CHANGES[layout]
+    refused[f"{what} changes the loss by {found[0]:.1e} and the gradients by {found[1]:.1e} of their size"] = None
+    return None
 
 
 def _refusal(error: Exception) -> str:

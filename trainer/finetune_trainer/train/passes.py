@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.model.batch import Batch
-from finetune_trainer.model.loss import Loss, computed
+from finetune_trainer.model.loss import Loss, computed, target_logits
 from finetune_trainer.model.prefix_tree import Pack
 
 
@@ -34,6 +34,16 @@ class Passes:
     def forward(self, model: Any, batch: Batch | Pack) -> AbstractContextManager[Loss]:
         """The loss of a batch; its backward pass belongs inside."""
         return computed(model, batch.to(self.device), keep=self._keep)
+
+    def loss(self, model: Any, batch: Batch | Pack) -> torch.Tensor:
+        """The loss of a batch, float32 [], without gradients."""
+        with torch.no_grad(), self._autocast(), self.forward(model, batch) as (loss, _):
+            return loss
+
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """What the model says where the batch predicts, [B * P, V], without gradients."""
+        with torch.no_grad(), self._autocast():
+            return target_logits(model, batch.to(self.device), keep=self._keep)[0]
 
     def __call__(
         self, model: Any, batches: list[Batch | Pack], scale: float = 1.0, *, reduce: bool = True

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
+from finetune_api.outcome import Reason
+from finetune_trainer.errors import JobError
+from finetune_trainer.model.adapter_state import adapter_tensors, not_finite, put_tensors
+from finetune_trainer.train.checkpoint import ADAPTER
 from finetune_trainer.train.collective import Ranks
 
-ADAPTER = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.pt"
 SCHEDULER = "scheduler.pt"
 TRAINER_STATE = "trainer_state.json"
@@ -22,31 +26,48 @@ RANDOM = "random.pt"
 
 
 def adapter_state(model: Any, wrapped: Any) -> dict[str, torch.Tensor]:
-    """LoRA weights in PEFT's names, on CPU.
+    """The adapter's tensors as they go into a file, on CPU.
 
     Args:
         model: the PeftModel.
         wrapped: the same as training runs it (DDP, FSDP2 or itself).
     """
-    from peft import get_peft_model_state_dict
-
     sharded = None
     if any(_is_sharded(parameter) for parameter in wrapped.parameters()):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         sharded = get_model_state_dict(wrapped, options=options)
-    # save_embedding_layers: never ask a hub for the base model's vocabulary, and never write the embedding matrix.
-    state = get_peft_model_state_dict(model, state_dict=sharded, save_embedding_layers=False)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return adapter_tensors(model, sharded)
+
+
+def refuse_not_finite(adapter: dict[str, torch.Tensor], step: int) -> None:
+    """Let no adapter with a value that is no number become a checkpoint: it would be what a next attempt goes on from.
+
+    Raises:
+        JobError: LossDiverged.
+    """
+    if broken := not_finite(adapter):
+        raise JobError(
+            Reason.LOSS_DIVERGED,
+            f"After step {step} the adapter has values that are no numbers (in {broken[0]}), {len(broken)} of its "
+            f"{len(adapter)} tensors: lower learning_rate, raise num_warmup_steps or look for broken rows in the data.",
+        )
 
 
 def load_adapter_state(model: Any, folder: Path) -> None:
-    """Put the LoRA weights of a checkpoint or adapter folder into a PeftModel that is not wrapped yet."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
+    """Put the adapter of a checkpoint into a PeftModel that is not wrapped yet.
 
-    set_peft_model_state_dict(model, load_file(folder / ADAPTER))
+    Raises:
+        JobError: CheckpointMismatch, it is not whole or not this model's.
+    """
+    fault = put_tensors(model, load_file(folder / ADAPTER))
+    if fault is not None:
+        raise JobError(
+            Reason.CHECKPOINT_MISMATCH,
+            f"The checkpoint to resume from does not fit this model, {fault}: choose another output, or remove the "
+            "checkpoints there.",
+        )
 
 
 def optimizer_state(wrapped: Any, optimizer: Any) -> dict[str, Any]:

@@ -87,7 +87,14 @@ class StepRunner:
             step: optimizer steps made so far.
         """
         if self._choice is None:
-            chooser = Chooser(self._model, wrapped, self._passes, self._ranks, checkpointing=self._checkpointing)
+            chooser = Chooser(
+                self._model,
+                wrapped,
+                self._passes,
+                self._ranks,
+                checkpointing=self._checkpointing,
+                sharded=self._sharded,
+            )
             self._choice = chooser.choose(
                 self._steps.first_rows(_GATE_ROWS),
                 self._steps.batching,

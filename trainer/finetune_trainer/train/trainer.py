@@ -10,7 +10,7 @@ as 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,11 +31,12 @@ from finetune_trainer.model.loss import takes_logits_to_keep
 from finetune_trainer.model.prefix_tree import Pack
 from finetune_trainer.train import state as saved
 from finetune_trainer.train.batching import RankBatches, StepBatches, StepDataset
-from finetune_trainer.train.checkpoint import Checkpoints
+from finetune_trainer.train.checkpoint import ADAPTER, Checkpoints
 from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.passes import Passes
 from finetune_trainer.train.plan import TrainingPlan
+from finetune_trainer.train.schedule import Schedule
 from finetune_trainer.train.steps import BatchingObserver, StepRunner
 
 _EVALUATED_BATCHES = 16
@@ -58,6 +59,7 @@ class StepTrainer(Trainer):
         args: transformers' arguments; accumulation is 1, because one item is one optimizer step.
         steps: item i is optimizer step i; its batching is what the choice begins with.
         plan: the order of rows.
+        schedule: learning rates.
         evaluation: validation rows, or None.
         checkpoints: where checkpoints go (used by rank 0).
         ranks: this process among the others.
@@ -66,6 +68,7 @@ class StepTrainer(Trainer):
         observer: is told about batches; None for nobody.
         checkpointing: whether activations are checkpointed, by `args` or FSDP; None to decide it by memory.
         sharded: by FSDP.
+        start: digests of the adapter's tensors before the first step.
         earlier: `Choice.figures` of the attempt that is continued.
     """
 
@@ -76,6 +79,7 @@ class StepTrainer(Trainer):
         args: TrainingArguments,
         steps: StepDataset,
         plan: TrainingPlan,
+        schedule: Schedule,
         evaluation: Evaluation | None,
         checkpoints: Checkpoints,
         ranks: Ranks,
@@ -84,6 +88,7 @@ class StepTrainer(Trainer):
         observer: BatchingObserver | None = None,
         checkpointing: bool | None = None,
         sharded: bool = False,
+        start: Mapping[str, str] | None = None,
         earlier: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=steps, callbacks=callbacks)
@@ -103,7 +108,9 @@ class StepTrainer(Trainer):
             sharded=sharded,
             earlier=earlier,
         )
+        self.sharded, self.start = sharded, dict(start or {})
         self._plan = plan
+        self._rates = schedule
         self._evaluation = evaluation
         self._checkpoints = checkpoints
         self._ranks = ranks
@@ -229,9 +236,10 @@ class StepTrainer(Trainer):
         random_states = self._ranks.gather(saved.random_state())
         if not self._ranks.is_first:
             return
+        saved.refuse_not_finite(adapter, self.state.global_step)
         folder = self._scratch / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True)
-        save_file(adapter, folder / saved.ADAPTER, metadata={"format": "pt"})
+        save_file(adapter, folder / ADAPTER, metadata={"format": "pt"})
         torch.save(optimizer, folder / saved.OPTIMIZER)
         torch.save(self._schedule().state_dict(), folder / saved.SCHEDULER)
         torch.save(random_states, folder / saved.RANDOM)
@@ -262,6 +270,13 @@ class StepTrainer(Trainer):
         folder = Path(checkpoint)
         saved.load_optimizer_state(self.model_wrapped, self.optimizer, folder)
         self._schedule().load_state_dict(torch.load(folder / saved.SCHEDULER, weights_only=True))
+
+    @override
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The job's learning rates."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = self._rates.of(optimizer or self.optimizer)
+        return self.lr_scheduler
 
     def _schedule(self) -> Any:
         """The learning-rate schedule, which exists as soon as the loop has begun."""
