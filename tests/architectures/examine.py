@@ -152,7 +152,7 @@ def _run(job: Path) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
         for name in (*ranks, "MASTER_ADDR", "MASTER_PORT"):
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
