@@ -12,15 +12,19 @@ _TRANSFORMERS = "https://github.com/huggingface/transformers/issues"
 NOTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("bart", "blenderbot", "marian", "mbart", "mvp", "pegasus", "plbart"),
-        "Published encoder-decoders share one embedding, whose name `AutoModelForCausalLM` does not look for: its "
-        "rows and the head stay random, without an error "
-        f"([transformers#17375]({_TRANSFORMERS}/17375) is about the head). A decoder that is saved by itself loads and "
-        "trains.",
+        (
+            "Published encoder-decoders share one embedding, whose name `AutoModelForCausalLM` does not look for: its "
+            "rows and the head stay random, without an error "
+            f"([transformers#17375]({_TRANSFORMERS}/17375) is about the head). A decoder that is saved by itself loads and "
+            "trains."
+        ),
     ),
     (
         ("emu3", "moshi"),
-        "`AutoModelForCausalLM` takes the text model out of the published wrapper, and does not know its names there: "
-        "all of it stays random, without an error.",
+        (
+            "`AutoModelForCausalLM` takes the text model out of the published wrapper, and does not know its names there: "
+            "all of it stays random, without an error."
+        ),
     ),
     (
         ("gemma4_assistant", "gemma4_unified_assistant"),
@@ -33,13 +37,17 @@ NOTES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"),
-        "PEFT refuses `out_proj`, whose weights Mamba's kernels read directly "
-        f"([transformers#30316]({_TRANSFORMERS}/30316)).",
+        (
+            "PEFT refuses `out_proj`, whose weights Mamba's kernels read directly "
+            f"([transformers#30316]({_TRANSFORMERS}/30316))."
+        ),
     ),
     (
         ("doge",),
-        "Its experts (`is_moe: true`) are chosen with a look at later tokens; transformers keeps it so, by a comment "
-        "in its code, for the sake of published checkpoints.",
+        (
+            "Its experts (`is_moe: true`) are chosen with a look at later tokens; transformers keeps it so, by a comment "
+            "in its code, for the sake of published checkpoints."
+        ),
     ),
     (
         ("axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4", "prophetnet"),
