@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
+from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -75,7 +78,8 @@ def examine(case: Case, folder: Path, *, launched: bool = False) -> Record:
 
 def _ask_upstream(record: Record, base: Path) -> None:
     """Whether transformers alone loads the folder, computes gradients, and is causal."""
-    model, info = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, output_loading_info=True)
+    model, info = loaded
     model.eval()
     missing = sorted(info["missing_keys"])
     if missing:
@@ -98,7 +102,7 @@ def _train(record: Record, job: Path, launched: bool) -> None:
     console = io.StringIO()
     try:
         with _watched(models, reads), contextlib.redirect_stdout(console):
-            main(job)
+            _run(job)
     except JobError as error:
         record.outcome, record.sentence, record.reason = "refused", error.message, error.reason.value
     except Exception as error:  # What the launcher calls an internal error.
@@ -114,10 +118,41 @@ def _train(record: Record, job: Path, launched: bool) -> None:
     record.losses = [line["eval_loss"] for line in metrics if "eval_loss" in line]
     record.layout = next((line["batching"] for line in metrics if "batching" in line), "")
     _describe(record, models[0])
-    _open_again(record, job, base, output / "adapter", models[0])
-    record.resumed_difference = _resumed(job, output)
+    with _noted(record, "opened by PEFT alone"):
+        _open_again(record, job, base, output / "adapter", models[0])
+    with _noted(record, "resumed"):
+        record.resumed_difference = _resumed(job, output)
     if launched:
-        record.launched_difference = _launched(job, output)
+        with _noted(record, "launched"):
+            record.launched_difference = _launched(job, output)
+
+
+@contextlib.contextmanager
+def _noted(record: Record, what: str) -> Iterator[None]:
+    """Whatever is raised is a result."""
+    try:
+        yield
+    except Exception as error:  # Model code that nobody here has seen.
+        record.errors.append(f"{what}: {_one_line(error)}")
+
+
+def _run(job: Path) -> None:
+    """One rank of one, with the variables that the launcher would give it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # What an earlier run in this process left behind.
+    PartialState._reset_state()
+    AcceleratorState._reset_state()
+    try:
+        main(job)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name in (*ranks, "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -188,7 +223,7 @@ def _resumed(job: Path, output: Path) -> float:
     name = f"checkpoints/step-{_MIDDLE:08d}"
     shutil.copytree(output / name, elsewhere / name)
     with contextlib.redirect_stdout(io.StringIO()) as console:
-        main(_with_output(job, elsewhere))
+        _run(_with_output(job, elsewhere))
     assert "Resuming from" in console.getvalue()
     return _adapter_difference(output, elsewhere)
 

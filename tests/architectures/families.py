@@ -218,7 +218,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
     },
     "zamba2": {
-        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],
         "num_key_value_heads": 4,
         "num_mem_blocks": 2,
         "use_shared_attention_adapter": True,

@@ -58,6 +58,8 @@ class Record:
     """Of the model's weights, those that have an adapter beside them."""
     parameters: int | None = None
     """That are trained."""
+    errors: list[str] = field(default_factory=list)
+    """What went wrong after a training that succeeded."""
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -69,7 +71,7 @@ class Record:
             return self._faults_of_a_refusal()
         if self.why_not or self.upstream or self.causal is False:
             return [f"trains, and should not: {self.why_not or self.upstream or 'it is not causal'}"]
-        found = []
+        found = list(self.errors)
         if len(self.losses) < 2 or not self.losses[-1] < self.losses[0]:
             found.append(f"the loss does not fall ({' to '.join(f'{loss:.3f}' for loss in self.losses)})")
         if self.lost_tensors:
@@ -81,9 +83,9 @@ class Record:
             ("merged logits", self.merged_difference, MERGED),
             ("resumed adapter", self.resumed_difference, EXACT),
         ):
-            if difference is None:
+            if difference is None and not self.errors:
                 found.append(f"{name}: not measured")
-            elif not difference <= most:
+            elif difference is not None and not difference <= most:
                 found.append(f"{name}: off by {difference:.0e}")
         if self.launched_difference is not None and not self.launched_difference <= EXACT:
             found.append(f"launched adapter: off by {self.launched_difference:.0e}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -56,11 +57,7 @@ def summary(records: Sequence[Record]) -> list[str]:
     """The counts, one a line."""
     types, variants = _types(records), _variants(records)
     refused = sum(not record.faults() for record in variants)
-    counts = [
-        *_counts(types),
-        *_quality(types),
-        (f"of {len(variants)} folders that must not train are refused", refused),
-    ]
+    counts = [*_counts(types), *_quality(types), (f"of {len(variants)} folders that must not train: refused", refused)]
     return [f"{count:4d}  {what}" for what, count in counts]
 
 
@@ -83,7 +80,7 @@ def document(records: Sequence[Record]) -> str:
         _failures(types),
         _MUST_NOT,
         _table(("folder", "refused", "what the job says"), [_variant(record) for record in variants]),
-        _notes(types),
+        _notes(),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -172,9 +169,12 @@ def _failures(types: Sequence[Record]) -> str:
     return "\n## Failures\n\n" + _table(("type", "failure"), [(record.name, _told(record)) for record in failed])
 
 
-def _notes(types: Sequence[Record]) -> str:
-    lines = [f"- {', '.join(f'`{name}`' for name in names)}: {note}" for names, note in NOTES]
-    return "\n## What transformers and PEFT do themselves\n\n" + "\n".join(lines) + "\n"
+def _notes() -> str:
+    lines = [f"{', '.join(f'`{name}`' for name in names)}: {note}" for names, note in NOTES]
+    wrapped = [
+        textwrap.fill(line, 120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False) for line in lines
+    ]
+    return "\n## What transformers and PEFT do themselves\n\n" + "\n".join(wrapped) + "\n"
 
 
 def _two_columns(head: str, counts: Sequence[tuple[str, int]]) -> str:
