@@ -13,8 +13,9 @@ from finetune_api.prompt_format import PromptFormat, PromptFormatSpec
 from finetune_api.training import HubRepository
 from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.dataset import DataSource
+from finetune_trainer.data.format_warnings import format_warnings
 from finetune_trainer.data.render import make_renderer
-from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer, tokenizer_warnings
+from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import check_context_length, load_config
 from finetune_trainer.storage import fetch_file, fetch_tokenizer
@@ -101,7 +102,7 @@ def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
             Reason.INVALID_SPEC,
             f"{spec.model_id} has no published prompt format: write generation_config.prompt_format.",
         )
-    warnings = tokenizer_warnings(tokenizer, generation)
+    warnings = format_warnings(tokenizer, generation)
     return ModelInputs(
         source,
         fetched.resolved_revision,
