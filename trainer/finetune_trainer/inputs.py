@@ -12,8 +12,9 @@ from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat, PromptFormatSpec
 from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.dataset import DataSource
+from finetune_trainer.data.format_warnings import format_warnings
 from finetune_trainer.data.render import make_renderer
-from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer, tokenizer_warnings
+from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import check_context_length, load_config, vocabulary_size
 from finetune_trainer.model.support import build_skeleton, config_notices, text_config
@@ -114,7 +115,7 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
     warnings = [
         *fetched.warnings,
         *config_notices(config, source.address),
-        *tokenizer_warnings(tokenizer, generation),
+        *format_warnings(tokenizer, generation),
         *(targets.notices if targets else ()),
     ]
     return ModelInputs(

@@ -16,8 +16,9 @@ _TOKENIZER = re.compile(
     r"merges\.txt|vocab\.txt)"
 )
 """Tokenizer, templates and configuration: all small. `*.json` includes the configuration of the weights."""
-INDEX = re.compile(r"(?!model\.safetensors\.)[^/]*\.index\.json")
-"""Lists of shards, but the one that is read before any of them: it tells what is missing."""
+INDEX = re.compile(r"[^/]*\.index\.json")
+_READ_FIRST = "model.safetensors.index.json"
+"""The list of shards that is read before any of them, since it tells what is missing."""
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 _VOCABULARIES = (".model", ".tiktoken", ".spm", ".vocab")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -41,7 +42,8 @@ def tokenizer_files(
     needed = [
         path
         for path in paths
-        if (_TOKENIZER.fullmatch(path) and not INDEX.fullmatch(path)) or (code and path.endswith(".py"))
+        if (_TOKENIZER.fullmatch(path) and (path == _READ_FIRST or not INDEX.fullmatch(path)))
+        or (code and path.endswith(".py"))
     ]
     file = gguf_file(paths, source=source, named=gguf)
     return sorted([*needed, file]) if file else needed
