@@ -143,7 +143,7 @@ class _Probe:
         behind = slice(first.end, None)
         change = (again[:, behind] - made[:, behind]).abs().amax() / made[:, behind].abs().amax().clamp(min=1e-12)
         self.seen[module] = _Seen(
-            leaks=bool(change > _CHANGE.get(made.dtype, 1e-3)),
+            leaks=bool(change > _CHANGE.get(made.dtype, 1e-3)) or (module in self.seen and self.seen[module].leaks),
             asks=asks,
             token_dims=tuple(_token_dims(leaf, self.pack.tokens) for leaf in leaves),
         )
