@@ -192,9 +192,16 @@ def test_a_shared_prompt_is_stored_once() -> None:
     assert plain.input_ids.shape[1] == 4 * 44
 
 
-def test_layers_other_than_attention_are_refused() -> None:
-    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+@pytest.mark.parametrize(
+    ("kind", "settings", "reason"),
+    [
+        ("Mamba", {}, "all its layers carry a state"),
+        ("DeepseekV4", {"layer_types": ["compressed_sparse_attention"] * 2}, "compressed_sparse_attention layers"),
+    ],
+)
+def test_layers_that_no_mask_describes_are_refused(kind: str, settings: dict[str, Any], reason: str) -> None:
+    import transformers
 
-    config = Qwen3NextConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_experts=2)
-    with torch.device("meta"), pytest.raises(PackingRefusedError, match="linear_attention layers"):
-        use_packed_attention(Qwen3NextForCausalLM(config))
+    config = getattr(transformers, f"{kind}Config")(vocab_size=VOCABULARY, num_hidden_layers=2, **settings)
+    with torch.device("meta"), pytest.raises(PackingRefusedError, match=reason):
+        use_packed_attention(transformers.AutoModelForCausalLM.from_config(config))

@@ -110,19 +110,19 @@ PADDED = BatchLayout.PADDED
         ("Cohere2", {"sliding_window": WINDOW}, SHARED),
         ("SmolLM3", {}, SHARED),
         # A cap on attention scores.
-        ("Gemma2", {"head_dim": 8, "sliding_window": WINDOW}, PADDED),
+        ("Gemma2", {"head_dim": 8, "sliding_window": WINDOW}, SHARED),
         # Dropout of its own in attention.
-        ("GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, PADDED),
+        ("GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, SHARED),
         # No position ids.
-        ("Bloom", {"n_layer": 2, "n_head": 4}, PADDED),
+        ("Bloom", {"n_layer": 2, "n_head": 4}, SHARED),
         # Sinks beside the scores.
-        ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8}, PADDED),
+        ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8}, SHARED),
         # State-space, and mixtures of that and attention.
         ("Mamba", {"state_size": 8, "targets": ["in_proj", "x_proj"]}, PADDED),
-        ("Qwen3Next", {"num_experts": 2, "dropout": 0.0, **MIXTURE, **LINEAR}, PADDED),
-        ("GraniteMoeHybrid", {"layer_types": ["mamba", "attention"] * 2, **MAMBA}, PADDED),
-        ("Bamba", {"attn_layer_indices": [1], **MAMBA}, PADDED),
-        ("Lfm2", {"full_attn_idxs": [1]}, PADDED),
+        ("Qwen3Next", {"num_experts": 2, "dropout": 0.0, **MIXTURE, **LINEAR}, SHARED),
+        ("GraniteMoeHybrid", {"layer_types": ["mamba", "attention"] * 2, **MAMBA}, SHARED),
+        ("Bamba", {"attn_layer_indices": [1], **MAMBA}, SHARED),
+        ("Lfm2", {"full_attn_idxs": [1]}, SHARED),
     ],
 )
 def test_every_architecture_trains_as_row_by_row(kind: str, settings: dict[str, Any], layout: BatchLayout) -> None:
@@ -260,7 +260,7 @@ def recorded(call: Any, asked: list[bool]) -> Any:
     return wrapper
 
 
-def test_a_model_that_counts_places_itself_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_counts_places_itself_is_found_out() -> None:
     model = tiny("OPT", ffn_dim=64, word_embed_proj_dim=32)
     embedding = model.get_base_model().model.decoder.embed_positions
     original = embedding.forward
@@ -269,20 +269,35 @@ def test_a_model_that_counts_places_itself_is_found_out(monkeypatch: pytest.Monk
         own = position_ids if position_ids is None else torch.arange(position_ids.shape[1])[None]
         return original(attention_mask, past, position_ids=own)
 
-    monkeypatch.setattr(embedding, "forward", counted)
+    embedding.forward = counted
     verdict = chosen(model, rows(31, 45))
     assert verdict.layout is PADDED
     assert "packing changes the loss by" in verdict.refused
 
 
-def test_a_model_that_mixes_neighbouring_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def mixed_with_the_token_before(original: Any) -> Any:
+    return lambda states: original(states + 0.1 * functional.pad(states, (0, 0, 1, 0))[:, :-1])
+
+
+def test_a_model_that_mixes_tokens_behind_its_layers_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("Llama")
-    layer = model.get_base_model().model.layers[1].mlp
-    original = layer.forward
-    monkeypatch.setattr(
-        layer, "forward", lambda states: original(states + 0.1 * functional.pad(states, (0, 0, 1, 0))[:, :-1])
-    )
+    norm = model.get_base_model().model.norm
+    original = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda states: original(states + 0.1 * states.cumsum(dim=1)))
     assert chosen(model, rows(31, 45)).layout is PADDED
+
+
+def test_a_layer_that_mixes_neighbouring_tokens_is_given_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = tiny("Llama"), rows(31, 45)
+    layer = model.get_base_model().model.layers[1].mlp
+    monkeypatch.setattr(layer, "forward", mixed_with_the_token_before(layer.forward))
+    wanted_loss, wanted = outcome(model, [pad(row, 0) for row in found])
+    verdict = chosen(model, found)
+    assert verdict.layout is SHARED
+    assert verdict.rows_apart == 1
+    loss, gradient = outcome(model, BATCHING.batches(found))
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert torch.norm(gradient - wanted) <= 1e-5 * torch.norm(wanted)
 
 
 def test_packing_without_sharing_is_tried_before_padding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +323,9 @@ def test_a_kernel_that_fails_means_padding(monkeypatch: pytest.MonkeyPatch) -> N
     model = tiny("Llama")
     verdict = chosen(model, rows(31, 45))
     assert verdict.layout is PADDED
-    assert verdict.refused == "packs cannot be computed here (NotImplementedError: no kernel for this head size)"
+    assert (
+        verdict.refused == "rows cannot be computed together here (NotImplementedError: no kernel for this head size)"
+    )
 
 
 def test_the_gate_leaves_the_model_as_it_was() -> None:

@@ -28,8 +28,11 @@ NAME = "finetune_packed"
 _IMPLEMENTATION = "_attn_implementation_internal"
 """The public name is for whole models: its setter walks over all configurations."""
 
-_KNOWN_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
+_ATTENTION = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 """Of others no mask tells what is seen, or a few rows do not show it: sparse attention begins with long ones."""
+
+_NO_ATTENTION = {"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding", "mlp", "moe"}
+"""Those that carry a state, or attention together with it (see `row_layers.py`), and those of single tokens."""
 
 _INDEXED = "indexed_attention"
 """Layers that take the best of what their mask lets them see, and make another mask of it."""
@@ -64,6 +67,11 @@ def attending(pack: Pack | None) -> Iterator[None]:
         _Current.pack, _Current.asked, _Current.sights, _Current.changed = before
 
 
+def current_pack() -> Pack | None:
+    """What is being computed, or None if it is no pack."""
+    return _Current.pack
+
+
 def attention_calls() -> int:
     """How often the model has asked for attention or for a mask, since the pack began."""
     return _Current.asked
@@ -77,12 +85,15 @@ def use_packed_attention(model: Any) -> None:
     """
     decoder = decoder_of(model)
     config = decoder.config
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS - {_INDEXED})
+    kinds = set(getattr(config, "layer_types", None) or ())
+    others = sorted(kinds - _ATTENTION - _NO_ATTENTION - {_INDEXED})
     if others:
         raise PackingRefusedError(f"it has {', '.join(others)} layers")
+    if kinds and kinds <= {"linear_attention", "mamba", "conv"}:
+        raise PackingRefusedError("all its layers carry a state from token to token, so rows have little to share")
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [rope, *rope.values()] if isinstance(rope, dict) else []
-    if any(isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
+    ropes = [rope, *rope.values()] if isinstance(rope, dict) else []
+    if any(isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope") for kind in ropes):
         raise PackingRefusedError("its position embeddings depend on the length of what is computed together")
     if not (_asks_for_attention(decoder) or _follows_masks(decoder)):
         raise PackingRefusedError("its attention cannot be replaced")

@@ -137,7 +137,8 @@ class Chooser:
         batching = replace(batching, tokens_per_pack=tokens)
         gate = Gate(self._model, self._wrapped, self._passes, self._ranks, sharded=self._sharded)
         verdict = gate.choose(sample_of(rows, min(SAMPLE_TOKENS[self._passes.device.type], tokens)), batching)
-        return Choice(replace(batching, layout=verdict.layout), checkpointing, verdict)
+        batching = replace(batching, layout=verdict.layout, whole_rows=verdict.rows_apart > 0)
+        return Choice(batching, checkpointing, verdict)
 
     def _kept_bytes_per_token(self, sequence: TokenPair, batching: Batching) -> float:
         ids, trained = (part[:_MEASURED_TOKENS] for part in sequence)
