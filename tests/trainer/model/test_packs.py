@@ -16,7 +16,7 @@ from finetune_trainer.model import flex_tree
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.flex_tree import flex
 from finetune_trainer.model.loss import summed_loss, target_logits
-from finetune_trainer.model.packed_attention import PackingRefusedError, attending, use_packed_attention
+from finetune_trainer.model.packed_attention import PackingRefusedError, attending, most_tokens, use_packed_attention
 from finetune_trainer.model.packed_forward import take_packs
 from finetune_trainer.model.prefix_tree import Pack, packs_of
 from finetune_trainer.model.tree_attention import Scores, Sight, by_path, dense, in_pieces, tree_mask
@@ -106,12 +106,13 @@ SCORES = {
 }
 
 
-def attended(kind: str, pack: Pack, sight: Sight | None, scores: Scores, *tensors: torch.Tensor) -> torch.Tensor:
+def attended(kind: str, pack: Pack, sight: Sight | None, scores: Scores, *tensors: torch.Tensor) -> Any:
+    query, key, value = tensors
     if kind == "dense":
-        return dense(*tensors, tree_mask(pack, sight), scores)
+        return dense(query, key, value, tree_mask(pack, sight), scores)
     if kind == "in_pieces":
-        return in_pieces(*tensors, pack, scores)
-    return {"by_path": by_path, "flex": flex}[kind](*tensors, pack, sight, scores)
+        return in_pieces(query, key, value, pack, scores)
+    return (flex if kind == "flex" else by_path)(query, key, value, pack, sight, scores)
 
 
 # Compiling takes a compiler and minutes; the tree is the same without.
@@ -123,7 +124,8 @@ def attended(kind: str, pack: Pack, sight: Sight | None, scores: Scores, *tensor
 def test_all_kinds_of_attention_agree(name: str, sight: Sight | None, rows: list[TokenPair]) -> None:
     (pack,) = packs_of(rows, budget=10_000, share=True)
     size = pack.input_ids.shape[1]
-    scores = replace(SCORES[name], bias=None if SCORES[name].bias is None else SCORES[name].bias[..., :size])
+    scores = SCORES[name]
+    scores = replace(scores, bias=None if scores.bias is None else scores.bias[..., :size])
     shapes = (1, 4, size, 16), (1, 2, size, 16), (1, 2, size, 8)
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     learned = [*tensors, scores.sinks.double().requires_grad_()] if scores.sinks is not None else tensors
@@ -146,16 +148,17 @@ def test_all_kinds_of_attention_agree(name: str, sight: Sight | None, rows: list
             torch.testing.assert_close(found, right, atol=1e-9, rtol=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("sight", [None, WINDOW, CHUNKS], ids=["whole", "window", "chunks"])
+@settings(max_examples=50, deadline=None)
 @given(rows=trees(), block=st.sampled_from([2, 8, 128]))
-def test_the_block_mask_is_the_tree(rows: list[TokenPair], block: int) -> None:
+def test_the_block_mask_is_the_tree(sight: Sight | None, rows: list[TokenPair], block: int) -> None:
     (pack,) = packs_of(rows, budget=10_000, share=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flex_tree, "_BLOCK", block)
         flex_tree._block_mask.cache_clear()
-        found = flex_tree._block_mask(pack)
+        found = flex_tree._block_mask(pack, sight)
         flex_tree._block_mask.cache_clear()
-    wanted = tree_mask(pack)
+    wanted = tree_mask(pack, sight)
     size = -(-pack.tokens // block)
     squares = torch.nn.functional.pad(wanted, (0, -pack.tokens % block) * 2).view(size, block, size, block)
     full, touched = squares.all(3).all(1), squares.any(3).any(1)
@@ -173,7 +176,11 @@ def test_the_block_mask_is_the_tree(rows: list[TokenPair], block: int) -> None:
     assert not (partly & wholly).any()
     assert not (wholly & ~full).any(), "in full blocks nothing is masked"
     assert not (touched & ~(partly | wholly)).any(), "what is attended to is computed"
-    assert int((partly | wholly).sum()) <= int(touched.sum()) + size, "little else is"
+    if sight is None:
+        assert int((partly | wholly).sum()) <= int(touched.sum()) + size, "little else is"
+    elif len(rows) == 1:
+        most = 2 + (9 - 1) // block
+        assert int((partly | wholly).sum(1).max()) <= most, "what a window cannot reach is skipped"
 
 
 @given(rows=trees(), budget=st.integers(1, 200))
@@ -190,6 +197,29 @@ def test_a_shared_prompt_is_stored_once() -> None:
     assert shared.input_ids.shape[1] == 40 + 4 * 4  # the last token of a row predicts nothing
     (plain,) = packs_of(rows, budget=1_000, share=False)
     assert plain.input_ids.shape[1] == 4 * 44
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "bound"),
+    [
+        ("Llama", {}, None),
+        # All scores at once: as many as is worth it.
+        ("Bloom", {"hidden_size": 32}, 512),
+        ("Bloom", {"hidden_size": 1024}, 1024),
+        ("Bloom", {"hidden_size": 4096}, 2048),
+        # Where what is computed is counted, or where of equal keys the first are taken.
+        ("Llama4Text", {"floor_scale": 100}, 99),
+        ("DeepseekV32", {"index_topk": 300}, 300),
+    ],
+)
+def test_packs_are_bounded_where_a_model_computes_attention_itself(
+    kind: str, settings: dict[str, Any], bound: int | None
+) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(num_hidden_layers=1, **settings)
+    with torch.device("meta"):
+        assert most_tokens(transformers.AutoModelForCausalLM.from_config(config)) == bound
 
 
 @pytest.mark.parametrize(

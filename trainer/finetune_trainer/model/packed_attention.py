@@ -33,6 +33,9 @@ _ATTENTION = {"full_attention", "attention", "sliding_attention", "chunked_atten
 
 _NO_ATTENTION = {"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding", "mlp", "moe"}
 """Those that carry a state, or attention together with it (see `row_layers.py`), and those of single tokens."""
+_SQUARES = 512, 2048
+"""Least and most of the bound on a pack's tokens where a model computes attention itself: with scores of all pairs at
+once, masked or not."""
 
 _INDEXED = "indexed_attention"
 """Layers that take the best of what their mask lets them see, and make another mask of it."""
@@ -140,9 +143,15 @@ def _code(decoder: Any) -> Any:
 
 
 def most_tokens(model: Any) -> int | None:
-    """Tokens of a pack up to which the model's own code may be trusted with several rows; None for any number."""
-    config = decoder_of(model).config
+    """Tokens of a pack up to which the model's own code is right about several rows and does not cost more than they
+    would alone; None for any number.
+    """
+    decoder = decoder_of(model)
+    config = decoder.config
     bounds = []
+    if not _asks_for_attention(decoder):
+        # Beyond about as many as a hidden state has numbers, the scores of all pairs cost more than the rest.
+        bounds.append(min(max(getattr(config, "hidden_size", 0), _SQUARES[0]), _SQUARES[1]))
     if getattr(config, "attn_temperature_tuning", False):
         # Llama 4 scales queries by their place among all that is computed, beginning with this one.
         bounds.append(config.floor_scale - 1)
