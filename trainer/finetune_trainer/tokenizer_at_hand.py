@@ -12,7 +12,7 @@ from finetune_api.storage_uri import Scheme
 from finetune_trainer.data.format_warnings import format_warnings
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.errors import JobError
-from finetune_trainer.inputs import ModelSource, model_source
+from finetune_trainer.pins import ModelSource, model_source
 from finetune_trainer.storage.addresses import local_path, parse_address
 
 
