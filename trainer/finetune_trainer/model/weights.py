@@ -88,11 +88,11 @@ def check_names(folder: Path, skeleton: Any, name: str) -> None:
     if not (folder / _INDEX).is_file() or getattr(skeleton.config, "quantization_config", None) is not None:
         return
     wanted, prefix = skeleton.state_dict(), f"{skeleton.base_model_prefix}."
-    # Shapes stand in the headers only. Where a name is not the model's own, any will do: names alone are looked at.
-    unknown = torch.empty(1, 1, device="meta")
-    tensors = {key: wanted.get(key, wanted.get(prefix + key, unknown)) for key in _index(folder, name)}
-    info = _rehearse(skeleton, tensors)
-    if info is not None:
+    known = {key: wanted.get(key, wanted.get(prefix + key)) for key in _index(folder, name)}
+    nothing = torch.empty(1, 1, device="meta")
+    info = _rehearse(skeleton, {key: nothing if tensor is None else tensor for key, tensor in known.items()})
+    # Shapes stand in the headers only, and what is split or stacked while it is loaded cannot be told without them.
+    if info is not None and {key for key in known if known[key] is None} <= set(info.unexpected):
         check_loaded(LoadingInfo(info.missing, info.unexpected), skeleton, name)
 
 
