@@ -34,14 +34,33 @@ class Refusal:
 
 @dataclass
 class Repo:
-    """A repository with one commit on the branch `main`."""
+    """A repository with one commit on the branch `main`, until it moves."""
 
     files: dict[str, bytes]
+    """Of the commit that `main` is at."""
     gated_files: bool = False
     """The Hub describes a gated repository to anybody; only its files are refused."""
     token: str | None = None
     """Needed for the files of a gated repository."""
     licence_accepted: bool = True
+    commit: str = COMMIT
+    """Where `main` is."""
+    earlier: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Files of the commits that `main` was at."""
+
+    next_push: tuple[str, dict[str, bytes]] | None = None
+    """Commit and files that are pushed as soon as somebody fetched a file."""
+
+    def move(self, commit: str, files: dict[str, bytes]) -> None:
+        """Push a commit to `main`."""
+        self.earlier[self.commit] = self.files
+        self.commit, self.files = commit, files
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """Commit and files of a branch or commit, None when there is none."""
+        if revision in ("main", self.commit):
+            return self.commit, self.files
+        return (revision, self.earlier[revision]) if revision in self.earlier else None
 
 
 @dataclass
@@ -119,27 +138,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _describe(self, hub: Hub, name: str, what: str | None, revision: str | None, token: str | None) -> None:
         repo = self._repo(hub, name, revision or "main", token)
-        if repo is None:
+        found = repo.at(revision or "main") if repo else None
+        if found is None:
             return
+        commit, files = found
         if what == "tree":
-            self._json([{"type": "file", "path": path, **_sizes(data)} for path, data in repo.files.items()])
+            self._json([{"type": "file", "path": path, **_sizes(data)} for path, data in files.items()])
             return
-        siblings = [{"rfilename": path, "blobId": _etag(data), "size": len(data)} for path, data in repo.files.items()]
-        self._json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False})
+        siblings = [{"rfilename": path, "blobId": _etag(data), "size": len(data)} for path, data in files.items()]
+        self._json({"id": name, "modelId": name, "sha": commit, "siblings": siblings, "private": False})
 
     def _file(self, hub: Hub, name: str, revision: str, path: str, token: str | None) -> None:
         repo = self._repo(hub, name, revision, token)
-        if repo is None:
+        found = repo.at(revision) if repo else None
+        if repo is None or found is None:
             return
+        commit, files = found
         if repo.gated_files and token != repo.token:
             self._refuse(Refusal(401, {"X-Error-Code": "GatedRepo"}))
         elif not repo.licence_accepted:
             self._refuse(Refusal(403, {"X-Error-Code": "GatedRepo"}))
-        elif path not in repo.files:
+        elif path not in files:
             self._refuse(Refusal(404, {"X-Error-Code": "EntryNotFound"}))
         else:
-            data = repo.files[path]
-            headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT}
+            data = files[path]
+            headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": commit}
             if hub.content_network:
                 headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(data))}
                 # Another host name for the same server.
@@ -148,11 +171,16 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._send(200, data, headers)
 
+            if repo.next_push is not None and self.command == "GET":
+                push, repo.next_push = repo.next_push, None
+                repo.move(*push)
+
     def _content(self, hub: Hub, etag: str) -> None:
         if hub.content_network_refusal is not None:
             self._refuse(hub.content_network_refusal)
             return
-        contents = (data for repo in hub.repos.values() for data in repo.files.values())
+        held = (files for repo in hub.repos.values() for files in (repo.files, *repo.earlier.values()))
+        contents = (data for files in held for data in files.values())
         self._send(200, next(data for data in contents if _etag(data) == etag), {})
 
     def _repo(self, hub: Hub, name: str, revision: str, token: str | None) -> Repo | None:
@@ -161,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             # Whoever sends no token is not told what exists.
             self._refuse(Refusal(404 if token else 401, {"X-Error-Code": "RepoNotFound"}))
-        elif revision not in ("main", COMMIT):
+        elif repo.at(revision) is None:
             self._refuse(Refusal(404, {"X-Error-Code": "RevisionNotFound"}))
             return None
         return repo

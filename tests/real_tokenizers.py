@@ -1,15 +1,18 @@
-"""Real tokenizers without a hub, as Hugging Face tokenizers: Llama 3's, Mistral's and SmolLM2's.
+"""Real tokenizers without a hub, as Hugging Face tokenizers: Llama 3's, Mistral's and SmolLM2's; and chat templates.
 
 They differ in all that matters here: byte-level BPE with and without an automatic BOS, and SentencePiece's leading
-space.
+space. The templates are those of published models that TRL carries.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
+import re
 import shutil
 import tempfile
+from copy import copy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -67,6 +70,37 @@ def smollm2() -> ModelTokenizer:
     from tests.models import smollm2_folder
 
     return _model(AutoTokenizer.from_pretrained(smollm2_folder()))
+
+
+_SPECIAL = re.compile(r"<\|[^|<>{}'\" ]+\|>|</?s>|<(?:start|end)_of_\w+>|<｜[^<>]+｜>|<turn\|>|<\|turn>")
+
+
+@functools.cache
+def published_templates() -> dict[str, ModelTokenizer]:
+    """Chat templates of published models by name, on a tokenizer with all their special tokens and an eos of its own.
+
+    As base models are published: <|endoftext|> is the eos, whatever the template ends a turn with.
+    """
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+    spec = importlib.util.find_spec("trl")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "chat_templates"
+    texts = {file.stem: file.read_text() for file in folder.glob("*.jinja") if "training" not in file.stem}
+    backend = type(smollm2().tokenizer.backend_tokenizer).from_str(smollm2().tokenizer.backend_tokenizer.to_str())
+    special = sorted({token for text in texts.values() for token in _SPECIAL.findall(text)})
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>")
+    return {name: with_template(_model(tokenizer), text) for name, text in texts.items()}
+
+
+def with_template(model: ModelTokenizer, template: str) -> ModelTokenizer:
+    """The same tokenizer with another chat template."""
+    tokenizer = copy(model.tokenizer)
+    tokenizer.chat_template = template
+    return ModelTokenizer(tokenizer, model.automatic_bos)
 
 
 def _model(tokenizer: Any) -> ModelTokenizer:

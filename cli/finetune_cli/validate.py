@@ -10,6 +10,7 @@ import typer
 from finetune_cli.output import INVALID_JOB_EXIT_CODE, OutputFormat, OutputOption, print_json
 
 if TYPE_CHECKING:
+    from finetune_api.load import LoadResult
     from finetune_api.problem import Problem
 
 
@@ -17,15 +18,19 @@ def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="FineTuneJob or LLMForge files.")],
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
-    """Check job files. Exit code 0 when all are valid, 1 otherwise."""
+    """Check job files. Exit code 0 when all are valid, 1 otherwise.
+
+    Nothing is downloaded: a tokenizer's chat template is looked at only where it lies on this machine.
+    """
     from finetune_api.load import load_job_file
 
     results = [(file, load_job_file(file)) for file in files]
+    told = [(file, result.errors, [*result.warnings, *_template_warnings(result)]) for file, result in results]
     if output is OutputFormat.JSON:
-        print_json([verdict(file, result.errors, result.warnings) for file, result in results])
+        print_json([verdict(*each) for each in told])
     else:
-        for file, result in results:
-            _show(file, result.errors, result.warnings)
+        for each in told:
+            _show(*each)
     if any(result.errors for _, result in results):
         raise typer.Exit(INVALID_JOB_EXIT_CODE)
 
@@ -38,6 +43,22 @@ def verdict(file: str, errors: Sequence[Problem], warnings: Sequence[Problem]) -
         "errors": [{"path": problem.path, "message": problem.message} for problem in errors],
         "warnings": [{"path": problem.path, "message": problem.message} for problem in warnings],
     }
+
+
+def _template_warnings(result: LoadResult) -> list[Problem]:
+    """What is known of a chat template without a download. Only a job that takes one waits for transformers."""
+    from finetune_api.problem import Problem
+    from finetune_api.prompt_format import HuggingFaceChatTemplate
+
+    generation = result.job.spec.generation_config if result.job else None
+    if result.job is None or generation is None or not isinstance(generation.prompt_format, HuggingFaceChatTemplate):
+        return []
+    try:
+        from finetune_trainer.tokenizer_at_hand import template_warnings
+    except ModuleNotFoundError:  # The command line is installed without the trainer.
+        return []
+    path = "spec.generation_config.prompt_format"
+    return [result.as_written(Problem(path, sentence)) for sentence in template_warnings(result.job.spec)]
 
 
 def _show(file: str, errors: Sequence[Problem], warnings: Sequence[Problem]) -> None:

@@ -133,7 +133,7 @@ def _format(spec: FineTuneJobSpec) -> Iterator[Problem]:
     if config.generate_kwargs is not None:
         yield Problem("generation_config.generate_kwargs", GENERATE_KWARGS_NOTICE)
     if isinstance(config.prompt_format, PromptFormat):
-        for sentence in config.prompt_format.warnings():
+        for sentence in config.prompt_format.warnings(config.stopping_sequences):
             yield Problem("generation_config.prompt_format", sentence)
 
 

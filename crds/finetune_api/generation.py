@@ -30,13 +30,16 @@ class GenerationConfig(SpecModel):
     ) = Field(
         default=None,
         description="prompt_format declares the text of each role; or use_hugging_face_chat_template: true takes the "
-        "chat template of the model's tokenizer. Default: the published format of natively supported models.",
+        "chat template of the model's tokenizer. What it writes after an answer becomes a stop of the adapter; the "
+        "job, preview and validate warn where nothing in it can end an answer. validate downloads nothing: it knows a "
+        "template only where the tokenizer is in a local folder or in the Hub's cache. Default: the published format "
+        "of natively supported models.",
     )
     stopping_sequences: Annotated[list[Word], Field(max_length=64)] = Field(
         default_factory=list,
         description="stopping_sequences are texts at which generation ends, at most 64 of at most 256 characters. "
-        "Those that are a single token of the model's tokenizer are written into the adapter's "
-        "generation_config.json. Default: [].",
+        "Those that are a special token of the model's tokenizer are written into the adapter's "
+        "generation_config.json; the end of turn that is trained is written there in any case. Default: [].",
     )
     stopping_tokens: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=64)] = Field(
         default_factory=list,

@@ -18,6 +18,9 @@ TEMPLATE_LIMIT = 16_384
 
 Template = Annotated[str, Field(max_length=TEMPLATE_LIMIT)]
 
+SHORTEST_STOP_TEXT = 3
+"""Characters, white space around them aside, from which a text may end an answer; shorter ones are within answers."""
+
 
 class RenderError(ValueError):
     """A conversation that this format cannot render; the text is a sentence for the user."""
@@ -164,13 +167,26 @@ class PromptFormat(BaseModel):
         """Literal text after the assistant's message: what the model learns to stop with."""
         return self._assistant[1]
 
-    def warnings(self) -> list[str]:
-        """What this format does that its author may not expect, a sentence each."""
+    def warnings(self, stopping_sequences: Sequence[str] = ()) -> list[str]:
+        """What this format does that its author may not expect, a sentence each.
+
+        Args:
+            stopping_sequences: the texts that are declared to end an answer.
+        """
         found = []
-        if not self.end_of_turn.strip():
+        tail = self.end_of_turn
+        if any(stop in tail for stop in stopping_sequences):
+            pass
+        elif not tail.strip():
             found.append(
                 "assistant has no end-of-turn after {instruction}: unless every assistant message in the data ends "
                 "with the model's end-of-sequence text itself, the model never learns to stop."
+            )
+        elif len(tail.strip()) < SHORTEST_STOP_TEXT:
+            found.append(
+                f"assistant ends with {tail!r}, which is too short to tell the end of an answer from its text: unless "
+                "it is a special token of the model, nothing stops the model there; end it with the model's "
+                "end-of-sequence text, or name it in stopping_sequences."
             )
         if self.system_in_last_user:
             found.append(

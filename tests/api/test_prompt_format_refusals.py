@@ -100,6 +100,11 @@ NEVER_STOPS = (
     "assistant has no end-of-turn after {instruction}: unless every assistant message in the data ends with the "
     "model's end-of-sequence text itself, the model never learns to stop."
 )
+TOO_SHORT = (
+    "assistant ends with {!r}, which is too short to tell the end of an answer from its text: unless it is a special "
+    "token of the model, nothing stops the model there; end it with the model's end-of-sequence text, or name it in "
+    "stopping_sequences."
+)
 NO_EFFECT = (
     "system_in_last_user has no effect: it changes prompts at inference only, so they would differ from the training "
     "text; the system message stays in the first user message."
@@ -109,7 +114,8 @@ WARNED: list[tuple[dict[str, Any], list[str]]] = [
     (IN_USER, []),
     ({**APART, "assistant": "<A>{instruction}"}, [NEVER_STOPS]),
     ({**APART, "assistant": "<A>{instruction} \n"}, [NEVER_STOPS]),
-    ({**APART, "assistant": "{instruction}{{}}"}, []),
+    ({**APART, "assistant": "{instruction}{{}}"}, [TOO_SHORT.format("{}")]),
+    ({**APART, "assistant": "{instruction} END\n"}, []),
     ({**IN_USER, "system_in_last_user": True}, [NO_EFFECT]),
     ({**APART, "bos": "<s>{instruction}"}, ["bos is used verbatim: the placeholder in it is not replaced."]),
     (
@@ -118,7 +124,7 @@ WARNED: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {**APART, "assistant": "{{instruction}}{instruction}.", "trailing_assistant": "{instruction}"},
-        ["trailing_assistant is used verbatim: the placeholder in it is not replaced."],
+        [TOO_SHORT.format("."), "trailing_assistant is used verbatim: the placeholder in it is not replaced."],
     ),
 ]
 
@@ -126,6 +132,13 @@ WARNED: list[tuple[dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize(("keys", "sentences"), WARNED)
 def test_what_the_author_may_not_expect_is_a_warning(keys: dict[str, Any], sentences: list[str]) -> None:
     assert PromptFormat(**keys).warnings() == sentences
+
+
+@pytest.mark.parametrize("tail", ["\n", ".", "\n\n"])
+def test_an_end_of_turn_that_is_declared_as_a_stop_is_none_to_warn_of(tail: str) -> None:
+    made = PromptFormat(**{**APART, "assistant": "{instruction}" + tail})
+    assert made.warnings(["\nuser:", tail]) == []
+    assert len(made.warnings(["\nuser:"])) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import finetune, finetune_json
+from tests.hub_server import Hub, Repo
+from tests.models import smollm2_folder
 
 VALID = "model_id: meta-llama/Meta-Llama-3-8B-Instruct\ntrain_path: data.jsonl\ntask: causal_lm\nlora_config: {r: 8}\n"
 WARNED = VALID + "deepspeed: {config_path: zero3.json}\n"
@@ -53,3 +55,52 @@ def test_text_says_the_same(tmp_path: Path, text: str, exit_code: int, shown: st
 def test_a_missing_file_is_an_error_and_no_crash(tmp_path: Path) -> None:
     (answer,) = finetune_json("validate", str(tmp_path / "none.yaml"), exit_code=1)
     assert "does not exist" in answer["errors"][0]["message"]
+
+
+TEMPLATE = (
+    "model_id: {}\ntrain_path: data.jsonl\ntask: instruction_tuning\nlora_config: {{r: 8}}\n"
+    "generation_config: {{prompt_format: {{use_hugging_face_chat_template: true}}}}\n"
+)
+
+
+def _tokenizer(template: str) -> dict[str, bytes]:
+    """SmolLM2's tokenizer with another chat template, as the files of a model folder."""
+    files = {file.name: file.read_bytes() for file in smollm2_folder().iterdir() if "safetensors" not in file.name}
+    return files | {"chat_template.jinja": template.encode()}
+
+
+ENDS_NOTHING = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "warned"),
+    [(ENDS_NOTHING, ["learns to stop"]), (ENDS_NOTHING.replace("}}", "}}<|im_end|>"), []), ("", ["has none"])],
+)
+def test_a_chat_template_in_a_folder_is_looked_at(tmp_path: Path, template: str, warned: list[str]) -> None:
+    """Of the job's own text nothing can be said, since the template ends the answers."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, content in _tokenizer(template).items():
+        (model / name).write_bytes(content)
+    (answer,) = finetune_json("validate", _file(tmp_path, TEMPLATE.format(model)))
+    assert answer["valid"] is True
+    found = [each for each in answer["warnings"] if each["path"] == "generation_config.prompt_format"]
+    assert len(found) == len(warned)
+    assert all(words in each["message"] for words, each in zip(warned, found, strict=True))
+
+
+def test_a_chat_template_of_the_hub_is_looked_at_where_the_cache_has_it(tmp_path: Path, hub: Hub) -> None:
+    """Validating asks the network for nothing."""
+    from finetune_trainer.storage import fetch_tokenizer
+
+    hub.repos["acme/model"] = Repo(_tokenizer(ENDS_NOTHING))
+    file = _file(tmp_path, TEMPLATE.format("acme/model"))
+    (before,) = finetune_json("validate", file)
+    assert hub.requests == []
+    fetch_tokenizer("acme/model")
+    asked = len(hub.requests)
+    (after,) = finetune_json("validate", file)
+    assert len(hub.requests) == asked
+    more = [each["message"] for each in after["warnings"] if each not in before["warnings"]]
+    assert len(more) == 1
+    assert "learns to stop" in more[0]

@@ -18,6 +18,8 @@ import yaml
 from finetune_api.generation import GenerationConfig as DeclaredGeneration
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
+from finetune_trainer.data.end_of_turn import answer_tails
+from finetune_trainer.data.render import TemplateRenderer
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.elastic import NodeSettings, worker_defaults
 from finetune_trainer.storage import fetch_model
@@ -51,11 +53,16 @@ class Stops:
     texts: tuple[str, ...]
     """Stops that are several tokens, matched as text."""
     end_of_turn: str = ""
-    """The literal text that the format writes after an assistant's message; "" when it is not known."""
+    """The text that the format or template writes after an assistant's message; "" when it is not known."""
 
     @classmethod
-    def read(cls, folder: Path, eos_token_id: int | None) -> Self:
+    def read(cls, folder: Path, eos_token_id: int | None, end_of_turn: str = "") -> Self:
         """The stops that `folder` declares in generation_config.json and prompt_format.yaml.
+
+        Args:
+            folder: an adapter's or a model's.
+            eos_token_id: what ends a text where no file says it.
+            end_of_turn: the chat template's, for a folder that declares no format.
 
         Raises:
             JobError: InvalidSpec, one of the files is not what it should be.
@@ -69,7 +76,7 @@ class Stops:
             # A plain model folder may have none; its tokenizer then says where a text ends.
             ids, texts = eos_token_id, None
         declared = folder / PROMPT_FORMAT_FILE
-        tail = ""
+        tail = end_of_turn
         if declared.is_file():
             try:
                 content = yaml.safe_load(declared.read_text(encoding="utf-8"))
@@ -203,7 +210,8 @@ class ChatModel:
 
             model = PeftModel.from_pretrained(model, str(path))
         model.to(_device()).eval()
-        return cls(model, tokenizer, Stops.read(path, tokenizer.eos_token_id))
+        tails = answer_tails(TemplateRenderer(tokenizer))
+        return cls(model, tokenizer, Stops.read(path, tokenizer.eos_token_id, tails[0] if tails else ""))
 
     def answer(
         self,

@@ -10,13 +10,17 @@ from finetune_api.generation import GenerationConfig
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat, PromptFormatSpec
-from finetune_api.training import HubRepository
 from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.dataset import DataSource
+from finetune_trainer.data.format_warnings import format_warnings
 from finetune_trainer.data.render import make_renderer
-from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer, tokenizer_warnings
+from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer
 from finetune_trainer.errors import JobError
-from finetune_trainer.model.load import check_context_length, load_config
+from finetune_trainer.model.load import check_context_length, load_config, vocabulary_size
+from finetune_trainer.model.support import build_skeleton, config_notices, text_config
+from finetune_trainer.model.targets import resolve_targets
+from finetune_trainer.model.weights import check_headers, check_names
+from finetune_trainer.pins import ModelSource, Pins, model_source
 from finetune_trainer.storage import fetch_file, fetch_tokenizer
 
 IDENTITY_KEYS = (
@@ -46,15 +50,6 @@ IDENTITY_KEYS = (
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """Where weights and tokenizer come from."""
-
-    address: str
-    """Hub name, folder, or s3:// prefix."""
-    revision: str | None
-
-
-@dataclass(frozen=True)
 class ModelInputs:
     """All of the model but its weights."""
 
@@ -69,39 +64,60 @@ class ModelInputs:
     """`generation`'s, which is never missing here."""
     context_length: int | None
     """Tokens after which rows are cut."""
+    vocabulary: int | None
+    """Token ids that the model has an embedding for; see vocabulary_size."""
     warnings: list[str]
 
+    @property
+    def pad_id(self) -> int:
+        """Token that fills padded rows; nothing depends on which, but the model must have an embedding for it."""
+        tokenizer = self.tokenizer.tokenizer
+        usual = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        return next((token for token in usual if token is not None and self.has(token)), 0)
 
-def weights_source(value: str | HubRepository | None) -> ModelSource | None:
-    """The source that an initial_*_ckpt_path names."""
-    if isinstance(value, HubRepository):
-        return ModelSource(value.repo_id, value.revision)
-    return ModelSource(value, None) if value is not None else None
+    def has(self, token: int) -> bool:
+        """Whether the model has an embedding for `token`."""
+        return self.vocabulary is None or token < self.vocabulary
 
 
-def model_source(spec: FineTuneJobSpec) -> ModelSource:
-    """initial_base_model_ckpt_path where it is given, else the model id."""
-    return weights_source(spec.initial_base_model_ckpt_path) or ModelSource(spec.model_id, spec.model_revision)
-
-
-def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
+def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelInputs:
     """Fetch tokenizer and configuration, and check the job against them.
+
+    Args:
+        spec: the job's.
+        pins: what its addresses stand for; None to take what is there now.
 
     Raises:
         JobError: the model cannot be had, has no usable tokenizer, or is too short for context_length.
     """
     source = model_source(spec)
-    fetched = fetch_tokenizer(source.address, source.revision, code=spec.trust_remote_code)
-    config = load_config(fetched.path, trust_remote_code=spec.trust_remote_code)
-    context_length = check_context_length(spec.context_length, config, spec.model_id)
-    tokenizer = load_tokenizer(fetched.path, trust_remote_code=spec.trust_remote_code)
+    commit = pins.base.commit if pins is not None else None
+    fetched = fetch_tokenizer(source.address, commit or source.revision, code=spec.trust_remote_code)
+    trusted = spec.trust_remote_code
+    config = load_config(fetched.path, trust_remote_code=trusted, name=source.address)
+    skeleton = build_skeleton(config, source.address, trust_remote_code=trusted)
+    context_length = check_context_length(spec.context_length, config, source.address, skeleton)
+    if skeleton is not None:
+        # A folder has its weights already; of others only what is small was fetched so far.
+        here = fetched.resolved_revision is None and any(fetched.path.glob("*.safetensors"))
+        (check_headers if here else check_names)(fetched.path, skeleton, source.address)
+    targets = None
+    if skeleton is not None and spec.initial_adapter_model_ckpt_path is None:
+        # Names that the model does not have are refused before its weights are fetched.
+        targets = resolve_targets(skeleton, spec.lora_config, None)
+    tokenizer = load_tokenizer(fetched.path, trust_remote_code=trusted)
     generation = spec.generation_config
     if generation is None or generation.prompt_format is None:
         raise JobError(
             Reason.INVALID_SPEC,
             f"{spec.model_id} has no published prompt format: write generation_config.prompt_format.",
         )
-    warnings = [*fetched.warnings, *tokenizer_warnings(tokenizer, generation)]
+    warnings = [
+        *fetched.warnings,
+        *config_notices(config, source.address),
+        *format_warnings(tokenizer, generation),
+        *(targets.notices if targets else ()),
+    ]
     return ModelInputs(
         source,
         fetched.resolved_revision,
@@ -110,7 +126,27 @@ def load_model_inputs(spec: FineTuneJobSpec) -> ModelInputs:
         generation,
         generation.prompt_format,
         context_length,
+        vocabulary_size(text_config(config, source.address), skeleton),
         warnings,
+    )
+
+
+def check_vocabulary(inputs: ModelInputs, highest: int) -> None:
+    """Refuse data with a token that the model has no embedding for; `highest` is the highest id in them.
+
+    Tokenizers may hold more tokens than the model, as long as no text makes them (Gemma 3's for images).
+
+    Raises:
+        JobError: ModelUnsupported.
+    """
+    if inputs.has(highest):
+        return
+    token = inputs.tokenizer.tokenizer.convert_ids_to_tokens(highest)
+    raise JobError(
+        Reason.MODEL_UNSUPPORTED,
+        f"The data have token {highest} ({token!r}), but {inputs.source.address} has embeddings for "
+        f"{inputs.vocabulary} tokens only: its tokenizer belongs to another model, or {token!r} was added to it later; "
+        "take both from the same place, or a prompt_format and data without that token.",
     )
 
 

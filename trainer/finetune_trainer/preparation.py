@@ -13,16 +13,18 @@ from typing import Any
 import torch
 
 from finetune_api.defaults import default_batch_size
-from finetune_api.job import FineTuneJob
-from finetune_api.outcome import DatasetResult, TerminationMessage
+from finetune_api.job import FineTuneJob, FineTuneJobSpec
+from finetune_api.outcome import DatasetResult, Reason, TerminationMessage
 from finetune_trainer import inputs
 from finetune_trainer.data.dataset import DataSource, TokenizedData, prepare
 from finetune_trainer.data.read import file_sha256
+from finetune_trainer.errors import JobError
 from finetune_trainer.job_output import JobOutput
+from finetune_trainer.pins import Pins, check_node, resolve
 from finetune_trainer.publish.adapter import adapter_result, finished_adapter, metrics_of
 from finetune_trainer.storage import default_cache_dir, fetch_file
 from finetune_trainer.train.arguments import set_up_tracker, sharding_notice
-from finetune_trainer.train.checkpoint import Checkpoint, Checkpoints
+from finetune_trainer.train.checkpoint import Checkpoint, Checkpoints, recorded_run
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
 from finetune_trainer.train.plan import TrainingPlan, make_plan
@@ -57,6 +59,7 @@ class Prepared:
     row_limit: int
     """Most tokens that a row has after truncation."""
     identity: dict[str, Any]
+    pins: Pins
     checkpoints: Checkpoints
     resume: Checkpoint | None
     resume_folder: Path | None
@@ -74,14 +77,20 @@ def prepare_run(
     spec, ranks = job.spec, around.ranks
     told = set_up_tracker(spec.logger) + sharding_notice(spec.sharding, device=device, world_size=ranks.world_size)
     train_file = ranks.on_node_first(lambda: fetch_file(spec.train_path))
-    identity = inputs.identity(job, ranks.on_node_first(lambda: file_sha256(train_file)))
+    train_sha256 = ranks.on_node_first(lambda: file_sha256(train_file))
+    _same_everywhere(ranks, train_sha256, spec.train_path)
+    identity = inputs.identity(job, train_sha256)
     done = ranks.on_first(lambda: _finished(around, identity))
     if done is not None:
         return done
-    model = _in_turn(ranks, lambda: inputs.load_model_inputs(spec))
+    pins = _pinned(spec, around)
+    model = _in_turn(ranks, lambda: inputs.load_model_inputs(spec, pins))
     train_source = inputs.data_source(spec, model, spec.train_path)
     train = _tokenized(around, train_source)
     valid = _tokenized(around, inputs.data_source(spec, model, spec.valid_path)) if spec.valid_path else None
+    if valid is not None:
+        _same_everywhere(ranks, valid.stats.sha256, str(spec.valid_path))
+    inputs.check_vocabulary(model, max(data.highest_id() for data in (train, valid) if data))
     told += model.warnings + train.stats.notices + (valid.stats.notices if valid else [])
     row_limit = _row_limit(model.context_length, train, valid)
     rows_per_batch = spec.train_batch_size_per_device or default_batch_size(row_limit)
@@ -96,7 +105,7 @@ def prepare_run(
     told += about_warmup
     for sentence in told:
         around.console.warning(sentence)
-    run = identity | {"world_size": ranks.world_size, "rows_per_batch": rows_per_batch}
+    run = identity | pins.run() | {"world_size": ranks.world_size, "rows_per_batch": rows_per_batch}
     checkpoints = Checkpoints(around.output.store, run, spec.num_checkpoints_to_keep)
     resume, resume_folder = _resume_from(checkpoints, around)
     return Prepared(
@@ -109,6 +118,7 @@ def prepare_run(
         rows_per_batch,
         row_limit,
         identity,
+        pins,
         checkpoints,
         resume,
         resume_folder,
@@ -133,6 +143,28 @@ def _finished(around: Surroundings, identity: dict[str, Any]) -> TerminationMess
         dataset=DatasetResult.model_validate(manifest.details["dataset"]),
         metrics=metrics_of(manifest),
     )
+
+
+def _same_everywhere(ranks: Ranks, digest: str, path: str) -> None:
+    """Refuse data that nodes have different copies of: ranks would train on shares of different plans."""
+    if len(set(ranks.gather(digest))) > 1:
+        raise JobError(
+            Reason.DATA_INVALID,
+            f"The nodes read different files at {path}: give every node the same, or use an s3:// address.",
+        )
+
+
+def _pinned(spec: FineTuneJobSpec, around: Surroundings) -> Pins:
+    """What the model and the adapter that is continued are: what a checkpoint was trained on, else what is there."""
+    ranks = around.ranks
+    pins = ranks.on_first(lambda: resolve(spec, recorded_run(around.output.store)))
+
+    def check() -> None:
+        if not ranks.is_first:
+            check_node(spec, pins)
+
+    ranks.on_node_first(check)
+    return pins
 
 
 def _in_turn(ranks: Ranks, load: Callable[[], inputs.ModelInputs]) -> inputs.ModelInputs:

@@ -13,22 +13,16 @@ from typing import Any
 
 import torch
 
-from finetune_api.job import FineTuneJob, FineTuneJobSpec
+from finetune_api.job import FineTuneJob
 from finetune_api.outcome import BatchLayout, Reason, TerminationMessage
-from finetune_trainer import inputs
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
-from finetune_trainer.model.adapter_state import adapter_tensors, digests
-from finetune_trainer.model.load import load_model, training_dtype
-from finetune_trainer.model.lora import adapted, add_lora, continue_lora, kept_settings, trainable_parameters
-from finetune_trainer.model.reach import reached_by_text
-from finetune_trainer.model.targets import candidates, resolve_targets
+from finetune_trainer.load_adapted import is_sharded, load_adapted
+from finetune_trainer.model.lora import adapted, trainable_parameters
 from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
 from finetune_trainer.publish.publication import publish_best
 from finetune_trainer.signals import StopFlag, stop_at_once
-from finetune_trainer.storage import fetch_adapter, fetch_model
-from finetune_trainer.train import state as saved
-from finetune_trainer.train.arguments import choose_checkpointing, choose_sharding, training_arguments
+from finetune_trainer.train.arguments import choose_checkpointing, training_arguments
 from finetune_trainer.train.batching import Batching, RankBatches, StepDataset
 from finetune_trainer.train.callbacks import TrainingObserver
 from finetune_trainer.train.collective import Ranks
@@ -104,45 +98,6 @@ def _train(
     return trainer, control.stopped
 
 
-def _load_model(
-    spec: FineTuneJobSpec, prepared: Prepared, around: Surroundings, device: torch.device
-) -> tuple[Any, dict[str, str]]:
-    """The PeftModel, and the digests of the adapter's tensors as training begins with them (on rank 0)."""
-    source, ranks = prepared.model.source, around.ranks
-    around.console.phase(f"Loading {source.address}")
-    folder = ranks.on_node_first(
-        lambda: fetch_model(source.address, source.revision, trust_remote_code=spec.trust_remote_code).path
-    )
-    base = load_model(folder, dtype=training_dtype(device), trust_remote_code=spec.trust_remote_code)
-    if not _is_sharded(spec, base, around, device):
-        base.to(device)
-    torch.manual_seed(spec.seed)
-    initial = inputs.weights_source(spec.initial_adapter_model_ckpt_path)
-    if initial is None:
-        ((ids, _), *_) = prepared.train.sequences(int(prepared.train.row_tokens.argmax()))
-        targets = resolve_targets(base, spec.lora_config, reached_by_text(base, candidates(base), ids.tolist()))
-        model = add_lora(base, spec.lora_config, targets)
-        prepared.notices.extend(targets.notices)
-        for sentence in targets.notices:
-            around.console.warning(sentence)
-    else:
-        model = continue_lora(base, ranks.on_node_first(lambda: fetch_adapter(initial.address).path))
-        for sentence in kept_settings(model, spec.lora_config):
-            around.console.warning(sentence)
-    # Where PEFT could not load a layer again, this says so before the first step. A resumed run began here too.
-    start = digests(adapter_tensors(model)) if ranks.is_first else {}
-    if prepared.resume_folder is not None:
-        saved.load_adapter_state(model, prepared.resume_folder)
-    return model, start
-
-
-def _is_sharded(spec: FineTuneJobSpec, model: Any, around: Surroundings, device: torch.device) -> bool:
-    base_bytes = sum(
-        parameter.numel() * parameter.element_size() for parameter in model.parameters() if not parameter.requires_grad
-    )
-    return choose_sharding(spec.sharding, device=device, world_size=around.ranks.world_size, base_bytes=base_bytes)
-
-
 def assemble(
     job: FineTuneJob,
     prepared: Prepared,
@@ -153,17 +108,15 @@ def assemble(
 ) -> StepTrainer:
     """The model, loaded and with its LoRA layers, in the trainer that is to train it."""
     spec, ranks = job.spec, around.ranks
-    model, start = _load_model(spec, prepared, around, device)
-    tokenizer = prepared.model.tokenizer.tokenizer
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    sharded = _is_sharded(spec, model, around, device)
+    model, start = load_adapted(spec, prepared, around, device)
+    sharded = is_sharded(spec, model, around.ranks, device)
     own = partial(RankBatches, rank=ranks.rank, world_size=ranks.world_size, in_step=sharded)
     worst_case = spec.padding == "max_length"
     batching = Batching(
         BatchLayout.PADDED if worst_case else BatchLayout.SHARED_PREFIX,
         tokens_per_pack=0,
         rows_per_batch=prepared.rows_per_batch,
-        pad_id=pad_id,
+        pad_id=prepared.model.pad_id,
         length=(spec.context_length or prepared.row_limit) if worst_case else None,
     )
     evaluation = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,29 @@ def test_warnings_about_format_and_tokenizer_come_along(model: Path) -> None:
     made = CHATML | {"assistant": "<|im_start|>assistant\n{instruction}</s>\n"}
     _, warnings = preview_rows(job_of(model, rows(1), generation_config={"prompt_format": made}), 1)
     assert any("'</s>'" in warning and "'<|im_end|>'" in warning for warning in warnings)
+
+
+def test_a_row_with_two_bos_says_so(model: Path) -> None:
+    """One of the format's and one of its own."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+    }
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    made = CHATML | {"bos": "<|im_start|>", "user": "{instruction}"}
+    one, two = shown(model, [talk("a", "b"), talk("<|im_start|>a", "b")], generation_config={"prompt_format": made})
+    assert [note for note in one.notes if "two BOS" in note] == []
+    assert [note for note in two.notes if "two BOS" in note] != []
+
+
+def test_a_template_that_ends_no_answer_is_warned_about(model: Path) -> None:
+    """And one that ends it with another token than the eos is not: the adapter gets that stop."""
+    file = model / "chat_template.jinja"
+    template = {"prompt_format": {"use_hugging_face_chat_template": True}}
+    for eos, wrong in (("<|im_end|>", False), ("", True)):
+        file.write_text(file.read_text().replace("<|im_end|>", eos))
+        _, warnings = preview_rows(job_of(model, rows(1), generation_config=template), 1)
+        assert any("never learns to stop" in warning for warning in warnings) is wrong

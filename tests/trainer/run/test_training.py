@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from finetune_trainer.inputs import data_source, load_model_inputs
 from finetune_trainer.storage import MANIFEST_NAME, open_store, read_manifest
 from finetune_trainer.train import state as saved
 from tests.s3_server import S3Server
-from tests.trainer.run.tiny_job import TinyJob, rows, write_rows
+from tests.trainer.run.tiny_job import TinyJob, rows, tiny_model, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,25 @@ def test_the_adapter_says_how_long_a_context_it_saw_and_where_answers_end(tmp_pa
 
     tokenizer = AutoTokenizer.from_pretrained(job.output / "adapter")
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in generation["eos_token_id"]
+    assert "stop_strings" not in generation
+
+
+def test_the_stop_that_a_chat_template_trains_is_written_beside_another_eos(tmp_path: Path) -> None:
+    """As base models are published: a ChatML template, and <|endoftext|> as the eos that no answer is trained with."""
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model(), base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(base)
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id}))
+    prompt_format = {"use_hugging_face_chat_template": True}
+    job = TinyJob(tmp_path, model_id=str(base), generation_config={"prompt_format": prompt_format}, num_epochs=1)
+    job.run()
+    generation = json.loads((job.output / "adapter" / "generation_config.json").read_text())
+    stops = ["<|endoftext|>", "<|im_end|>"]
+    assert generation["eos_token_id"] == tokenizer.convert_tokens_to_ids(stops)
     assert "stop_strings" not in generation
 
 

@@ -187,9 +187,9 @@ def test_a_repository_without_weights_says_what_it_is(files: list[str], said: st
 
 
 def test_tokenizer_files_are_small_ones() -> None:
-    assert tokenizer_files(["config.json", "model.safetensors.index.json", "model.safetensors", "x.py"]) == [
-        "config.json"
-    ]
+    """The list of the weights is one of them, since it tells which are missing."""
+    paths = ["config.json", "model.safetensors.index.json", "tf.index.json", "model.safetensors", "x.py"]
+    assert tokenizer_files(paths) == ["config.json", "model.safetensors.index.json"]
 
 
 def test_an_adapter_needs_both_of_its_files() -> None:

@@ -70,7 +70,7 @@ def test_only_the_needed_files_of_one_commit_are_fetched(hub: Hub) -> None:
 def test_the_tokenizer_comes_without_weights(hub: Hub) -> None:
     hub.repos[NAME] = Repo(MODEL)
     assert fetch_tokenizer(NAME).resolved_revision == COMMIT
-    assert hub.downloads() == {"config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"}
+    assert hub.downloads() == NEEDED - {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
 
 
 def test_code_is_fetched_only_when_it_is_trusted(hub: Hub) -> None:

@@ -70,6 +70,8 @@ def _preview_row(
         notes.append(
             f"trained as {len(tokenized.sequences)} sequences, since one cannot begin with every turn's prompt"
         )
+    if source.bos_id is not None and main.ids[:2] == [source.bos_id] * 2:
+        notes.append("begins with two BOS tokens, one of prompt_format.bos and one of its own: remove one of the two")
     if source.context_length is not None and len(main.ids) > source.context_length:
         notes.append(f"cut from {len(main.ids)} to {source.context_length} tokens")
         main = main.truncated(source.context_length)

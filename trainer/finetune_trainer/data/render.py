@@ -11,6 +11,8 @@ from finetune_trainer.data.conversation import RowError
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
 
+_PROBE = "What is 1+1?"
+
 
 class Renderer(Protocol):
     """Makes texts of conversations; several per conversation where one text cannot begin with every turn's prompt."""
@@ -73,6 +75,7 @@ class TemplateRenderer:
             )
         self._tokenizer = tokenizer
         self._only_whole = only_whole
+        self._check_writes_text()
 
     def render(self, messages: Sequence[Message]) -> list[Rendering]:
         """The whole conversation, and each turn apart that it does not cover."""
@@ -99,6 +102,19 @@ class TemplateRenderer:
     def prompt(self, messages: Sequence[Message]) -> str:
         """The inference prompt after `messages`."""
         return self._text(messages, add_generation_prompt=True)
+
+    def _check_writes_text(self) -> None:
+        """Templates of some multimodal models write nothing of a content that is a text and no list of parts."""
+        try:
+            text = self._text([Message("user", _PROBE)])
+        except RowError:  # Rows are refused with the template's own words.
+            return
+        if _PROBE not in text:
+            raise JobError(
+                Reason.INVALID_SPEC,
+                "The chat template of the model's tokenizer leaves out messages that are plain text: write system, "
+                "user and assistant formats in generation_config.prompt_format instead.",
+            )
 
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         if not messages:

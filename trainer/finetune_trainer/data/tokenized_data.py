@@ -68,6 +68,10 @@ class TokenizedData:
     def __len__(self) -> int:
         return len(self._rows) - 1
 
+    def highest_id(self) -> int:
+        """The highest token id of all rows; -1 where there is none."""
+        return int(self._ids.max(initial=0)) if len(self._ids) else -1
+
     def sequences(self, row: int) -> list[tuple[Array, Array]]:
         """(ids int64 [L], trained bool [L]) of each sequence of a row."""
         found = []

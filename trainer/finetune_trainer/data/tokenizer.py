@@ -1,23 +1,16 @@
-"""What must be known of a model's tokenizer before a row is tokenized: its BOS habit, its stops, its peculiarities."""
+"""What must be known of a model's tokenizer before a row is tokenized: its BOS habit and its peculiarities."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from finetune_api.generation import GenerationConfig
-from finetune_api.outcome import Reason
-from finetune_api.prompt_format import PromptFormat
+from finetune_trainer.data.load_tokenizer import load_fast_tokenizer
 from finetune_trainer.data.tokenize import RowTokenizer
-from finetune_trainer.errors import JobError
-
-_TAG = re.compile(r"</?[\w|]+>|<\|[^|<>]+\|>|\[/?[A-Z_]+\]")
-"""Text that looks as if its author took it for a special token."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +50,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> ModelTokenizer:
     """The tokenizer in a model folder.
 
     Raises:
-        JobError: ModelUnsupported, there is none, or none with a fast implementation.
+        JobError: ModelUnsupported, there is none, or none with a fast implementation that could be loaded or made.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # Whatever a foreign folder makes transformers raise means the same to the user.
-        raise JobError(
-            Reason.MODEL_UNSUPPORTED,
-            f"The tokenizer of {folder} cannot be loaded ({_first_line(error)}): check that the model folder has one.",
-        ) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise JobError(
-            Reason.MODEL_UNSUPPORTED,
-            f"The tokenizer of {folder} ({type(tokenizer).__name__}) has no fast implementation, which is needed to "
-            "know which tokens belong to the answer: add a tokenizer.json to the model.",
-        )
+    tokenizer = load_fast_tokenizer(folder, trust_remote_code=trust_remote_code)
     return ModelTokenizer(tokenizer, automatic_bos(tokenizer))
 
 
@@ -83,76 +62,3 @@ def automatic_bos(tokenizer: Any) -> str | None:
         return None
     ids = tokenizer("a", add_special_tokens=True)["input_ids"]
     return str(tokenizer.bos_token) if ids and ids[0] == tokenizer.bos_token_id else None
-
-
-def tokenizer_warnings(model: ModelTokenizer, generation: GenerationConfig) -> list[str]:
-    """What the declared format means to this tokenizer that its author may not expect, a sentence each."""
-    prompt_format = generation.prompt_format
-    if not isinstance(prompt_format, PromptFormat):
-        return _template_warnings(model)
-    found = []
-    tokenizer = model.tokenizer
-    eos = tokenizer.eos_token
-    tail = prompt_format.end_of_turn
-    stops = [stop for stop in generation.stopping_sequences or [] if stop in tail]
-    # Tags around an answer that a special token ends (`</answer><|eot_id|>`) need not stop anything.
-    tags = dict.fromkeys([*(_TAG.findall(tail) if _special_token(model, tail) is None else []), *stops])
-    for tag in tags:
-        count = len(model.ids(tag))
-        if count > 1:
-            instead = f"; its own end-of-sequence token is {eos!r}" if eos else ""
-            found.append(
-                f"{tag!r} in the assistant text is no special token of this model's tokenizer, which makes {count} "
-                f"ordinary tokens of it: the model learns to write it out and must be stopped by text{instead}."
-            )
-    if tail.strip() and not tags and _special_token(model, tail) is None:
-        found.append(
-            f"the assistant text ends with {tail!r}, which is neither a special token of this model's tokenizer nor in "
-            f"stopping_sequences: nothing stops the model there{f'; consider {eos!r}' if eos else ''}."
-        )
-    bos = tokenizer.bos_token
-    if prompt_format.bos.strip() and bos and prompt_format.bos.strip() != bos and len(model.ids(prompt_format.bos)) > 1:
-        found.append(f"bos {prompt_format.bos!r} is no special token of this model's tokenizer; its own is {bos!r}.")
-    return found
-
-
-def _template_warnings(model: ModelTokenizer) -> list[str]:
-    if model.automatic_bos is None or not model.tokenizer.chat_template:
-        return []
-    try:
-        text = model.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except Exception:  # Rows are refused with the template's own words; here it only goes unwarned.
-        return []
-    if text.startswith(model.automatic_bos):
-        return []
-    warning = (
-        f"the tokenizer's chat template does not write the BOS {model.automatic_bos!r} that the tokenizer adds to "
-        "plain text: rows are trained without it, since servers prompt with what the template writes."
-    )
-    return [warning]
-
-
-def single_token_stops(model: ModelTokenizer, generation: GenerationConfig) -> tuple[list[int], list[str]]:
-    """(token ids, texts) that end an answer: stops that are one token, and those that must be matched as text."""
-    ids = list(generation.stopping_tokens or [])
-    texts = []
-    prompt_format = generation.prompt_format
-    tail = prompt_format.end_of_turn if isinstance(prompt_format, PromptFormat) else ""
-    trained = _special_token(model, tail) or next(iter(_TAG.findall(tail)), None)
-    for stop in dict.fromkeys([*(generation.stopping_sequences or []), *([trained] if trained else [])]):
-        found = model.ids(stop)
-        if len(found) == 1 and found[0] in model.tokenizer.added_tokens_decoder:
-            ids.append(found[0])
-        else:
-            texts.append(stop)
-    return list(dict.fromkeys(ids)), texts
-
-
-def _special_token(model: ModelTokenizer, tail: str) -> str | None:
-    """The first special token in `tail`, where the model stops."""
-    added = model.tokenizer.added_tokens_decoder
-    return next((str(added[token].content) for token in model.ids(tail) if token in added), None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

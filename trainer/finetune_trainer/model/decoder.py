@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 def decoder_of(base: Any) -> Any:
     """What lies before the output head of `base`, a causal language model.
 
-    transformers' own answer is a guess by attributes' names: of some it is the head, or the model itself. Then it is the
-    part that has the input embeddings.
+    transformers' own answer is a guess by attributes' names: of some it is the head, or the model itself. Then it is
+    the part that has the input embeddings.
     """
     found = base.get_decoder()
     if found is not base and (not isinstance(base, PreTrainedModel) or isinstance(found, PreTrainedModel)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,16 @@ import torch
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
+from finetune_trainer.model.support import (
+    build_skeleton,
+    context_limit,
+    first_line,
+    missing_package,
+    refuse_by_config,
+    text_config,
+    unsupported,
+)
+from finetune_trainer.model.weights import LoadingInfo, check_headers, check_loaded
 
 
 def training_dtype(device: torch.device) -> torch.dtype:
@@ -20,61 +31,89 @@ def training_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
-    """The model's configuration.
+def load_config(folder: Path, *, trust_remote_code: bool, name: str | None = None) -> Any:
+    """The model's configuration; `name` is what the user calls the model, the folder when None.
 
     Raises:
-        JobError: ModelUnsupported, there is none that transformers understands; StorageAccessDenied, a file of the
-            folder cannot be read, which those who load weights would call missing.
+        JobError: ModelUnsupported, there is none that transformers understands, or it is of no model that is trained
+            here; StorageAccessDenied, a file of the folder cannot be read, which those who load weights would call
+            missing.
     """
     from transformers import AutoConfig
 
+    name = name or f"The model in {folder}"
     for file in sorted(folder.glob("*")):
         if not os.access(file, os.R_OK):
             raise JobError(
                 Reason.STORAGE_ACCESS_DENIED, f"{file} may not be read by this user: change its permissions."
             )
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # A foreign folder can make transformers raise anything.
-        raise _unsupported(folder, error, trust_remote_code) from error
+        _refuse_unknown_type(folder, name)
+        raise _unsupported(name, error, trust_remote_code) from error
+    refuse_by_config(config, name, trust_remote_code=trust_remote_code)
+    return config
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    name: str | None = None,
+    notices: list[str] | None = None,
+) -> Any:
     """The causal language model in `folder`, its weights frozen.
 
+    Args:
+        folder: configuration and weights.
+        dtype: precision of the weights.
+        trust_remote_code: whether Python code in the folder may run.
+        name: what the user calls the model, the folder when None.
+        notices: what a user should know of the model is added to it.
+
     Raises:
-        JobError: ModelUnsupported, transformers cannot make a causal language model of it.
+        JobError: ModelUnsupported, transformers cannot make a causal language model of it, or not a whole one.
     """
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
+    name = name or f"The model in {folder}"
+    config = load_config(folder, trust_remote_code=trust_remote_code, name=name)
+    skeleton = build_skeleton(config, name, trust_remote_code=trust_remote_code)
+    if skeleton is not None:
+        check_headers(folder, skeleton, name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
+        model, info = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+            # What does not fit is refused below, in our words.
+            ignore_mismatched_sizes=True,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # As above; running out of memory is told apart before.
-        raise _unsupported(folder, error, trust_remote_code) from error
+        raise _unsupported(name, error, trust_remote_code) from error
+    told = check_loaded(LoadingInfo.from_transformers(info), model, name)
+    if notices is not None:
+        notices += told
+    _let_generate(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model
 
 
-def model_context_length(config: Any) -> int | None:
-    """Most positions that the model supports, or None when it sets no bound (state-space models)."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    length = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return int(length) if isinstance(length, int) and length > 0 else None
-
-
-def check_context_length(asked: int | None, config: Any, model_id: str) -> int | None:
+def check_context_length(asked: int | None, config: Any, model_id: str, skeleton: Any | None = None) -> int | None:
     """Tokens after which rows are cut: what the job asks for, else what the model supports.
 
     Raises:
         JobError: ContextTooLong, the job asks for more than the model supports.
     """
-    limit = model_context_length(config)
+    limit = context_limit(text_config(config, model_id), skeleton)
     if asked is not None and limit is not None and asked > limit:
         raise JobError(
             Reason.CONTEXT_TOO_LONG,
@@ -83,15 +122,48 @@ def check_context_length(asked: int | None, config: Any, model_id: str) -> int |
     return asked if asked is not None else limit
 
 
-def _unsupported(folder: Path, error: Exception, trusted: bool) -> JobError:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    if "trust_remote_code" in str(error) and not trusted:
-        return JobError(
-            Reason.MODEL_UNSUPPORTED,
-            f"The model in {folder} brings Python code of its own: set trust_remote_code: true if you trust it.",
+def vocabulary_size(config: Any, skeleton: Any | None) -> int | None:
+    """Token ids that the model has an embedding for: 0 up to this, exclusive; None when it does not say."""
+    sizes = [getattr(config, "vocab_size", None)]
+    if skeleton is not None:
+        sizes.append(getattr(skeleton.get_input_embeddings(), "num_embeddings", None))
+    return max((size for size in sizes if isinstance(size, int)), default=None)
+
+
+def _let_generate(model: Any) -> None:
+    """Give a model of custom code what PEFT and those who load the adapter expect of a language model."""
+    from transformers import GenerationConfig, GenerationMixin
+
+    if not isinstance(model, GenerationMixin):
+        model.__class__ = type(type(model).__name__, (type(model), GenerationMixin), {})
+    if getattr(model, "generation_config", None) is None:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+
+
+def _refuse_unknown_type(folder: Path, name: str) -> None:
+    """A model type that is newer than transformers, or of another library."""
+    import transformers
+
+    try:
+        content = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind and kind not in transformers.CONFIG_MAPPING and not content.get("auto_map"):
+        raise unsupported(
+            name,
+            f"is a {kind} model, which transformers {transformers.__version__} does not know: use a trainer image with "
+            "a newer version, or name another model",
         )
-    return JobError(
-        Reason.MODEL_UNSUPPORTED,
-        f"The model in {folder} cannot be loaded as a causal language model ({text}): check that it is one and that "
-        "its folder is complete.",
+
+
+def _unsupported(name: str, error: Exception, trusted: bool) -> JobError:
+    if isinstance(error, ImportError):
+        return missing_package(name, error)
+    if "trust_remote_code" in str(error) and not trusted:
+        return unsupported(name, "brings Python code of its own: set trust_remote_code: true if you trust it")
+    return unsupported(
+        name,
+        f"cannot be loaded as a causal language model ({first_line(error)}): check that it is one and that its folder "
+        "is complete",
     )

@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune_api.lora import ALL_LINEAR, LoraConfig
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
+from finetune_trainer.model.adapter_state import cannot_be_reloaded
 from finetune_trainer.model.reach import Reach
 
 _FORBIDDEN = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), ("out_proj", "conv1d"))
@@ -136,6 +137,7 @@ class _Obstacle(StrEnum):
     NOT_LINEAR = "it is no linear layer"
     EXPERT = "it belongs to the experts, which lora_config.experts: true trains"
     REFUSED = "PEFT refuses it for this kind of model"
+    LOST = "PEFT renames it on loading, and would not find its adapter again"
     FOREIGN = "its class computes something else than a linear layer"
     UNREACHED = "no text reaches it"
     ROUTER = "it is a router"
@@ -150,6 +152,7 @@ class _ModelView:
         self.ends, self._tied = _embedding_and_head(model)
         self._reach = reach or Reach(frozenset(self.layers), frozenset())
         self._forbidden = _FORBIDDEN.get(model.config.model_type, ())
+        self._lost = set(cannot_be_reloaded(model, list(self.layers)))
         self.expert_parameters = [
             f"{path}.{name}"
             for path, module in self.layers.items()
@@ -170,6 +173,8 @@ class _ModelView:
             return _Obstacle.ROUTER
         if _leaf(path) in self._forbidden:
             return _Obstacle.REFUSED
+        if path in self._lost:
+            return _Obstacle.LOST
         if path in self._reach.foreign:
             return _Obstacle.FOREIGN
         return None if path in self._reach.reached else _Obstacle.UNREACHED

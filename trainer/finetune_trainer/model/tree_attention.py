@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune_trainer.model.prefix_tree import Pack
+from finetune_trainer.model.prefix_tree import Node, Pack
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  the log-sum-exp is to be had nowhere else
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
@@ -128,7 +128,8 @@ def _paths(pack: Pack, sight: Sight | None) -> list[tuple[slice, list[slice], to
     per pack, for all layers.
     """
     place = pack.position_ids[0]
-    found, ancestors = [], []
+    found = []
+    ancestors: list[Node] = []
     for node in pack.nodes:
         while ancestors and ancestors[-1].span_end <= node.start:
             ancestors.pop()

@@ -24,7 +24,9 @@ from finetune_api.chat_template import chat_template
 from finetune_api.generation import GenerationConfig
 from finetune_api.outcome import AdapterResult, MetricsResult, Reason, VerifiedResult
 from finetune_api.prompt_format import PromptFormat
-from finetune_trainer.data.tokenizer import ModelTokenizer, single_token_stops
+from finetune_trainer.data.end_of_turn import answer_stops
+from finetune_trainer.data.load_tokenizer import save_tokenizer
+from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.lora import published_config
 from finetune_trainer.storage import MANIFEST_NAME, Manifest, ObjectStore, build_manifest, read_manifest
@@ -53,7 +55,7 @@ def write_adapter(folder: Path, parts: AdapterParts) -> None:
     tokenizer = parts.tokenizer.tokenizer
     if isinstance(parts.generation.prompt_format, PromptFormat):
         tokenizer.chat_template = chat_template(parts.generation.prompt_format, parts.tokenizer.automatic_bos)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     _write_generation_config(folder, parts)
     text = yaml.safe_dump(
         parts.generation.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=10_000
@@ -76,23 +78,23 @@ def _write_weights(folder: Path, parts: AdapterParts) -> None:
 
 
 def _write_generation_config(folder: Path, parts: AdapterParts) -> None:
-    """The base model's generation defaults, ended by every stop that is one token.
+    """The base model's generation defaults, ended by every stop that is one token, the trained one among them.
 
-    Stops that are several tokens can only be matched as text. They are written only where no token ends an answer,
+    Stops that are several tokens can only be matched as text. They are written only where no token ends every answer,
     because `generate` then asks its caller for the tokenizer.
     """
     from transformers import GenerationConfig as HuggingFaceGenerationConfig
 
     base = parts.model.get_base_model()
     config = HuggingFaceGenerationConfig.from_dict(base.generation_config.to_dict())
-    ids, texts = single_token_stops(parts.tokenizer, parts.generation)
+    stops = answer_stops(parts.tokenizer, parts.generation)
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     tokenizer = parts.tokenizer.tokenizer
-    ends = [token for token in dict.fromkeys([*known, tokenizer.eos_token_id, *ids]) if token is not None]
+    ends = [token for token in dict.fromkeys([*known, tokenizer.eos_token_id, *stops.token_ids]) if token is not None]
     config.eos_token_id = ends
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if texts and not ids:
-        config.stop_strings = texts
+    if stops.by_text:
+        config.stop_strings = stops.texts
     config.save_pretrained(str(folder))
 
 

@@ -14,8 +14,8 @@ from finetune_api.outcome import DatasetResult, MetricsResult, Reason, Terminati
 from finetune_trainer.data.dataset import DataStats, TokenizedData
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
-from finetune_trainer.inputs import ModelSource
 from finetune_trainer.model.lora import adapted, trainable_parameters
+from finetune_trainer.pins import ModelSource
 from finetune_trainer.preparation import Prepared, Surroundings
 from finetune_trainer.publish import proof
 from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, write_adapter
@@ -76,6 +76,7 @@ def publish_best(
         "baseModel": parts.base_model,
         "baseModelRevision": parts.base_model_revision,
         "targets": adapted(trainer.peft_model).summary(trainable_parameters(trainer.peft_model))[:512],
+        "pins": prepared.pins.run(),
         "metrics": metrics.model_dump(exclude_none=True),
         "dataset": dataset.model_dump(exclude_none=True),
         "step": best.step,

@@ -120,12 +120,16 @@ def fetch_tokenizer(
 
 
 def fetch_adapter(
-    address: str, *, cache_dir: Path | None = None, sleep: Callable[[float], None] = time.sleep
+    address: str,
+    revision: str | None = None,
+    *,
+    cache_dir: Path | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> FetchedModel:
     """The PEFT adapter at `address`, in the same places as models. Raises as fetch_model does."""
     select = partial(adapter_files, source=address)
     key = "initial_adapter_model_ckpt_path"
-    return _fetch_folder(address, None, select, "adapter_config.json", key, cache_dir, sleep)
+    return _fetch_folder(address, revision, select, "adapter_config.json", key, cache_dir, sleep)
 
 
 def _fetch_folder(

@@ -124,10 +124,10 @@ def _missing(snapshot: Path, present: set[str], select: Select) -> list[str]:
     missing = [] if "config.json" in wanted or any(path.endswith(".gguf") for path in weights) else ["config.json"]
     if not weights and not any(path.startswith("tokenizer") or is_vocabulary(path) for path in wanted):
         missing.append("its tokenizer")
-    for path in wanted:
-        if INDEX.fullmatch(path):
-            shards = json.loads((snapshot / path).read_bytes()).get("weight_map", {}).values()
-            missing += sorted(set(shards) - present)
+    for path in filter(INDEX.fullmatch, wanted):
+        shards = set(json.loads((snapshot / path).read_bytes()).get("weight_map", {}).values())
+        # Whoever wants a tokenizer reads the list and needs none of them.
+        missing += sorted(shards & set(select(present | shards)) - present)
     return missing
 
 

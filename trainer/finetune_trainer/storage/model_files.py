@@ -17,6 +17,8 @@ _TOKENIZER = re.compile(
 )
 """Tokenizer, templates and configuration: all small. `*.json` includes the configuration of the weights."""
 INDEX = re.compile(r"[^/]*\.index\.json")
+_READ_FIRST = "model.safetensors.index.json"
+"""The list of shards that is read before any of them, since it tells what is missing."""
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 _VOCABULARIES = (".model", ".tiktoken", ".spm", ".vocab")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -32,7 +34,7 @@ _FORMATS = (
 def tokenizer_files(
     paths: Iterable[str], *, source: str = "", code: bool = False, gguf: str | None = None
 ) -> list[str]:
-    """Everything but weights; Python files only where the job trusts them.
+    """Everything but weights, and the list of them; Python files only where the job trusts them.
 
     A GGUF file brings weights, tokenizer and configuration in one. Arguments and errors as for `model_files`.
     """
@@ -40,7 +42,8 @@ def tokenizer_files(
     needed = [
         path
         for path in paths
-        if (_TOKENIZER.fullmatch(path) and not INDEX.fullmatch(path)) or (code and path.endswith(".py"))
+        if (_TOKENIZER.fullmatch(path) and (path == _READ_FIRST or not INDEX.fullmatch(path)))
+        or (code and path.endswith(".py"))
     ]
     file = gguf_file(paths, source=source, named=gguf)
     return sorted([*needed, file]) if file else needed

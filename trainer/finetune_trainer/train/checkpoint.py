@@ -158,6 +158,13 @@ class Checkpoints:
                 self._store.delete_tree(checkpoint.key)
 
 
+def recorded_run(store: ObjectStore) -> dict[str, Any]:
+    """What the newest checkpoint in a job's output says of its run; empty when there is none."""
+    checkpoints = Checkpoints(store, {}, keep=0).all()
+    found = checkpoints[-1].manifest.details.get("run") if checkpoints else None
+    return found if isinstance(found, dict) else {}
+
+
 def _rank(checkpoint: Checkpoint) -> tuple[float, int]:
     """Sort key, best first: lowest validation loss, then the earliest; without one, the newest."""
     loss = checkpoint.eval_loss

@@ -1,0 +1,142 @@
+"""Pins the base model, and the adapter that is continued, to what they were when the run began.
+
+A branch of the Hub moves and a prefix is written again while a job waits, loads or retries. Rank 0 resolves each
+address once; every node fetches what it found, for tokenizer and weights alike, and checkpoints record it: a later
+attempt goes on with the same commit, or is told that its base has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.outcome import Reason
+from finetune_api.training import HubRepository
+from finetune_trainer.errors import JobError
+from finetune_trainer.storage import FetchedModel, fetch_adapter, fetch_model, fetch_tokenizer
+from finetune_trainer.storage.content import Content, content_of
+
+BASE, INITIAL_ADAPTER = "base_model", "initial_adapter"
+"""Keys of what a checkpoint records of its run."""
+
+Fetch = Callable[[str, str | None], FetchedModel]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where weights and tokenizer come from."""
+
+    address: str
+    """Hub name, folder, or s3:// prefix."""
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What a run trains on, besides its data."""
+
+    base: Content
+    initial_adapter: Content | None
+
+    def run(self) -> dict[str, Any]:
+        """As checkpoints record it."""
+        found = {BASE: self.base.to_json()}
+        return found | ({INITIAL_ADAPTER: self.initial_adapter.to_json()} if self.initial_adapter else {})
+
+
+def weights_source(value: str | HubRepository | None) -> ModelSource | None:
+    """The source that an initial_*_ckpt_path names."""
+    if isinstance(value, HubRepository):
+        return ModelSource(value.repo_id, value.revision)
+    return ModelSource(value, None) if value is not None else None
+
+
+def model_source(spec: FineTuneJobSpec) -> ModelSource:
+    """initial_base_model_ckpt_path where it is given, else the model id."""
+    return weights_source(spec.initial_base_model_ckpt_path) or ModelSource(spec.model_id, spec.model_revision)
+
+
+def resolve(spec: FineTuneJobSpec, recorded: Mapping[str, Any]) -> Pins:
+    """What the job's addresses stand for; rank 0 only.
+
+    Args:
+        spec: the job's.
+        recorded: what the checkpoint says of its run that is gone on with; empty where there is none.
+
+    Raises:
+        JobError: CheckpointMismatch, an address holds something else than the checkpoint was trained on; or as
+            fetching does.
+    """
+    initial = weights_source(spec.initial_adapter_model_ckpt_path)
+    return Pins(
+        _resolve(model_source(spec), _tokenizer(spec), Content.from_json(recorded.get(BASE))),
+        _resolve(initial, fetch_adapter, Content.from_json(recorded.get(INITIAL_ADAPTER))) if initial else None,
+    )
+
+
+def check_node(spec: FineTuneJobSpec, pins: Pins) -> None:
+    """Check that this node finds what rank 0 found.
+
+    Raises:
+        JobError: CheckpointMismatch, it does not; or as fetching does.
+    """
+    _same(pins.base, _tokenizer(spec))
+    if pins.initial_adapter is not None:
+        _same(pins.initial_adapter, fetch_adapter)
+
+
+def fetch_weights(spec: FineTuneJobSpec, pins: Pins) -> Path:
+    """The base model's folder on this node, with the weights of what was pinned.
+
+    Raises:
+        JobError: CheckpointMismatch, they were written again since the run began; or as fetching does.
+    """
+
+    def fetch(address: str, revision: str | None) -> FetchedModel:
+        return fetch_model(address, revision, trust_remote_code=spec.trust_remote_code)
+
+    # Folders are not fetched, and what they hold was compared a moment ago.
+    return fetch(pins.base.address, None).path if pins.base.kind == "files" else _same(pins.base, fetch).path
+
+
+def fetch_initial_adapter(pin: Content) -> Path:
+    """The pinned adapter's folder on this node. Raises as fetch_weights does."""
+    return _same(pin, fetch_adapter).path
+
+
+def _tokenizer(spec: FineTuneJobSpec) -> Fetch:
+    return lambda address, revision: fetch_tokenizer(address, revision, code=spec.trust_remote_code)
+
+
+def _resolve(source: ModelSource, fetch: Fetch, recorded: Content | None) -> Content:
+    if recorded is None or recorded.address != source.address:
+        # The spec decides on the address, and its change is refused with the checkpoint.
+        return content_of(source.address, fetch(source.address, source.revision))
+    try:
+        found = content_of(source.address, fetch(source.address, recorded.commit or source.revision))
+    except JobError as error:
+        if recorded.commit is None or error.reason is not Reason.MODEL_NOT_FOUND:
+            raise
+        found = content_of(source.address, fetch(source.address, source.revision))
+    if found != recorded:
+        raise JobError(
+            Reason.CHECKPOINT_MISMATCH,
+            f"The checkpoint was trained on {recorded}, and there is now {found}: bring the former back, choose "
+            "another output, or remove the checkpoints there.",
+        )
+    return found
+
+
+def _same(pin: Content, fetch: Fetch) -> FetchedModel:
+    fetched = fetch(pin.address, pin.commit)
+    found = content_of(pin.address, fetched)
+    if found != pin:
+        raise JobError(
+            Reason.CHECKPOINT_MISMATCH,
+            f"This run began on {pin}, and here or by now there is {found}: give every node the same files, do not "
+            "write them again while the job runs, and start it anew.",
+        )
+    return fetched
