@@ -15,15 +15,15 @@ NOTES: tuple[tuple[tuple[str, ...], str], ...] = (
         (
             "Published encoder-decoders share one embedding, whose name `AutoModelForCausalLM` does not look for: its "
             "rows and the head stay random, without an error "
-            f"([transformers#17375]({_TRANSFORMERS}/17375) is about the head). A decoder that is saved by itself loads and "
-            "trains."
+            f"([transformers#17375]({_TRANSFORMERS}/17375) is about the head). "
+            "A decoder that is saved by itself loads and trains."
         ),
     ),
     (
         ("emu3", "moshi"),
         (
-            "`AutoModelForCausalLM` takes the text model out of the published wrapper, and does not know its names there: "
-            "all of it stays random, without an error."
+            "`AutoModelForCausalLM` takes the text model out of the published wrapper, and does not know its names "
+            "there: all of it stays random, without an error."
         ),
     ),
     (
@@ -45,8 +45,8 @@ NOTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("doge",),
         (
-            "Its experts (`is_moe: true`) are chosen with a look at later tokens; transformers keeps it so, by a comment "
-            "in its code, for the sake of published checkpoints."
+            "Its experts (`is_moe: true`) are chosen with a look at later tokens; transformers keeps it so, by a "
+            "comment in its code, for the sake of published checkpoints."
         ),
     ),
     (
