@@ -181,8 +181,8 @@ def _attention(
         _, sight = _Current.sights.get(attention_mask.untyped_storage().data_ptr(), (None, None))
         if sight is None or attention_mask.shape[-2:] != (pack.tokens, pack.tokens):
             raise PackingRefusedError("it changes its masks")
-    if sight is None and (others.get("sliding_window") or pack.longest) < pack.longest:
-        raise PackingRefusedError("its attention slides along what is computed together")
+    if sight is not None and sight.reach is not None and sight.reach >= pack.longest:
+        sight = None
     scores = Scores(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         cap=others.get("softcap"),
@@ -202,8 +202,10 @@ def _attention(
 
 def _sight(pack: Pack, arguments: dict[str, Any]) -> Sight | None:
     """What a layer sees of its path, from what transformers says of the mask that it wants; None for all of it."""
+    if not arguments["q_length"] == arguments["kv_length"] == pack.tokens:
+        raise PackingRefusedError("it attends to more than its own tokens")
     reach, custom = arguments.get("local_size"), arguments.get("use_vmap", False)
-    if not custom and (reach is None or reach >= pack.longest):
+    if reach is None and not custom:
         return None
     if arguments.get("attention_mask") is None:
         # Then it may have been changed to something about the order of position ids.
