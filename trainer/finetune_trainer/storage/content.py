@@ -72,11 +72,17 @@ def content_of(address: str, fetched: FetchedModel) -> Content:
     if uri.scheme is Scheme.S3:
         return Content(address, "etags", read_with_fallback(connect(), partial(_etags, uri)))
     with local_errors(fetched.path):
+        if fetched.made_of is not None:
+            return Content(address, "files", _digest([list(_sampled(fetched.made_of))]))
         return Content(address, "files", _files(fetched.path))
 
 
 def _etags(uri: StorageUri, connection: S3Connection) -> str:
-    stats = S3Store(uri, connection=connection).stat_tree("")
+    store = S3Store(uri, connection=connection)
+    if uri.path.endswith(".gguf"):
+        stat = store.stat("")
+        return _digest([[stat.etag, stat.size_bytes]])
+    stats = store.stat_tree("")
     return _digest([[path, stats[path].etag, stats[path].size_bytes] for path in _relevant(stats)])
 
 
@@ -88,7 +94,8 @@ def _files(folder: Path) -> str:
 def _relevant(paths: Iterable[str]) -> list[str]:
     """Files at the top that belong to a model, its tokenizer or an adapter: what else lies there may change."""
     tops = [path for path in paths if "/" not in path]
-    return sorted({*tokenizer_files(tops, code=True), *(path for path in tops if path.endswith(_WEIGHTS))})
+    weights = {path for path in tops if path.endswith(_WEIGHTS)}
+    return sorted({*tokenizer_files(set(tops) - weights, code=True), *weights})
 
 
 def _sampled(file: Path) -> tuple[int, str]:
