@@ -92,7 +92,8 @@ def _files(folder: Path) -> str:
 def _relevant(paths: Iterable[str]) -> list[str]:
     """Files at the top that belong to a model, its tokenizer or an adapter: what else lies there may change."""
     tops = [path for path in paths if "/" not in path]
-    return sorted({*tokenizer_files(tops, code=True), *(path for path in tops if path.endswith(_WEIGHTS))})
+    weights = {path for path in tops if path.endswith(_WEIGHTS)}
+    return sorted({*tokenizer_files(set(tops) - weights, code=True), *weights})
 
 
 def _sampled(file: Path) -> tuple[int, str]:
