@@ -155,7 +155,7 @@ def most_tokens(model: Any) -> int | None:
     if getattr(config, "attn_temperature_tuning", False):
         # Llama 4 scales queries by their place among all that is computed, beginning with this one.
         bounds.append(config.floor_scale - 1)
-    if _INDEXED in (getattr(config, "layer_types", None) or ()):
+    if _INDEXED in (getattr(config, "layer_types", None) or ()) and hasattr(config, "index_topk"):
         # Up to here all is taken that is seen; beyond, equals are told apart by their place among all.
         bounds.append(config.index_topk)
     return min(bounds, default=None)

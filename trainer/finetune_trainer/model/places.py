@@ -53,8 +53,8 @@ def follow_places(decoder: Any, current: CurrentPack) -> None:
 def usual_places(decoder: Any) -> None:
     """Undo `follow_places` for this decoder."""
     for module in decoder.modules():
-        if "Positional" in type(module).__name__:
-            vars(module).pop("forward", None)
+        if getattr(vars(module).get("forward"), "by_place", False):
+            del module.forward
 
 
 def squares_of(decoder: Any) -> list[tuple[nn.Module, torch.Tensor]]:
@@ -103,4 +103,5 @@ def _embeddings_by_place(module: nn.Module, original: Callable[..., Any], curren
             row = first.new_full(tuple(row), (getattr(module, "padding_idx", None) or 0) + 1)
         return original(row, *args, **others).index_select(-2, pack.position_ids[0])
 
+    forward.by_place = True  # type: ignore[attr-defined]  # for `usual_places`
     return forward
