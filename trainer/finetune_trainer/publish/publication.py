@@ -203,6 +203,6 @@ def _counts(name: str, source: str, data: TokenizedData) -> DataCounts:
 
 
 def _base_model(source: ModelSource) -> str:
-    """An absolute path for local folders, so that the adapter finds its base from any working directory."""
+    """An absolute path for local folders and files, so that the adapter finds its base from any working directory."""
     path = Path(source.address).expanduser()
-    return str(path.resolve()) if path.is_dir() else source.address
+    return str(path.resolve()) if path.exists() else source.address
