@@ -70,6 +70,12 @@ def test_a_cache_without_a_listing_counts(offline: Hub, links: bool, revision: s
         pytest.param(
             {name: SHARDED[name] for name in SHARDED if name != SHARDS[1]}, fetch_model, SHARDS[1], id="a shard less"
         ),
+        pytest.param(
+            {name: SHARDED[name] for name in SHARDED if name not in SHARDS},
+            fetch_model,
+            f"{SHARDS[0]}, {SHARDS[1]}",
+            id="an index alone",
+        ),
         pytest.param({"model.safetensors": b"1"}, fetch_model, r"without config\.json", id="weights only"),
         pytest.param({"config.json": b"{}"}, fetch_tokenizer, "without its tokenizer", id="no tokenizer"),
         pytest.param({"README.md": b""}, fetch_adapter, "without its weights", id="no adapter"),
@@ -107,7 +113,7 @@ def test_what_a_listing_names_must_be_there(offline: Hub, monkeypatch: pytest.Mo
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     fetch_tokenizer(NAME)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(JobError, match=f"without {SHARDS[0]}, {SHARDS[1]}, model.safetensors.index.json,"):
+    with pytest.raises(JobError, match=f"without {SHARDS[0]}, {SHARDS[1]},"):
         fetch_model(NAME)
 
 
