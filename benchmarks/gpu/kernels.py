@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.devices import give_back, peak_memory, reset_peak, wait_for
+from finetune_trainer.model.flex_tree import flex
 from finetune_trainer.model.prefix_tree import Pack
-from finetune_trainer.model.tree_attention import dense, flex, tree_mask
+from finetune_trainer.model.tree_attention import Scores, dense, tree_mask
 
 TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 """Norm of the difference, relative to that of the dense result, which rounding makes at most. bfloat16 keeps 8 bits,
@@ -82,11 +83,11 @@ def compare_kernels(pack: Pack, config: Any, device: torch.device, dtype: torch.
 
     query, key, value = drawn(heads), drawn(kv_heads), drawn(kv_heads)
     upstream = torch.randn(query.shape, generator=generator, device=device, dtype=dtype)
-    pack, scale = pack.to(device), size**-0.5
+    pack, scores = pack.to(device), Scores(size**-0.5)
     mask = tree_mask(pack)
     kernels: dict[str, _Kernel] = {
-        "dense": lambda q, k, v, _: dense(q, k, v, mask, scale),
-        "flex": lambda q, k, v, seen: flex(q, k, v, seen, scale),
+        "dense": lambda q, k, v, _: dense(q, k, v, mask, scores),
+        "flex": lambda q, k, v, seen: flex(q, k, v, seen, None, scores),
     }
     times, results = {}, {}
     for name, kernel in kernels.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import HFValidationError
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.prompt_format import HuggingFaceChatTemplate
@@ -12,7 +13,7 @@ from finetune_api.storage_uri import Scheme
 from finetune_trainer.data.format_warnings import format_warnings
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.errors import JobError
-from finetune_trainer.inputs import ModelSource, model_source
+from finetune_trainer.pins import ModelSource, model_source
 from finetune_trainer.storage.addresses import local_path, parse_address
 
 
@@ -43,5 +44,10 @@ def _folder(source: ModelSource) -> Path | None:
         return folder
     if address.scheme is Scheme.PVC or source.address.startswith(("/", ".", "~", "file:")):
         return None
-    cached = huggingface_hub.try_to_load_from_cache(source.address, "tokenizer_config.json", revision=source.revision)
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(
+            source.address, "tokenizer_config.json", revision=source.revision
+        )
+    except HFValidationError:  # A file in a repository, or a mistake that the job will name.
+        return None
     return Path(cached).parent if isinstance(cached, str) else None

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mistral_common
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
@@ -20,6 +21,7 @@ from finetune_api.outcome import Reason
 from finetune_trainer.data.load_tokenizer import PROBES, agrees, load_fast_tokenizer, rebuild, save_tokenizer
 from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer
 from finetune_trainer.errors import JobError
+from finetune_trainer.storage.model_files import tokenizer_files
 from tests.models import smollm2_folder
 from tests.real_tokenizers import llama_3, mistral, smollm2
 from tests.trainer.data.slow_tokenizers import CORPUS, MAKERS
@@ -50,6 +52,15 @@ def test_every_class_without_a_fast_implementation_is_in_the_table() -> None:
     python_only = {name for name, kind in classes.items() if kind and not issubclass(kind, PreTrainedTokenizerFast)}
     assert python_only == REBUILT | REFUSED | set(WANT_A_PACKAGE) | OWN_LIBRARY
     assert set(MAKERS) == REBUILT | REFUSED
+
+
+def test_the_vocabulary_of_every_class_is_fetched() -> None:
+    """Whatever its files are called."""
+    names = {TOKENIZER_MAPPING_NAMES.get(kind) for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    classes = [tokenizer_class_from_name(name) for name in names if name is not None]
+    files = {file for kind in classes if kind is not None for file in kind.vocab_files_names.values()}
+    assert len(files) > 10
+    assert set(tokenizer_files(files)) == files
 
 
 @pytest.mark.parametrize("name", sorted(REBUILT))
@@ -111,6 +122,23 @@ def test_a_tokenizer_json_replaces_a_python_implementation(slow: dict[str, Any],
     shutil.copyfile(smollm2_folder() / "tokenizer.json", tmp_path / "tokenizer.json")
     tokenizer = load_tokenizer(tmp_path, trust_remote_code=False)
     assert tokenizer.ids("Hello world") == load_tokenizer(smollm2_folder(), trust_remote_code=False).ids("Hello world")
+
+
+def test_mistrals_own_format_alone_is_enough(tmp_path: Path) -> None:
+    """Ids of Mistral's library, which the trainer need not have, and its BOS."""
+    source = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
+    shutil.copyfile(source, tmp_path / "tekken.json")
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    fast = load_fast_tokenizer(tmp_path, trust_remote_code=False)
+    original = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(original).__name__ == "MistralCommonBackend"
+    for text in PROBES:
+        for added in (False, True):
+            ids = [list(one(text, add_special_tokens=added)["input_ids"]) for one in (original, fast)]
+            assert ids[0] == ids[1]
+    tokenizer = load_tokenizer(tmp_path, trust_remote_code=False)
+    assert tokenizer.automatic_bos == "<s>"
+    assert tokenizer.ids("[INST]</s>") == [3, original.eos_token_id]
 
 
 def test_a_tokenizer_that_differs_for_one_text_is_not_taken(slow: dict[str, Any]) -> None:

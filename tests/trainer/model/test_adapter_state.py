@@ -44,7 +44,9 @@ SIZES: dict[str, Any] = {
 
 def base_model(model_type: str) -> Any:
     # Only layers of these kinds have the projections that PEFT cannot find again.
-    kinds = {"layer_types": ["sliding_attention", "full_attention"]} if model_type == "inkling2_text" else {}
+    kinds: dict[str, Any] = (
+        {"layer_types": ["sliding_attention", "full_attention"]} if model_type == "inkling2_text" else {}
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**SIZES, **kinds)).eval()

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
-from finetune_trainer.model.load import load_config
+from finetune_trainer.model.load import load_config, load_model
+from tests.models import random_llama
 
 
 def test_a_file_that_may_not_be_read_is_named_before_anything_is_loaded(
@@ -30,3 +33,31 @@ def test_a_file_that_may_not_be_read_is_named_before_anything_is_loaded(
     with pytest.raises(JobError, match=r"model\.safetensors may not be read by this user") as caught:
         load_config(tmp_path, trust_remote_code=False)
     assert caught.value.reason is Reason.STORAGE_ACCESS_DENIED
+
+
+class _Malicious:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self._trace,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path: Path, zipped: bool) -> None:
+    """Weights in PyTorch's format, in the present container and in the old one."""
+    folder, trace = random_llama(tmp_path / "model"), tmp_path / "trace"
+    weights: dict[str, Any] = dict(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    load_model(folder, dtype=torch.float32, trust_remote_code=False)
+    weights["model.norm.weight"] = _Malicious(trace)
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(JobError) as caught:
+        load_model(folder, dtype=torch.float32, trust_remote_code=True)
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+    assert not trace.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert trace.exists(), "the pickle would have run"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from finetune_trainer.model import flex_tree
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.flex_tree import flex
-from finetune_trainer.model.loss import summed_loss, target_logits
-from finetune_trainer.model.packed_attention import PackingRefusedError, attending, use_packed_attention
+from finetune_trainer.model.loss import summed_loss, takes_logits_to_keep, target_logits
+from finetune_trainer.model.packed_attention import PackingRefusedError, attending, most_tokens, use_packed_attention
 from finetune_trainer.model.packed_forward import take_packs
 from finetune_trainer.model.prefix_tree import Pack, packs_of
 from finetune_trainer.model.tree_attention import Scores, Sight, by_path, dense, in_pieces, tree_mask
@@ -40,23 +40,44 @@ def trees(draw: st.DrawFn) -> list[TokenPair]:
     return rows
 
 
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": ("Mistral", {"sliding_window": None}),
+    "sliding": ("Mistral", {"sliding_window": 20}),
+    "capped": ("Gemma2", {"head_dim": 8, "sliding_window": 20, "attn_logit_softcapping": 0.5}),
+    "sinks": ("GptOss", {"head_dim": 8, "sliding_window": 20, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "alibi": ("Bloom", {"n_layer": 2, "n_head": 4}),
+    "squares": ("GPTNeo", {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 20}),
+    "learned-places": ("Bart", {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 64, "is_decoder": True}),
+}
+
+
 @functools.cache
-def tiny(window: int | None = None) -> Any:
-    """A Mistral with an adapter that changes what it says."""
+def tiny(name: str) -> Any:
+    """One of `MODELS` with an adapter that changes what it says."""
+    import transformers
     from peft import LoraConfig, get_peft_model
-    from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=window,
+    kind, settings = MODELS[name]
+    config = getattr(transformers, f"{kind}Config")(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "decoder_attention_heads": 4,
+            "num_heads": 4,
+            "attention_dropout": 0.0,
+            "dropout": 0.0,
+            "embed_dropout": 0.0,
+            "resid_dropout": 0.0,
+            "pad_token_id": 0,
+            **settings,
+        }
     )
-    base = MistralForCausalLM(config).requires_grad_(False)
+    base = getattr(transformers, f"{kind}ForCausalLM")(config).requires_grad_(False)
     use_packed_attention(base)
     take_packs(base)
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
@@ -69,7 +90,7 @@ def outcome(model: Any, rows: list[TokenPair], *, budget: int | None, share: boo
     total = 0.0
     if budget is None:
         for row in rows:
-            alone = summed_loss(*target_logits(model, pad([row], 0), keep=True))
+            alone = summed_loss(*target_logits(model, pad([row], 0), keep=takes_logits_to_keep(model.get_base_model())))
             torch.autograd.backward(alone)
             total += alone.item()
     else:
@@ -82,14 +103,15 @@ def outcome(model: Any, rows: list[TokenPair], *, budget: int | None, share: boo
     return total, torch.cat(gradients)
 
 
-@pytest.mark.parametrize("window", [None, 20], ids=["full", "sliding"])
+@pytest.mark.filterwarnings("ignore")  # each architecture has its own
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "plain"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(rows=trees(), budget=st.sampled_from([1, 64, 10_000]))
 def test_loss_and_gradients_are_those_of_one_row_at_a_time(
-    window: int | None, share: bool, rows: list[TokenPair], budget: int
+    name: str, share: bool, rows: list[TokenPair], budget: int
 ) -> None:
-    model = tiny(window)
+    model = tiny(name)
     loss, gradient = outcome(model, rows, budget=None)
     packed_loss, packed_gradient = outcome(model, rows, budget=budget, share=share)
     assert packed_loss == pytest.approx(loss, rel=CLOSE)
@@ -106,12 +128,13 @@ SCORES = {
 }
 
 
-def attended(kind: str, pack: Pack, sight: Sight | None, scores: Scores, *tensors: torch.Tensor) -> torch.Tensor:
+def attended(kind: str, pack: Pack, sight: Sight | None, scores: Scores, *tensors: torch.Tensor) -> Any:
+    query, key, value = tensors
     if kind == "dense":
-        return dense(*tensors, tree_mask(pack, sight), scores)
+        return dense(query, key, value, tree_mask(pack, sight), scores)
     if kind == "in_pieces":
-        return in_pieces(*tensors, pack, scores)
-    return {"by_path": by_path, "flex": flex}[kind](*tensors, pack, sight, scores)
+        return in_pieces(query, key, value, pack, scores)
+    return (flex if kind == "flex" else by_path)(query, key, value, pack, sight, scores)
 
 
 # Compiling takes a compiler and minutes; the tree is the same without.
@@ -123,7 +146,8 @@ def attended(kind: str, pack: Pack, sight: Sight | None, scores: Scores, *tensor
 def test_all_kinds_of_attention_agree(name: str, sight: Sight | None, rows: list[TokenPair]) -> None:
     (pack,) = packs_of(rows, budget=10_000, share=True)
     size = pack.input_ids.shape[1]
-    scores = replace(SCORES[name], bias=None if SCORES[name].bias is None else SCORES[name].bias[..., :size])
+    scores = SCORES[name]
+    scores = replace(scores, bias=None if scores.bias is None else scores.bias[..., :size])
     shapes = (1, 4, size, 16), (1, 2, size, 16), (1, 2, size, 8)
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     learned = [*tensors, scores.sinks.double().requires_grad_()] if scores.sinks is not None else tensors
@@ -146,16 +170,17 @@ def test_all_kinds_of_attention_agree(name: str, sight: Sight | None, rows: list
             torch.testing.assert_close(found, right, atol=1e-9, rtol=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("sight", [None, WINDOW, CHUNKS], ids=["whole", "window", "chunks"])
+@settings(max_examples=50, deadline=None)
 @given(rows=trees(), block=st.sampled_from([2, 8, 128]))
-def test_the_block_mask_is_the_tree(rows: list[TokenPair], block: int) -> None:
+def test_the_block_mask_is_the_tree(sight: Sight | None, rows: list[TokenPair], block: int) -> None:
     (pack,) = packs_of(rows, budget=10_000, share=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flex_tree, "_BLOCK", block)
         flex_tree._block_mask.cache_clear()
-        found = flex_tree._block_mask(pack)
+        found = flex_tree._block_mask(pack, sight)
         flex_tree._block_mask.cache_clear()
-    wanted = tree_mask(pack)
+    wanted = tree_mask(pack, sight)
     size = -(-pack.tokens // block)
     squares = torch.nn.functional.pad(wanted, (0, -pack.tokens % block) * 2).view(size, block, size, block)
     full, touched = squares.all(3).all(1), squares.any(3).any(1)
@@ -173,7 +198,11 @@ def test_the_block_mask_is_the_tree(rows: list[TokenPair], block: int) -> None:
     assert not (partly & wholly).any()
     assert not (wholly & ~full).any(), "in full blocks nothing is masked"
     assert not (touched & ~(partly | wholly)).any(), "what is attended to is computed"
-    assert int((partly | wholly).sum()) <= int(touched.sum()) + size, "little else is"
+    if sight is None:
+        assert int((partly | wholly).sum()) <= int(touched.sum()) + size, "little else is"
+    elif len(rows) == 1:
+        most = 2 + (9 - 1) // block
+        assert int((partly | wholly).sum(1).max()) <= most, "what a window cannot reach is skipped"
 
 
 @given(rows=trees(), budget=st.integers(1, 200))
@@ -192,9 +221,39 @@ def test_a_shared_prompt_is_stored_once() -> None:
     assert plain.input_ids.shape[1] == 4 * 44
 
 
-def test_layers_other_than_attention_are_refused() -> None:
-    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+@pytest.mark.parametrize(
+    ("kind", "settings", "bound"),
+    [
+        ("Llama", {}, None),
+        # All scores at once: as many as is worth it.
+        ("Bloom", {"hidden_size": 32}, 512),
+        ("Bloom", {"hidden_size": 1024}, 1024),
+        ("Bloom", {"hidden_size": 4096}, 2048),
+        # Where what is computed is counted, or where of equal keys the first are taken.
+        ("Llama4Text", {"floor_scale": 100}, 99),
+        ("DeepseekV32", {"index_topk": 300}, 300),
+    ],
+)
+def test_packs_are_bounded_where_a_model_computes_attention_itself(
+    kind: str, settings: dict[str, Any], bound: int | None
+) -> None:
+    import transformers
 
-    config = Qwen3NextConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_experts=2)
-    with torch.device("meta"), pytest.raises(PackingRefusedError, match="linear_attention layers"):
-        use_packed_attention(Qwen3NextForCausalLM(config))
+    config = getattr(transformers, f"{kind}Config")(num_hidden_layers=1, **settings)
+    with torch.device("meta"):
+        assert most_tokens(transformers.AutoModelForCausalLM.from_config(config)) == bound
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reason"),
+    [
+        ("Mamba", {}, "all its layers carry a state"),
+        ("DeepseekV4", {"layer_types": ["compressed_sparse_attention"] * 2}, "compressed_sparse_attention layers"),
+    ],
+)
+def test_layers_that_no_mask_describes_are_refused(kind: str, settings: dict[str, Any], reason: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(vocab_size=VOCABULARY, num_hidden_layers=2, **settings)
+    with torch.device("meta"), pytest.raises(PackingRefusedError, match=reason):
+        use_packed_attention(transformers.AutoModelForCausalLM.from_config(config))

@@ -196,6 +196,16 @@ def test_the_summary_is_short_and_whole(targets: Targets, expected: str) -> None
     assert targets.summary(13_631_488) == expected
 
 
+def test_in_full_layers_of_a_kind_stand_together() -> None:
+    layers = [f"model.layers.{number}.mlp.{name}_proj" for number in (0, 1, 2, 7) for name in ("gate", "up")]
+    assert Targets((*layers, "lm_head"), ("h.3.moe.experts.down_proj",), (), 0.0).in_full() == [
+        "model.layers.[0-2, 7].mlp.gate_proj",
+        "model.layers.[0-2, 7].mlp.up_proj",
+        "lm_head",
+        "h.[3].moe.experts.down_proj",
+    ]
+
+
 class _Odd(nn.Module):
     """A layer that is called and matters, one whose output goes nowhere, one never called, one read past its call."""
 

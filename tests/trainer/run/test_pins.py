@@ -129,20 +129,34 @@ def test_a_folder_that_is_changed_is_noticed(tmp_path: Path) -> None:
     refusal(caught)
 
 
+def test_a_file_is_told_apart_by_itself_not_by_what_is_made_of_it(s3_environment: S3Server, tmp_path: Path) -> None:
+    """GGUF files are fetched as a folder that was made of them, at first without weights."""
+    fetched = FetchedModel(folder_of(tmp_path / "made", {"config.json": b"{}"}), None)
+    bucket, client = s3_environment.new_bucket(), s3_environment.client()
+    addresses = (str(tmp_path / "model.gguf"), f"s3://{bucket}/m/model.gguf")
+    found = []
+    for data in (b"old", b"old", b"new"):
+        (tmp_path / "model.gguf").write_bytes(data)
+        client.put_object(Bucket=bucket, Key="m/model.gguf", Body=data)
+        found.append([content_of(address, fetched) for address in addresses])
+    assert found[0] == found[1]
+    assert all(was != now for was, now in zip(found[1], found[2], strict=True))
+
+
 @pytest.mark.parametrize("position", [0, 70 << 20, (80 << 20) - 1])
 def test_of_a_large_file_only_samples_are_read_but_they_tell(tmp_path: Path, position: int) -> None:
     file = folder_of(tmp_path, OLD) / "model.safetensors"
     with file.open("wb") as stream:
         stream.truncate(80 << 20)
     fetched = FetchedModel(tmp_path, None)
-    before = content_of("m", fetched)
+    before = content_of(str(tmp_path), fetched)
     with file.open("r+b") as stream:
         # As long as the smallest matrix that matters.
         start = max(0, position - (8 << 20))
         stream.seek(start)
         stream.write(b"\1" * (8 << 20))
         stream.truncate(80 << 20)
-    assert content_of("m", fetched) != before
+    assert content_of(str(tmp_path), fetched) != before
 
 
 def test_an_adapter_that_is_continued_is_pinned_too(hub: Hub) -> None:

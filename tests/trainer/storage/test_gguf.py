@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from finetune_api.job import FineTuneJobSpec
 from finetune_api.outcome import Reason
 from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import load_model
 from finetune_trainer.storage import fetch_model, fetch_tokenizer
+from finetune_trainer.storage.content import content_of
 from finetune_trainer.storage.model_files import model_files, tokenizer_files
+from finetune_trainer.tokenizer_at_hand import template_warnings
 from tests.gguf_file import write_gguf
 from tests.hub_server import COMMIT, Hub, Repo
 from tests.s3_server import S3Server
@@ -119,6 +122,31 @@ def test_a_file_in_an_object_store(s3_environment: S3Server, plain: tuple[Path, 
     s3_environment.client().put_object(Bucket=bucket, Key="models/m/model.gguf", Body=plain[0].read_bytes())
     for uri in (f"s3://{bucket}/models/m", f"s3://{bucket}/models/m/model.gguf"):
         assert (fetch_model(uri).path / "model.safetensors").is_file()
+
+
+def test_another_content_is_another_base(tmp_path: Path, plain: tuple[Path, Any], s3_environment: S3Server) -> None:
+    """Whatever else lies beside the file, and although its weights are in no folder yet."""
+    bucket = s3_environment.new_bucket()
+    client = s3_environment.client()
+    (tmp_path / "other.gguf").touch()
+    client.put_object(Bucket=bucket, Key="m/other.gguf", Body=b"")
+    found: dict[str, list[str]] = {}
+    for data in (plain[0].read_bytes(), plain[0].read_bytes()[:-1] + b"\x01"):
+        (tmp_path / "model.gguf").write_bytes(data)
+        client.put_object(Bucket=bucket, Key="m/model.gguf", Body=data)
+        for address in (str(tmp_path / "model.gguf"), f"s3://{bucket}/m/model.gguf"):
+            for fetch in (fetch_tokenizer, fetch_model):
+                found.setdefault(address, []).append(content_of(address, fetch(address)).value)
+    for first, same, second, also in found.values():
+        assert first == same != second == also
+
+
+def test_validate_does_not_stumble_over_a_file_on_the_hub() -> None:
+    generation = {"prompt_format": {"use_hugging_face_chat_template": True}}
+    spec = FineTuneJobSpec.model_validate(
+        {"model_id": "team/two/m-Q8_0.gguf", "train_path": "train.jsonl", "generation_config": generation}
+    )
+    assert template_warnings(spec) == []
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_other_ranks_say_nothing(observed: Observed, tmp_path: Path) -> None:
 def test_how_rows_are_laid_out_is_told_everywhere(observed: Observed, refused: str) -> None:
     layout = BatchLayout.PADDED if refused else BatchLayout.SHARED_PREFIX
     batching = Batching(layout, tokens_per_pack=4096, rows_per_batch=2, pad_id=0)
-    figures = {} if refused else {"loss_difference": 1e-7, "gradient_difference": 2e-6}
+    figures: dict[str, Any] = {} if refused else {"loss_difference": 1e-7, "gradient_difference": 2e-6}
     observed.observer.batching_chosen(Choice(batching, True, Verdict(layout, refused=refused, **figures)), 3)
     (line,) = observed.lines()
     assert (line["step"], line["batching"], line["activation_checkpointing"]) == (3, layout.value, True)

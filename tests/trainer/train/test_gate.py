@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,15 @@ import transformers
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
+from transformers.models.bloom import modeling_bloom
 
 from finetune_api.outcome import BatchLayout, Reason
 from finetune_trainer.errors import JobError
+from finetune_trainer.model import packed_attention
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.loss import takes_logits_to_keep
 from finetune_trainer.model.prefix_tree import common_beginning
+from finetune_trainer.model.tree_attention import Scores, Sight
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import Gate, Verdict
@@ -30,6 +34,32 @@ WINDOW = 20
 BATCHING = Batching(BatchLayout.SHARED_PREFIX, tokens_per_pack=4096, rows_per_batch=2, pad_id=0)
 MIXTURE = {"num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "targets": ["q_b_proj", "kv_b_proj", "o_proj"],
+}
+# So many heads that no two keys are equally good.
+INDEXED = {"index_topk": WINDOW, "index_n_heads": 16, "index_head_dim": 16}
+GEMMA4 = {
+    "head_dim": 8,
+    "global_head_dim": 8,
+    "sliding_window": WINDOW,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+FALCON = ["query_key_value", "dense"]
+LOCAL = [[["global", "local"], 2]]
 LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -52,7 +82,8 @@ def rows(*lengths: int, shared: int = 40) -> list[list[TokenPair]]:
 
 def tiny(kind: str, *, targets: str | list[str] = "all-linear", dropout: float = 0.1, **settings: Any) -> Any:
     """A random model of an architecture, with an adapter that changes what it says."""
-    config = getattr(transformers, f"{kind}Config")(
+    kind_of_config = getattr(transformers, f"{kind}TextConfig", None) or getattr(transformers, f"{kind}Config")
+    config = kind_of_config(
         **{
             "vocab_size": VOCABULARY,
             "hidden_size": 32,
@@ -109,20 +140,38 @@ PADDED = BatchLayout.PADDED
         ("Olmo3", {"sliding_window": WINDOW}, SHARED),
         ("Cohere2", {"sliding_window": WINDOW}, SHARED),
         ("SmolLM3", {}, SHARED),
+        # Heads of keys that are larger than those of values.
+        ("DeepseekV3", {"dropout": 0.0, "num_key_value_heads": 4, **LATENT}, SHARED),
         # A cap on attention scores.
-        ("Gemma2", {"head_dim": 8, "sliding_window": WINDOW}, PADDED),
-        # Dropout of its own in attention.
-        ("GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, PADDED),
-        # No position ids.
-        ("Bloom", {"n_layer": 2, "n_head": 4}, PADDED),
+        ("Gemma2", {"head_dim": 8, "sliding_window": WINDOW}, SHARED),
         # Sinks beside the scores.
-        ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8}, PADDED),
+        ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "sliding_window": WINDOW}, SHARED),
+        # Dropout of its own in attention.
+        ("GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, SHARED),
+        # Masks that it slices.
+        ("Gemma4", GEMMA4, SHARED),
+        # A decoder that transformers takes the head for.
+        ("ModernBertDecoder", {"local_attention": WINDOW, "global_attn_every_n_layers": 2}, SHARED),
+        # Places behind the padding's, counted by itself, and embeddings of them that nobody can name.
+        ("Roberta", {"is_decoder": True}, SHARED),
+        ("Bart", {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 64, "decoder_attention_heads": 4}, SHARED),
+        ("Marian", {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 64, "decoder_attention_heads": 4}, SHARED),
+        ("RoFormer", {"is_decoder": True}, SHARED),
+        # Attention of their own: rotary, with ALiBi, with squares of which place sees which.
+        ("GPTJ", {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4}, SHARED),
+        ("Bloom", {"n_layer": 2, "n_head": 4}, SHARED),
+        ("Falcon", {"alibi": True, "targets": FALCON}, SHARED),
+        ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}, SHARED),
+        ("GPTNeo", {"num_layers": 4, "num_heads": 4, "attention_types": LOCAL, "window_size": WINDOW}, SHARED),
+        ("OpenAIGPT", {"n_embd": 32, "n_head": 4, "n_layer": 2}, SHARED),
+        # The best of all keys that it may see.
+        ("DeepseekV32", {"dropout": 0.0, "num_key_value_heads": 4, **LATENT, **INDEXED}, SHARED),
         # State-space, and mixtures of that and attention.
         ("Mamba", {"state_size": 8, "targets": ["in_proj", "x_proj"]}, PADDED),
-        ("Qwen3Next", {"num_experts": 2, "dropout": 0.0, **MIXTURE, **LINEAR}, PADDED),
-        ("GraniteMoeHybrid", {"layer_types": ["mamba", "attention"] * 2, **MAMBA}, PADDED),
-        ("Bamba", {"attn_layer_indices": [1], **MAMBA}, PADDED),
-        ("Lfm2", {"full_attn_idxs": [1]}, PADDED),
+        ("Qwen3Next", {"num_experts": 2, "dropout": 0.0, **MIXTURE, **LINEAR}, SHARED),
+        ("GraniteMoeHybrid", {"layer_types": ["mamba", "attention"] * 2, **MAMBA}, SHARED),
+        ("Bamba", {"attn_layer_indices": [1], **MAMBA}, SHARED),
+        ("Lfm2", {"full_attn_idxs": [1]}, SHARED),
     ],
 )
 def test_every_architecture_trains_as_row_by_row(kind: str, settings: dict[str, Any], layout: BatchLayout) -> None:
@@ -260,7 +309,7 @@ def recorded(call: Any, asked: list[bool]) -> Any:
     return wrapper
 
 
-def test_a_model_that_counts_places_itself_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_counts_places_itself_is_found_out() -> None:
     model = tiny("OPT", ffn_dim=64, word_embed_proj_dim=32)
     embedding = model.get_base_model().model.decoder.embed_positions
     original = embedding.forward
@@ -269,20 +318,99 @@ def test_a_model_that_counts_places_itself_is_found_out(monkeypatch: pytest.Monk
         own = position_ids if position_ids is None else torch.arange(position_ids.shape[1])[None]
         return original(attention_mask, past, position_ids=own)
 
-    monkeypatch.setattr(embedding, "forward", counted)
+    embedding.forward = counted
     verdict = chosen(model, rows(31, 45))
     assert verdict.layout is PADDED
     assert "packing changes the loss by" in verdict.refused
 
 
-def test_a_model_that_mixes_neighbouring_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("Llama")
-    layer = model.get_base_model().model.layers[1].mlp
+Tiny = tuple[str, dict[str, Any]]
+ALIBI: Tiny = ("Bloom", {"n_layer": 2, "n_head": 4})
+LEARNED: Tiny = ("Bart", {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 64, "decoder_attention_heads": 4})
+CAPPED: Tiny = ("Gemma2", {"head_dim": 8, "attn_logit_softcapping": 0.05})
+SINKS: Tiny = ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "sliding_window": WINDOW})
+
+
+def along_the_pack(pack: Any, arguments: dict[str, Any]) -> Sight | None:
+    """In place of `_sight`: windows by order in the pack, in which the place of a token cannot be told."""
+    reach = arguments.get("local_size")
+    return None if reach is None else Sight(lambda _b, _h, q, kv: kv % 2 == q % 2, None)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model", "name", "wrong", "layout"),
+    [
+        (LEARNED, "follow_places", lambda *_: None, PADDED),
+        (("Mistral", {"sliding_window": WINDOW}), "_sight", lambda *_: None, PADDED),
+        (("Mistral", {"sliding_window": WINDOW}), "_sight", along_the_pack, PADDED),
+        (ALIBI, "tree_mask", lambda pack, _sight: torch.ones(pack.tokens, pack.tokens).tril().bool(), PADDED),
+        (SINKS, "Scores", lambda **named: Scores(**{**named, "sinks": None}), PADDED),
+        (CAPPED, "Scores", lambda **named: Scores(**{**named, "cap": None}), PADDED),
+        (CAPPED, "Scores", lambda **named: Scores(**{**named, "scale": 0.3}), PADDED),
+    ],
+    ids=["places", "no-window", "other-window", "no-tree", "sinks", "cap", "scale"],
+)
+def test_what_attention_forgets_is_found_out(
+    model: Tiny,
+    name: str,
+    wrong: Any,
+    layout: BatchLayout,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind, settings = model
+    assert chosen(tiny(kind, **settings), rows(31, 45)).layout is SHARED
+    monkeypatch.setattr(packed_attention, name, wrong)
+    assert chosen(tiny(kind, **settings), rows(31, 45)).layout is layout
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_alibi_that_counts_along_the_pack_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, settings = ALIBI
+    monkeypatch.setattr(modeling_bloom, "build_alibi_tensor", inspect.unwrap(modeling_bloom.build_alibi_tensor))
+    monkeypatch.setattr(packed_attention, "follow_places", lambda *_: None)
+    # Beside each other rows keep their distances.
+    assert chosen(tiny(kind, **settings), rows(31, 45)).layout is BatchLayout.PACKED
+
+
+def test_masks_that_a_model_makes_of_others_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("Mistral", sliding_window=WINDOW)
+    layer = model.get_base_model().model.layers[1].self_attn
     original = layer.forward
-    monkeypatch.setattr(
-        layer, "forward", lambda states: original(states + 0.1 * functional.pad(states, (0, 0, 1, 0))[:, :-1])
-    )
+
+    def changed(*args: Any, attention_mask: Any = None, **others: Any) -> Any:
+        mask = attention_mask if attention_mask is None else attention_mask.clone()
+        return original(*args, attention_mask=mask, **others)
+
+    monkeypatch.setattr(layer, "forward", changed)
+    verdict = chosen(model, rows(31, 45))
+    assert verdict.layout is PADDED
+    assert "it changes its masks" in verdict.refused
+
+
+def mixed_with_the_token_before(original: Any) -> Any:
+    return lambda states: original(states + 0.1 * functional.pad(states, (0, 0, 1, 0))[:, :-1])
+
+
+def test_a_model_that_mixes_tokens_behind_its_layers_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("Llama")
+    norm = model.get_base_model().model.norm
+    original = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda states: original(states + 0.1 * states.cumsum(dim=1)))
     assert chosen(model, rows(31, 45)).layout is PADDED
+
+
+def test_a_layer_that_mixes_neighbouring_tokens_is_given_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = tiny("Llama"), rows(31, 45)
+    layer = model.get_base_model().model.layers[1].mlp
+    monkeypatch.setattr(layer, "forward", mixed_with_the_token_before(layer.forward))
+    wanted_loss, wanted = outcome(model, [pad(row, 0) for row in found])
+    verdict = chosen(model, found)
+    assert verdict.layout is SHARED
+    assert verdict.rows_apart == 1
+    loss, gradient = outcome(model, BATCHING.batches(found))
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert torch.norm(gradient - wanted) <= 1e-5 * torch.norm(wanted)
 
 
 def test_packing_without_sharing_is_tried_before_padding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +436,9 @@ def test_a_kernel_that_fails_means_padding(monkeypatch: pytest.MonkeyPatch) -> N
     model = tiny("Llama")
     verdict = chosen(model, rows(31, 45))
     assert verdict.layout is PADDED
-    assert verdict.refused == "packs cannot be computed here (NotImplementedError: no kernel for this head size)"
+    assert (
+        verdict.refused == "rows cannot be computed together here (NotImplementedError: no kernel for this head size)"
+    )
 
 
 def test_the_gate_leaves_the_model_as_it_was() -> None:

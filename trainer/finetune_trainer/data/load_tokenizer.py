@@ -60,9 +60,12 @@ def load_fast_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
             if not (folder / "tokenizer.json").is_file():
                 raise
             tokenizer = None
+        published = (folder / "tokenizer.json").is_file()
+        if (folder / "tekken.json").is_file() and not published:
+            return _from_tekken(folder)
         if getattr(tokenizer, "is_fast", False):
             return tokenizer
-        if (folder / "tokenizer.json").is_file():
+        if published:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         fast = rebuild(tokenizer)
     if fast is None:
@@ -101,6 +104,19 @@ def _unloadable(folder: Path) -> Iterator[None]:
         raise JobError(
             Reason.MODEL_UNSUPPORTED, f"The tokenizer of {folder} cannot be loaded ({text}): {advice}."
         ) from error
+
+
+def _from_tekken(folder: Path) -> Any:
+    """Mistral's own format, which says what its control tokens are called but not what they are for."""
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if fast.bos_token is None:
+        fast.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"})
+        fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=["<s>", "$A"], special_tokens=[("<s>", fast.bos_token_id)]
+        )
+    return fast
 
 
 def rebuild(slow: Any) -> Any | None:

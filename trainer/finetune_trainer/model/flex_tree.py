@@ -90,12 +90,9 @@ def _block_mask(pack: Pack, sight: Sight | None = None) -> Any:
     if sight is not None:
         full = torch.zeros_like(full)
         if sight.reach is not None:
-            # Places from the first query to the last key of a block, at the least.
-            first = (
-                functional.pad(place, (0, -tokens % size), value=torch.iinfo(place.dtype).max).view(-1, size).amin(1)
-            )
-            last = functional.pad(place, (0, -tokens % size)).view(-1, size).amax(1)
-            touched &= first[:, None] - last < sight.reach
+            # Places from the first query to the last key of a block, at the least; the last place once more behind it.
+            places = functional.pad(place[None].double(), (0, -tokens % size), mode="replicate").view(-1, size)
+            touched &= places.amin(1)[:, None] - places.amax(1) < sight.reach
     return BlockMask.from_kv_blocks(
         *_listed(touched & ~full),
         *_listed(full),

@@ -11,6 +11,7 @@ import torch
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
+from finetune_trainer.model.heap import returned_at_once
 from finetune_trainer.model.support import (
     build_skeleton,
     context_limit,
@@ -85,15 +86,16 @@ def load_model(
     if skeleton is not None:
         check_headers(folder, skeleton, name)
     try:
-        model, info = auto.from_pretrained(
-            folder,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-            # What does not fit is refused below, in our words.
-            ignore_mismatched_sizes=True,
-        )
+        with returned_at_once():
+            model, info = auto.from_pretrained(
+                folder,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                output_loading_info=True,
+                # What does not fit is refused below, in our words.
+                ignore_mismatched_sizes=True,
+            )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # As above; running out of memory is told apart before.

@@ -28,8 +28,14 @@ NAME = "finetune_packed"
 _IMPLEMENTATION = "_attn_implementation_internal"
 """The public name is for whole models: its setter walks over all configurations."""
 
-_KNOWN_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
+_ATTENTION = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 """Of others no mask tells what is seen, or a few rows do not show it: sparse attention begins with long ones."""
+
+_NO_ATTENTION = {"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding", "mlp", "moe"}
+"""Those that carry a state, or attention together with it (see `row_layers.py`), and those of single tokens."""
+_SQUARES = 512, 2048
+"""Least and most of the bound on a pack's tokens where a model computes attention itself: with scores of all pairs at
+once, masked or not."""
 
 _INDEXED = "indexed_attention"
 """Layers that take the best of what their mask lets them see, and make another mask of it."""
@@ -64,6 +70,11 @@ def attending(pack: Pack | None) -> Iterator[None]:
         _Current.pack, _Current.asked, _Current.sights, _Current.changed = before
 
 
+def current_pack() -> Pack | None:
+    """What is being computed, or None if it is no pack."""
+    return _Current.pack
+
+
 def attention_calls() -> int:
     """How often the model has asked for attention or for a mask, since the pack began."""
     return _Current.asked
@@ -77,12 +88,15 @@ def use_packed_attention(model: Any) -> None:
     """
     decoder = decoder_of(model)
     config = decoder.config
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS - {_INDEXED})
+    kinds = set(getattr(config, "layer_types", None) or ())
+    others = sorted(kinds - _ATTENTION - _NO_ATTENTION - {_INDEXED})
     if others:
         raise PackingRefusedError(f"it has {', '.join(others)} layers")
+    if kinds and kinds <= {"linear_attention", "mamba", "conv"}:
+        raise PackingRefusedError("all its layers carry a state from token to token, so rows have little to share")
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [rope, *rope.values()] if isinstance(rope, dict) else []
-    if any(isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
+    ropes = [rope, *rope.values()] if isinstance(rope, dict) else []
+    if any(isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope") for kind in ropes):
         raise PackingRefusedError("its position embeddings depend on the length of what is computed together")
     if not (_asks_for_attention(decoder) or _follows_masks(decoder)):
         raise PackingRefusedError("its attention cannot be replaced")
@@ -129,9 +143,15 @@ def _code(decoder: Any) -> Any:
 
 
 def most_tokens(model: Any) -> int | None:
-    """Tokens of a pack up to which the model's own code may be trusted with several rows; None for any number."""
-    config = decoder_of(model).config
+    """Tokens of a pack up to which the model's own code is right about several rows and does not cost more than they
+    would alone; None for any number.
+    """
+    decoder = decoder_of(model)
+    config = decoder.config
     bounds = []
+    if not _asks_for_attention(decoder):
+        # Beyond about as many as a hidden state has numbers, the scores of all pairs cost more than the rest.
+        bounds.append(min(max(getattr(config, "hidden_size", 0), _SQUARES[0]), _SQUARES[1]))
     if getattr(config, "attn_temperature_tuning", False):
         # Llama 4 scales queries by their place among all that is computed, beginning with this one.
         bounds.append(config.floor_scale - 1)
@@ -161,8 +181,8 @@ def _attention(
         _, sight = _Current.sights.get(attention_mask.untyped_storage().data_ptr(), (None, None))
         if sight is None or attention_mask.shape[-2:] != (pack.tokens, pack.tokens):
             raise PackingRefusedError("it changes its masks")
-    if sight is None and (others.get("sliding_window") or pack.longest) < pack.longest:
-        raise PackingRefusedError("its attention slides along what is computed together")
+    if sight is not None and sight.reach is not None and sight.reach >= pack.longest:
+        sight = None
     scores = Scores(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         cap=others.get("softcap"),
@@ -182,8 +202,10 @@ def _attention(
 
 def _sight(pack: Pack, arguments: dict[str, Any]) -> Sight | None:
     """What a layer sees of its path, from what transformers says of the mask that it wants; None for all of it."""
+    if not arguments["q_length"] == arguments["kv_length"] == pack.tokens:
+        raise PackingRefusedError("it attends to more than its own tokens")
     reach, custom = arguments.get("local_size"), arguments.get("use_vmap", False)
-    if not custom and (reach is None or reach >= pack.longest):
+    if reach is None and not custom:
         return None
     if arguments.get("attention_mask") is None:
         # Then it may have been changed to something about the order of position ids.

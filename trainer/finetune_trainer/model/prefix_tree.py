@@ -81,25 +81,27 @@ class _Sequence:
     """int64 [n]."""
 
 
-def packs_of(sequences: Sequence[TokenPair], *, budget: int, share: bool) -> list[Pack]:
+def packs_of(sequences: Sequence[TokenPair], *, budget: int, share: bool, whole: bool = False) -> list[Pack]:
     """The sequences in as few packs as the budget allows, about equally full, the fullest first.
 
     Args:
         sequences: (ids int64 [L], trained bool [L]) each, at least one.
         budget: most tokens of a pack; a longer sequence gets a pack of its own.
         share: whether common beginnings are stored once; without it every sequence is a root.
+        whole: whether the budget counts a common beginning once for every sequence that has it.
     """
     cut, shared = _in_order(sequences, share)
     lengths = [len(sequence.ids) for sequence in cut]
-    groups = _fill(lengths, shared, _even_budget(lengths, shared, budget))
+    counted = [0] * len(cut) if whole else shared
+    groups = _fill(lengths, counted, _even_budget(lengths, counted, budget))
     packs = [_pack(cut[first:last], [0, *shared[first + 1 : last]]) for first, last in groups]
     return sorted(packs, key=lambda pack: -pack.tokens)
 
 
-def pack_count(sequences: Sequence[TokenPair], *, budget: int, share: bool) -> int:
+def pack_count(sequences: Sequence[TokenPair], *, budget: int, share: bool, whole: bool = False) -> int:
     """How many packs `packs_of` makes of the same arguments."""
     cut, shared = _in_order(sequences, share)
-    return len(_fill([len(sequence.ids) for sequence in cut], shared, budget))
+    return len(_fill([len(sequence.ids) for sequence in cut], [0] * len(cut) if whole else shared, budget))
 
 
 def without_predictions(sequence: TokenPair) -> Pack:

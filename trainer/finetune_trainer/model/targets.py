@@ -75,6 +75,14 @@ class Targets:
         )
         return f"{', '.join(parts)}: {_counted(trained)} parameters{rest}"
 
+    def in_full(self) -> list[str]:
+        """All of it, layers of a kind together: `model.layers.[0-31].self_attn.q_proj`."""
+        numbers: dict[tuple[str, str], list[int]] = {}
+        for path in (*self.modules, *self.parameters):
+            head, number, tail = re.fullmatch(r"(.*?)(?:(?<=\.)(\d+)(?=\.)(.*))?", path).groups()  # type: ignore[union-attr]
+            numbers.setdefault((head, tail or ""), []).extend([int(number)] if number else [])
+        return [f"{head}[{_ranges(found)}]{tail}" if found else head for (head, tail), found in numbers.items()]
+
 
 def candidates(model: Any) -> dict[str, nn.Module]:
     """Every module that an adapter could be put on, by full path: linear layers, embeddings, owners of experts."""
@@ -302,6 +310,17 @@ def _embedding_and_head(model: Any) -> tuple[set[str], bool]:
     paths = {path for path, module in model.named_modules() if any(module is end for end in modules)}
     weights = [getattr(module, "weight", None) for module in modules]
     return paths, weights[0] is not None and weights[0] is weights[1]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-3, 7` of 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _likes(path: str) -> str:

@@ -88,11 +88,11 @@ def check_names(folder: Path, skeleton: Any, name: str) -> None:
     if not (folder / _INDEX).is_file() or getattr(skeleton.config, "quantization_config", None) is not None:
         return
     wanted, prefix = skeleton.state_dict(), f"{skeleton.base_model_prefix}."
-    # Shapes stand in the headers only. Where a name is not the model's own, any will do: names alone are looked at.
-    unknown = torch.empty(1, 1, device="meta")
-    tensors = {key: wanted.get(key, wanted.get(prefix + key, unknown)) for key in _index(folder, name)}
-    info = _rehearse(skeleton, tensors)
-    if info is not None:
+    known = {key: wanted.get(key, wanted.get(prefix + key)) for key in _index(folder, name)}
+    nothing = torch.empty(1, 1, device="meta")
+    info = _rehearse(skeleton, {key: nothing if tensor is None else tensor for key, tensor in known.items()})
+    # Shapes stand in the headers only, and what is split or stacked while it is loaded cannot be told without them.
+    if info is not None and {key for key in known if known[key] is None} <= set(info.unexpected):
         check_loaded(LoadingInfo(info.missing, info.unexpected), skeleton, name)
 
 
@@ -126,9 +126,21 @@ def check_loaded(info: LoadingInfo, model: Any, name: str) -> list[str]:
 
 def _why(missing: list[str], unexpected: Collection[str], model: Any) -> str:
     """The likely reason why weights are missing, and what to do."""
+    made = type(model).__name__
+    ends = {_end(key) for key in missing}
+    if 2 * len([key for key in unexpected if _end(key) in ends]) > len(missing):
+        return (
+            f", and holds {len(unexpected)} that {made} has no place for ({_first(unexpected)}): it was saved by a "
+            "model class of other names, such as a wrapper for images or sound; save it as "
+            f"{made}, or name a model that was"
+        )
+    if any(re.search(r"(^|\.)encoder\.layers?\.", key) for key in unexpected):
+        return (
+            f": it is an encoder-decoder, and {made} does not find what the decoder shares with the encoder; name a "
+            "causal language model"
+        )
     outputs = {id(parameter) for parameter in _output_layer(model)}
     head = [key for key in missing if id(_parameter(model, key)) in outputs or re.search(r"(^|\.)(lm_head|cls)\.", key)]
-    made = type(model).__name__
     if len(head) == len(missing):
         other = [key for key in unexpected if _HEADS.search(key)]
         if other:
@@ -138,14 +150,6 @@ def _why(missing: list[str], unexpected: Collection[str], model: Any) -> str:
             )
         what = "an encoder" if getattr(model.config, "is_decoder", None) is False else "a headless model"
         return f": it is {what}, saved without the output layer that makes it a language model, name one that has it"
-    ends = {_end(key) for key in missing}
-    strangers = [key for key in unexpected if _end(key) in ends]
-    if len(strangers) * 2 > len(missing):
-        return (
-            f", and holds {len(unexpected)} that {made} has no place for ({_first(unexpected)}): it was saved by a "
-            "model class of other names, such as a wrapper for images or sound; save it as "
-            f"{made}, or name a model that was"
-        )
     return ": the folder is incomplete or its config.json is another model's, fetch it anew"
 
 

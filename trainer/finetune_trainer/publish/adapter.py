@@ -4,7 +4,8 @@ adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load
 tokenizer files, chat_template.jinja             render the trained prompt
 generation_config.json                           the ids that end an answer
 prompt_format.yaml                               the declared format and stops, for people and other servers
-report.html, manifest.json                       what was trained on; digests, written last
+README.md, report.html                           what was trained on what, for people
+manifest.json                                    digests, written last
 """
 
 from __future__ import annotations

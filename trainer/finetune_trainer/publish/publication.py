@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from finetune_trainer.pins import ModelSource
 from finetune_trainer.preparation import Prepared, Surroundings
 from finetune_trainer.publish import proof
 from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, write_adapter
+from finetune_trainer.publish.model_card import write_model_card
 from finetune_trainer.publish.report import (
     DataCounts,
     RenderedRow,
@@ -67,15 +69,21 @@ def publish_best(
         context_length=prepared.model.context_length,
     )
     write_adapter(folder, parts)
+    targets = adapted(trainer.peft_model)
     metrics, dataset = _metrics(best, prepared, around), dataset_result(prepared.train.stats)
-    notices = prepared.notices + moved.notice()
-    write_report(folder / REPORT, _report(job, prepared, around, best, metrics, wall_seconds, notices))
+    report = replace(
+        _report(job, prepared, around, best, metrics, wall_seconds, prepared.notices + moved.notice()),
+        targets=targets.summary(trainable_parameters(trainer.peft_model)),
+        layers=targets.in_full(),
+    )
+    write_report(folder / REPORT, report)
     store.upload_file(folder / REPORT, REPORT)
+    write_model_card(folder, report, base_model=parts.base_model)
     details = {
         "run": prepared.identity,
         "baseModel": parts.base_model,
         "baseModelRevision": parts.base_model_revision,
-        "targets": adapted(trainer.peft_model).summary(trainable_parameters(trainer.peft_model))[:512],
+        "targets": (report.targets or "")[:512],
         "pins": prepared.pins.run(),
         "metrics": metrics.model_dump(exclude_none=True),
         "dataset": dataset.model_dump(exclude_none=True),
@@ -195,6 +203,6 @@ def _counts(name: str, source: str, data: TokenizedData) -> DataCounts:
 
 
 def _base_model(source: ModelSource) -> str:
-    """An absolute path for local folders, so that the adapter finds its base from any working directory."""
+    """An absolute path for local folders and files, so that the adapter finds its base from any working directory."""
     path = Path(source.address).expanduser()
-    return str(path.resolve()) if path.is_dir() else source.address
+    return str(path.resolve()) if path.exists() else source.address

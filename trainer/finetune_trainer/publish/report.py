@@ -98,6 +98,10 @@ class ReportData:
     data: Sequence[DataCounts] = ()
     rows: Sequence[RenderedRow] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    targets: str | None = None
+    """What was trained, in short."""
+    layers: Sequence[str] = ()
+    """The same in full, a kind of layer each."""
     notices: Sequence[str] = ()
     """What the user was told: defaults chosen, keys not acted on, warnings."""
 

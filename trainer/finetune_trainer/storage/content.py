@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from finetune_api.storage_uri import Scheme, StorageUri
-from finetune_trainer.storage.addresses import parse_address
+from finetune_trainer.storage.addresses import local_path, parse_address
 from finetune_trainer.storage.errors import local_errors
 from finetune_trainer.storage.fetch import FetchedModel
 from finetune_trainer.storage.model_files import tokenizer_files
@@ -71,12 +71,16 @@ def content_of(address: str, fetched: FetchedModel) -> Content:
     uri = parse_address(address)
     if uri.scheme is Scheme.S3:
         return Content(address, "etags", read_with_fallback(connect(), partial(_etags, uri)))
-    with local_errors(fetched.path):
-        return Content(address, "files", _files(fetched.path))
+    # Not what was fetched: a GGUF file is fetched as a folder that was made of it.
+    path = local_path(uri)
+    with local_errors(path):
+        return Content(address, "files", _files(path) if path.is_dir() else _digest([[path.name, *_sampled(path)]]))
 
 
 def _etags(uri: StorageUri, connection: S3Connection) -> str:
-    stats = S3Store(uri, connection=connection).stat_tree("")
+    store = S3Store(uri, connection=connection)
+    # Of a GGUF file the address is that of the object itself.
+    stats = store.stat_tree("") or {uri.path.rpartition("/")[2]: store.stat("")}
     return _digest([[path, stats[path].etag, stats[path].size_bytes] for path in _relevant(stats)])
 
 
@@ -88,7 +92,8 @@ def _files(folder: Path) -> str:
 def _relevant(paths: Iterable[str]) -> list[str]:
     """Files at the top that belong to a model, its tokenizer or an adapter: what else lies there may change."""
     tops = [path for path in paths if "/" not in path]
-    return sorted({*tokenizer_files(tops, code=True), *(path for path in tops if path.endswith(_WEIGHTS))})
+    weights = {path for path in tops if path.endswith(_WEIGHTS)}
+    return sorted({*tokenizer_files(set(tops) - weights, code=True), *weights})
 
 
 def _sampled(file: Path) -> tuple[int, str]:

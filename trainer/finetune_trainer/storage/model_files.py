@@ -12,7 +12,7 @@ Select = Callable[[Iterable[str]], list[str]]
 """Takes the relative paths of a repository's files, returns the ones to fetch."""
 
 _TOKENIZER = re.compile(
-    r"(?:[^/]*\.json|[^/]*\.jinja|additional_chat_templates/[^/]*\.jinja|[^/]*\.(?:model|tiktoken|spm|vocab)|"
+    r"(?:[^/]*\.json|[^/]*\.jinja|additional_chat_templates/[^/]*\.jinja|[^/]*\.(?:model|tiktoken|spm|vocab|tokenizer)|"
     r"merges\.txt|vocab\.txt)"
 )
 """Tokenizer, templates and configuration: all small. `*.json` includes the configuration of the weights."""
@@ -20,7 +20,7 @@ INDEX = re.compile(r"[^/]*\.index\.json")
 _READ_FIRST = "model.safetensors.index.json"
 """The list of shards that is read before any of them, since it tells what is missing."""
 WEIGHTS = (".safetensors", ".bin", ".gguf")
-_VOCABULARIES = (".model", ".tiktoken", ".spm", ".vocab")
+_VOCABULARIES = (".model", ".tiktoken", ".spm", ".vocab", ".tokenizer")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _NO_MODEL = re.compile(r"(^|/)(mmproj|imatrix)|imatrix\.gguf$|mmproj[^/]*\.gguf$")
 """A vision tower and the statistics of a quantization, in the same format."""

@@ -34,6 +34,8 @@ class Batching:
     """Fills padding; it is never attended to nor trained on."""
     length: int | None = None
     """Padded batches are at least so many tokens wide."""
+    whole_rows: bool = False
+    """Some layers compute each row of a pack whole, so the bound of a pack counts what rows share once for each."""
 
     @property
     def packs(self) -> bool:
@@ -43,7 +45,7 @@ class Batching:
     def batches(self, rows: Sequence[list[TokenPair]]) -> list[Batch | Pack]:
         """Batches of one or more rows, largest first, so that memory runs out early if it does."""
         if self.packs:
-            return [*packs_of(_flat(rows), budget=self.tokens_per_pack, share=self._shares)]
+            return [*packs_of(_flat(rows), budget=self.tokens_per_pack, share=self._shares, whole=self.whole_rows)]
         if self.layout is BatchLayout.SINGLE_ROWS:
             return [pad([sequence], self.pad_id) for sequence in sorted(_flat(rows), key=lambda pair: -len(pair[0]))]
         ordered = sorted(rows, key=lambda row: -sum(len(ids) for ids, _ in row))
@@ -53,7 +55,9 @@ class Batching:
     def count(self, rows: Sequence[list[TokenPair]]) -> int:
         """How many batches these rows make."""
         if self.packs:
-            return pack_count(_flat(rows), budget=self.tokens_per_pack, share=self._shares) if rows else 0
+            if not rows:
+                return 0
+            return pack_count(_flat(rows), budget=self.tokens_per_pack, share=self._shares, whole=self.whole_rows)
         if self.layout is BatchLayout.SINGLE_ROWS:
             return len(_flat(rows))
         return math.ceil(len(rows) / self.rows_per_batch)

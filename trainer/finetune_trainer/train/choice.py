@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.batch import TokenPair, pad
+from finetune_trainer.model.packed_attention import most_tokens
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import Gate, Verdict, without_dropout
@@ -134,10 +135,12 @@ class Chooser:
         known = (earlier or {}).get("tokens_per_pack")
         if isinstance(known, int) and known <= fitting:
             tokens = known
+        tokens = min(tokens, most_tokens(self._model.get_base_model()) or tokens)
         batching = replace(batching, tokens_per_pack=tokens)
         gate = Gate(self._model, self._wrapped, self._passes, self._ranks, sharded=self._sharded)
         verdict = gate.choose(sample_of(rows, min(SAMPLE_TOKENS[self._passes.device.type], tokens)), batching)
-        return Choice(replace(batching, layout=verdict.layout), checkpointing, verdict)
+        batching = replace(batching, layout=verdict.layout, whole_rows=verdict.rows_apart > 0)
+        return Choice(batching, checkpointing, verdict)
 
     def _kept_bytes_per_token(self, sequence: TokenPair, batching: Batching) -> float:
         ids, trained = (part[:_MEASURED_TOKENS] for part in sequence)

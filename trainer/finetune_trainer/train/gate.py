@@ -15,16 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from finetune_api.outcome import BatchLayout, Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.failures import out_of_memory, quoted
 from finetune_trainer.model.batch import IGNORED, Batch, TokenPair, pad
+from finetune_trainer.model.decoder import decoder_of
 from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.packed_attention import PackingRefusedError, use_packed_attention, usual_attention
 from finetune_trainer.model.packed_forward import take_packs
-from finetune_trainer.model.prefix_tree import Node, Pack
+from finetune_trainer.model.prefix_tree import Node, Pack, packs_of
+from finetune_trainer.model.row_layers import RowLayer, compute_rows_apart, find_row_layers, usual_layers
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.passes import Passes
@@ -72,6 +75,8 @@ class Verdict:
     """Relative, on the whole gradient of the adapter."""
     refused: str = ""
     """Why it is not the first layout; ends no sentence."""
+    rows_apart: int = 0
+    """Layers that compute each row of a pack for itself."""
     seconds: float = 0.0
 
 
@@ -121,11 +126,12 @@ class Gate:
         """Refuse a model whose predictions change with a token that comes after all of them."""
         changed = row.input_ids.clone()
         changed[0, -1] = next(token for token in (*changed[0].tolist(), 0, 1) if token != changed[0, -1])
-        logits, others = (
-            self._passes.logits(self._wrapped, which).float() for which in (row, replace(row, input_ids=changed))
-        )
-        change = float((others - logits).norm() / logits.norm())
-        if self._ranks.any(change > _SEES_AHEAD.get(self._dtype, 1e-5)):
+        change = self._logit_change(row, replace(row, input_ids=changed))
+        most = _SEES_AHEAD.get(self._dtype, 1e-5)
+        if change > most:
+            # Some draw random numbers: Reformer's hashes.
+            most = max(most, _TIMES_GROUPING * self._logit_change(row, row))
+        if self._ranks.any(change > most):
             raise JobError(
                 Reason.MODEL_UNSUPPORTED,
                 "The model sees the tokens it is to predict, so it would learn nothing: where only the last token of "
@@ -133,6 +139,10 @@ class Gate:
                 "causal language model (an encoder such as BERT is one only where its config.json says is_decoder: "
                 "true).",
             )
+
+    def _logit_change(self, row: Batch, other: Batch) -> float:
+        logits, others = (self._passes.logits(self._wrapped, which).float() for which in (row, other))
+        return float((others - logits).norm() / logits.norm())
 
     def _choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
         alone = self._outcome([pad([sequence], batching.pad_id) for sequence in sample])
@@ -168,14 +178,35 @@ class Gate:
             refused[str(error)] = None
             return None
         take_packs(base)
-        fuse_lora(self._model)
-        for layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED):
-            found = _within(self._compare(alone, sample, replace(batching, layout=layout)), close, layout, refused)
-            if found is not None:
-                return Verdict(layout, *found, refused="; ".join(refused))
+        apart = self._row_layers(sample[0][0], refused)
+        if apart is not None:
+            compute_rows_apart(apart)
+            fuse_lora(self._model)
+            for layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED):
+                laid_out = replace(batching, layout=layout, whole_rows=bool(apart))
+                found = _within(self._compare(alone, sample, laid_out), close, layout, refused)
+                if found is not None:
+                    return Verdict(layout, *found, refused="; ".join(refused), rows_apart=len(apart))
+            usual_layers(apart)
         usual_attention(base)
         unfuse_lora(self._model)
         return None
+
+    def _row_layers(self, ids: Any, refused: dict[str, None]) -> list[RowLayer] | None:
+        """Layers that have to be given rows, not packs; None where packs cannot be computed at all."""
+        # Together of a number of tokens that is no size of a layer.
+        rows = [(np.resize(ids, length), np.ones(length, dtype=bool)) for length in (15, 16)]
+        (pack,) = packs_of(rows, budget=32, share=False)
+        refusal, found = "", []
+        try:
+            decoder = decoder_of(self._model.get_base_model())
+            found = find_row_layers(decoder, pack, lambda: self._passes.loss(self._wrapped, pack))
+        except Exception as error:
+            refusal = _refusal(error)
+        if self._ranks.any(bool(refusal)):
+            refused[refusal or "packs fail in another process"] = None
+            return None
+        return found
 
     def _close(self, padded: Differences | str | None) -> Differences:
         """How far packs may be off."""
@@ -196,7 +227,8 @@ class Gate:
             if batching.packs:
                 self._try_dropout(batching.batches([[beginning_of(sample[0], 16)]])[0])
             together = self._outcome(batches)
-            leak = next((found for batch in batches if (found := self._leak(batch))), None)
+            if self._half:
+                leak = next((found for batch in batches if (found := self._leak(batch))), None)
         except Exception as error:  # Model code and kernels that nobody here has seen.
             if out_of_memory(error, self._ranks.rank) is not None:
                 raise
@@ -296,7 +328,11 @@ def _within(
 
 
 def _refusal(error: Exception) -> str:
-    return str(error) if isinstance(error, PackingRefusedError) else f"packs cannot be computed here ({quoted(error)})"
+    return (
+        str(error)
+        if isinstance(error, PackingRefusedError)
+        else f"rows cannot be computed together here ({quoted(error)})"
+    )
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from finetune_api.outcome import Reason
+from finetune_trainer.errors import JobError
 from finetune_trainer.model.batch import Batch
 from finetune_trainer.model.loss import Loss, computed, target_logits
 from finetune_trainer.model.prefix_tree import Pack
@@ -55,6 +57,9 @@ class Passes:
             batches: at least one.
             scale: factor of losses and gradients.
             reduce: average gradients over the ranks, in the last backward pass.
+
+        Raises:
+            JobError: ModelUnsupported, the model records nothing of what it computes.
         """
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, 1):
@@ -64,6 +69,12 @@ class Passes:
                 self._autocast(),
                 self.forward(model, batch) as (loss, _),
             ):
+                if not loss.requires_grad:
+                    raise JobError(
+                        Reason.MODEL_UNSUPPORTED,
+                        "No gradient gets from the loss to the adapter: this model's code computes without recording "
+                        "it, so it cannot be trained. Choose another model.",
+                    )
                 scaled = loss * scale
                 self._accelerator.backward(scaled)
             total += scaled.detach()
