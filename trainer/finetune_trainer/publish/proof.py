@@ -2,7 +2,7 @@
 
 A run can end well and leave an adapter that does nothing: rates of 0, a layer that no loader finds again, a setting
 that did not reach adapter_config.json, bytes that an object store lost. So what was uploaded is read back, opened by
-plain PEFT beside the adapter in memory, and compared with it: every tensor bit by bit, then the logits of real rows,
+plain PEFT on the base model in memory, and compared with it: every tensor bit by bit, then the logits of real rows,
 which must be those of training and not those of the base model.
 """
 
@@ -25,7 +25,6 @@ from finetune_trainer.model.adapter_state import (
     PREFIX,
     adapter_tensors,
     digests,
-    load_fault,
     not_finite,
     put_tensors,
 )
@@ -33,13 +32,14 @@ from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.loss import takes_logits_to_keep, target_logits
 from finetune_trainer.train.checkpoint import ADAPTER
 
-_REOPENED = "reopened"
 _ROWS = 4
 _ROW_TOKENS = 256
 _COMPARED_TOKENS = 32
 """Positions of each row at whose logits is looked: a vocabulary of 256 k makes 32 MB of them."""
 _NOISE = 4.0
 """Differences are told from those between two equal passes (kernels that add in any order) by this factor."""
+_ROUNDING = 16.0
+"""Units in the last place of the largest logit by which another order of the same sums may differ."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,22 @@ def prove(
         return result
     if fault := put_tensors(model, trained):
         raise _unproven(fault)
-    with _beside(model, folder):
-        opened = adapter_tensors(model, adapter=_REOPENED)
-        if opened.keys() != trained.keys() or not all(_same(opened[name], trained[name]) for name in trained):
-            raise _unproven("PEFT puts other tensors into the model than were trained")
-        if not rows:
-            return result
-        batches = [pad([_end_of(row)], 0) for row in sorted(rows, key=lambda row: -len(row[0]))[:_ROWS]]
-        in_memory, again = _logits(model, batches, "default"), _logits(model, batches, "default")
-        reopened = _logits(model, batches, _REOPENED)
+    batches = [pad([_end_of(row)], 0) for row in sorted(rows, key=lambda row: -len(row[0]))[:_ROWS]]
+    with _evaluating(model):
+        in_memory, again = _logits(model, batches), _logits(model, batches)
         with model.disable_adapter():
-            base = _logits(model, batches, None)
+            base = _logits(model, batches)
+        with _opened_alone(model, folder) as opened:
+            _check_tensors(adapter_tensors(opened), trained)
+            reopened = _logits(opened, batches)
+    if not batches:
+        return result
     noise = _NOISE * _difference(in_memory, again)
     from_training, from_base = _difference(in_memory, reopened), _difference(base, reopened)
-    if not from_training <= noise:
+    # A target parameter is added to its weight before the product, so its sums round in another order.
+    largest = max(float(logits.abs().max()) for logits in in_memory)
+    rounding = _ROUNDING * torch.finfo(model.get_base_model().dtype).eps * largest
+    if not from_training <= max(noise, rounding):
         raise _unproven(
             f"on {len(batches)} rows its logits differ by up to {from_training:.3g} from those of the model that was "
             "trained"
@@ -146,6 +148,15 @@ def prove(
         )
     found = {"rows": len(batches), "difference_from_training": from_training, "difference_from_base": from_base}
     return result.model_copy(update=found)
+
+
+def _check_tensors(found: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tensor]) -> None:
+    if lost := sorted(trained.keys() - found.keys()):
+        raise _unproven(f"{len(lost)} of its tensors are in the file and not in the model, {lost[0]} for one")
+    if empty := sorted(found.keys() - trained.keys()):
+        raise _unproven(f"{len(empty)} tensors in the model have no tensor in the file, {empty[0]} for one")
+    if not all(_same(found[name], trained[name]) for name in trained):
+        raise _unproven("PEFT puts other tensors into the model than were trained")
 
 
 def sentence(verified: VerifiedResult) -> str:
@@ -161,33 +172,60 @@ def sentence(verified: VerifiedResult) -> str:
 
 
 @contextmanager
-def _beside(model: Any, folder: Path) -> Iterator[None]:
-    """The adapter in `folder` in `model` as a second one, opened as PeftModel.from_pretrained does it."""
-    mapping = getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None)
+def _evaluating(model: Any) -> Iterator[None]:
     training = model.training
+    model.eval()
     try:
-        try:
-            with warnings.catch_warnings():
-                # PEFT's complaint about the context_length that stands beside its own keys.
-                warnings.filterwarnings("ignore", message="Unexpected keyword arguments")
-                result = model.load_adapter(str(folder), _REOPENED, key_mapping=mapping, torch_device="cpu")
-        except Exception as error:  # PEFT lets whatever it stumbles over through.
-            raise _unproven(f"PEFT cannot open it ({str(error).strip()[:300]})") from error
-        if fault := load_fault(result, _REOPENED):
-            raise _unproven(fault)
-        model.eval()
         yield
     finally:
-        model.set_adapter("default")
-        if _REOPENED in model.peft_config:
-            model.delete_adapter(_REOPENED)
         model.train(training)
 
 
-def _logits(model: Any, batches: Sequence[Any], adapter: str | None) -> list[torch.Tensor]:
+@contextmanager
+def _opened_alone(model: Any, folder: Path) -> Iterator[Any]:
+    """The adapter in `folder` on the base model of `model`, opened by plain PEFT; `model` gets its own back afterwards.
+
+    Not as a second adapter beside the first: PEFT refuses there what it takes alone (a layer's weight as a target
+    parameter, which is how layers beside a mixture's experts are published).
+    """
+    from peft import PeftModel
+
+    base = model.get_base_model()
+    known, own = getattr(base, "peft_config", None), _take_out(base)
+    try:
+        try:
+            with warnings.catch_warnings():
+                # Of PEFT's complaints one is about the context_length that stands beside its own keys; tensors that it
+                # misses are compared by the caller.
+                warnings.simplefilter("ignore", UserWarning)
+                opened = PeftModel.from_pretrained(base, str(folder), torch_device="cpu")
+        except Exception as error:  # PEFT lets whatever it stumbles over through.
+            raise _unproven(f"PEFT cannot open it ({str(error).strip()[:300]})") from error
+        yield opened.eval()
+    finally:
+        _take_out(base)
+        for parent, name, layer in own:
+            setattr(parent, name, layer)
+        base.peft_config = known
+
+
+def _take_out(base: Any) -> list[tuple[Any, str, Any]]:
+    """Put plain layers in the place of those with an adapter; returns what was where, as (parent, name, layer)."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = []
+    for parent in list(base.modules()):
+        if isinstance(parent, BaseTunerLayer):
+            continue
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, BaseTunerLayer):
+                found.append((parent, name, layer))
+                setattr(parent, name, layer.get_base_layer())
+    return found
+
+
+def _logits(model: Any, batches: Sequence[Any]) -> list[torch.Tensor]:
     """Logits [P, V] of each batch, float32 on CPU."""
-    if adapter is not None:
-        model.set_adapter(adapter)
     device = next(model.parameters()).device
     keep = takes_logits_to_keep(model.get_base_model())
     with torch.no_grad():
