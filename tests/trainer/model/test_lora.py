@@ -11,12 +11,14 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from finetune_api.lora import LoraConfig
-from finetune_trainer.model.lora import add_lora, published_config
+from finetune_trainer.model.adapter_state import adapter_tensors
+from finetune_trainer.model.lora import adapted, add_lora, published_config
 from finetune_trainer.model.reach import reached_by_text
-from finetune_trainer.model.targets import candidates, resolve_targets
-from tests.architectures.zoo import tiny_model
+from finetune_trainer.model.targets import candidates, resolve_targets, share_of_experts
+from tests.architectures.zoo import MODEL_TYPES, tiny_config, tiny_model
 
 IDS = torch.tensor([[5, 9, 12, 30, 44, 7, 8, 100, 101, 50, 51, 52]])
 
@@ -79,6 +81,35 @@ def test_plain_peft_reads_back_what_was_trained(
         get_peft_model_state_dict(model, save_embedding_layers=False)
     )
     torch.testing.assert_close(answer(reopened.merge_and_unload()), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_experts_of_every_mixture_are_read_back_and_merged_as_they_were_trained(tmp_path: Path) -> None:
+    without = []
+    for kind in (kind for kind in MODEL_TYPES if _has_experts(kind)):
+        base = tiny_model(kind).requires_grad_(False)
+        fresh = copy.deepcopy(base)
+        model = trained(base, LoraConfig(experts=True))
+        if not adapted(model).parameters:
+            without.append(kind)
+            continue
+        expected = answer(model)
+        state = adapter_tensors(model)
+        published_config(model).save_pretrained(tmp_path / kind)
+        save_file(state, tmp_path / kind / "adapter_model.safetensors")
+        reopened = PeftModel.from_pretrained(fresh, str(tmp_path / kind))
+        torch.testing.assert_close(answer(reopened), expected, rtol=1e-5, atol=2e-5, msg=kind)
+        torch.testing.assert_close(answer(reopened.merge_and_unload()), expected, rtol=1e-4, atol=1e-4, msg=kind)
+    assert without == ["dbrx"]
+
+
+def _has_experts(kind: str) -> bool:
+    """Whether a tiny model of this type can be made and has weights in experts."""
+    try:
+        with torch.device("meta"):
+            return share_of_experts(AutoModelForCausalLM.from_config(tiny_config(kind))) > 0
+    except Exception:  # What cannot be made has none.
+        return False
 
 
 def test_no_base_matrix_is_in_an_adapter_on_embedding_and_head(tmp_path: Path) -> None:
