@@ -53,6 +53,13 @@ NOTES: tuple[tuple[tuple[str, ...], str], ...] = (
         ("prophetnet",),
         "Padding changes the logits of a row, although it is masked.",
     ),
+    (
+        ("zamba", "zamba2"),
+        (
+            "Layers share their weights; merging the adapter adds it once for each of them, so a merged model is another one. "
+            "Serve the adapter unmerged."
+        ),
+    ),
     (("xlnet",), "With `attn_type: uni` it fails on rows that are padded to one length."),
 )
 """Types, and what is to know about them."""
