@@ -85,7 +85,8 @@ class LoraConfig(SpecModel):
     experts: bool = Field(
         default=False,
         description="experts is true to train the experts of a mixture too, which hold most of its weights; without "
-        "dropout, and few servers load such an adapter. Default: false.",
+        "dropout. Such an adapter is for Transformers and PEFT: vLLM 0.32 refuses it, or leaves the experts out. "
+        "Default: false.",
     )
     exclude_modules: Modules | None = Field(
         default=None,

@@ -83,6 +83,20 @@ def lora_notices(config: LoraConfig) -> Iterator[Problem]:
             "lora_config.r",
             f"vLLM serves ranks up to {VLLM_DEFAULT_RANK} by default: start it with --max-lora-rank {needed}.",
         )
+    targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
+    ends = sorted({name.rsplit(".", 1)[-1] for name in targets} & EMBEDDINGS_AND_HEADS)
+    if ends:
+        yield Problem(
+            "lora_config.target_modules",
+            f"vLLM serves adapters of {_listed(ends)} for some models only (0.32 does for Llama, and refuses the whole "
+            "adapter for Qwen2): leave them out where your server is vLLM, or try it before you train for long.",
+        )
+    if config.experts:
+        yield Problem(
+            "lora_config.experts",
+            "vLLM 0.32 loads adapters of experts with --enable-mixed-moe-lora-format only, and Mixtral's without "
+            "effect on the experts: serve such an adapter with Transformers and PEFT.",
+        )
     if config.init_lora_weights is False:
         yield Problem(
             "lora_config.init_lora_weights",
@@ -96,3 +110,7 @@ def _pattern_fault(pattern: str) -> str | None:
     except re.error as error:
         return str(error)
     return None
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

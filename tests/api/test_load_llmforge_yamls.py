@@ -19,8 +19,9 @@ ACCEPTED = {
         "flash_attention_2",
         "worker_resources",
         "num_devices",
+        "lora_config.target_modules",
     ],
-    "llama-3-8b-lora-custom.yaml": ["task", "num_devices"],
+    "llama-3-8b-lora-custom.yaml": ["task", "num_devices", "lora_config.target_modules"],
     "mixtral-8x7b-lora.yaml": [
         "num_data_blocks_per_device",
         "num_devices",

@@ -62,6 +62,8 @@ LATENT = {f"self_attn.{name}" for name in ("q_a_proj", "q_b_proj", "kv_a_proj_wi
         ("mamba", {"mixer.in_proj", "mixer.x_proj"}, ["dt_proj", "PEFT refuses it"]),
         # A class of its own that computes a linear layer, and one that does not.
         ("falcon", None, []),
+        # Blocks that are the same weights at several depths.
+        ("zamba", None, ["model.layers.N.shared_transf (14 layers): they share their weights"]),
         ("deepseek_v4", None, ["computes something else", "no text reaches it", "The experts are not trained"]),
     ],
 )
@@ -141,7 +143,7 @@ def test_embedding_and_head_that_share_their_weights_are_left_out_with_a_word() 
     targets = resolved(model, target_modules=["q_proj", "embed_tokens", "lm_head"])
     assert kinds_of(targets) == {"self_attn.q_proj"}
     (sentence,) = targets.notices
-    assert sentence.startswith("No adapter on model.embed_tokens, lm_head (2 layers): embedding and output head share")
+    assert sentence.startswith("No adapter on model.embed_tokens, lm_head (2 layers): they share their weights")
 
 
 @pytest.mark.parametrize(

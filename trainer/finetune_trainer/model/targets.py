@@ -141,7 +141,7 @@ def resolve_targets(model: Any, config: LoraConfig, reach: Reach | None) -> Targ
 class _Obstacle(StrEnum):
     """Why a layer gets no adapter, as the end of a sentence."""
 
-    TIED = "embedding and output head share their weights, and an adapter on one would not be on the other"
+    TIED = "they share their weights, and an adapter on one would not be on the others"
     NOT_LINEAR = "it is no linear layer"
     EXPERT = "it belongs to the experts, which lora_config.experts: true trains"
     REFUSED = "PEFT refuses it for this kind of model"
@@ -157,7 +157,8 @@ class _ModelView:
     def __init__(self, model: Any, reach: Reach | None) -> None:
         self.layers = candidates(model)
         self.paths = [path for path, _ in model.named_modules() if path]
-        self.ends, self._tied = _embedding_and_head(model)
+        self.ends = _embedding_and_head(model)
+        self._owners = Counter(id(getattr(module, "weight", module)) for module in self.layers.values())
         self._reach = reach or Reach(frozenset(self.layers), frozenset())
         self._forbidden = _FORBIDDEN.get(model.config.model_type, ())
         self._lost = set(cannot_be_reloaded(model, list(self.layers)))
@@ -171,10 +172,14 @@ class _ModelView:
 
     def obstacle(self, path: str) -> _Obstacle | None:
         """What keeps an adapter from the layer at `path`, or None."""
-        if path in self.ends:
-            return _Obstacle.TIED if self._tied else None
-        if not isinstance(self.layers.get(path), (nn.Linear, Conv1D)):
+        module = self.layers.get(path)
+        if path not in self.ends and not isinstance(module, (nn.Linear, Conv1D)):
             return _Obstacle.NOT_LINEAR
+        # Merged, each of them would get the others' adapters too.
+        if self._owners[id(getattr(module, "weight", module))] > 1:
+            return _Obstacle.TIED
+        if path in self.ends:
+            return None
         if is_expert(path):
             return _Obstacle.EXPERT
         if self._is_router(path):
@@ -304,12 +309,10 @@ def is_expert(path: str) -> bool:
     return any(part in ("experts", "expert") for part in path.split("."))
 
 
-def _embedding_and_head(model: Any) -> tuple[set[str], bool]:
-    """Paths of the input embedding and the output head, and whether they have their weights in common."""
+def _embedding_and_head(model: Any) -> set[str]:
+    """Paths of the input embedding and the output head."""
     modules = [model.get_input_embeddings(), model.get_output_embeddings()]
-    paths = {path for path, module in model.named_modules() if any(module is end for end in modules)}
-    weights = [getattr(module, "weight", None) for module in modules]
-    return paths, weights[0] is not None and weights[0] is weights[1]
+    return {path for path, module in model.named_modules() if any(module is end for end in modules)}
 
 
 def _ranges(numbers: list[int]) -> str:
