@@ -36,7 +36,7 @@ _QWEN_VISION = {
 }
 _QWEN4 = {
     "layer_types": ["linear_attention", "indexed_attention"] * 2,
-    "indexer_n_heads": 2,
+    "indexer_n_heads": 16,
     "indexer_kv_heads": 1,
     "indexer_head_dim": 16,
     "indexer_budget": 8,
@@ -177,6 +177,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "minimax_m3_vl_text": {
         "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
         "mlp_layer_types": _DENSE_FIRST,
+        "index_n_heads": 2,
         "index_block_size": 4,
         "index_topk_blocks": 2,
     },

@@ -31,12 +31,20 @@ _COLUMNS = f"""
 ## All types
 
 - **Rows**. SharedPrefix: in packs, what rows begin with alike is computed once. Packed: in packs, each row whole.
-  Padded: filled up to the longest. The losses before and after training equal those of transformers alone, one row at
-  a time (relative difference at most {EXACT:.0e}).
+  Padded: filled up to the longest. SingleRows: one at a time, as long as it is. The losses before and after training
+  equal those of transformers alone, one row at a time (relative difference at most {EXACT:.0e}).
 - **Layers with an adapter**, by name; **of the weights**: the share of the model's weights that lie in them.
 - **Exact**. The loss falls; PEFT alone opens the published adapter, with every tensor, and computes the logits of the
   model that was trained (at most {EXACT:.0e}); merged into the base model it computes the same ({MERGED:.0e}); a run
   that goes on from a checkpoint in its middle ends with the same adapter ({EXACT:.0e}).
+"""
+
+_PACKS = ("SharedPrefix", "Packed")
+
+_NOT_PACKED = """
+## Not packed
+
+Trained as exactly as the others, and as slowly as anywhere else.
 """
 
 _REFUSED = """
@@ -71,6 +79,10 @@ def document(records: Sequence[Record]) -> str:
         _COLUMNS,
         _table(
             ("type", "rows", "layers with an adapter", "of the weights", "exact"), [_row(record) for record in types]
+        ),
+        _NOT_PACKED,
+        _table(
+            ("type", "rows", "why"), [_not_packed(record) for record in _trained(types) if record.layout not in _PACKS]
         ),
         _REFUSED,
         _table(
@@ -145,6 +157,11 @@ def _row(record: Record) -> tuple[str, ...]:
 
 def _layers(record: Record) -> str:
     return " ".join(name.removesuffix("_proj") for name in record.layers)
+
+
+def _not_packed(record: Record) -> tuple[str, ...]:
+    why = next((warning for warning in record.warnings if warning.startswith("For this model")), "")
+    return record.name, record.layout, why.partition(": ")[2]
 
 
 def _refused(record: Record) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ _BY_NAME: dict[str, tuple[str, ...]] = {
     ),
     "16": (
         *("head_dim", "attention_head_size", "d_head", "dim_head", "kv_channels", "v_head_dim", "swa_head_dim"),
+        # Fewer heads of an indexer give many tokens the same score, exactly 0, and chance chooses among them.
+        "index_n_heads",
         *("q_lora_rank", "kv_lora_rank", "o_lora_rank", "index_head_dim", "indexer_head_dim"),
         *("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"),
         *("mamba_d_state", "mamba_d_head", "mamba_head_dim", "ssm_state_size", "state_size", "mamba_dt_rank"),
@@ -64,7 +66,7 @@ _BY_NAME: dict[str, tuple[str, ...]] = {
         *("mamba_d_conv", "conv_kernel", "linear_conv_kernel_dim", "conv_kernel_size"),
     ),
     "2": (
-        *("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "linear_num_key_heads", "index_n_heads"),
+        *("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "linear_num_key_heads"),
         *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"),
         *("n_group", "num_expert_group", "n_groups", "mamba_n_groups", "hc_mult", "hc_count", "encoder_layers"),
         *("num_encoder_layers", "o_groups", "mamba_expand", "expand"),

@@ -157,7 +157,7 @@ def most_tokens(model: Any) -> int | None:
         bounds.append(config.floor_scale - 1)
     if _INDEXED in (getattr(config, "layer_types", None) or ()) and hasattr(config, "index_topk"):
         # Up to here all is taken that is seen; beyond, equals are told apart by their place among all.
-        bounds.append(config.index_topk)
+        bounds.append(getattr(config, "index_topk", None) or config.indexer_budget)
     return min(bounds, default=None)
 
 
