@@ -67,12 +67,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     return found
 
 
-MERGED_TWICE = pytest.mark.xfail(reason="PEFT merges an adapter once for every layer that shares its weights")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=MERGED_TWICE) if name == "zamba2" else name for name in STRUCTURES]
-)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_each_structure_trains_with_the_defaults_and_reloads_exactly(name: str, records: dict[str, Record]) -> None:
     assert records[name].faults() == []
     assert records[name].outcome == "trained"
