@@ -56,8 +56,8 @@ NOTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("zamba", "zamba2"),
         (
-            "Their attention blocks are the same weights at several depths. PEFT would merge an adapter into them once for "
-            "each, so these layers get none."
+            "Their attention blocks are the same weights at several depths. PEFT would merge an adapter into them once "
+            "for each, so these layers get none."
         ),
     ),
     (("xlnet",), "With `attn_type: uni` it fails on rows that are padded to one length."),
