@@ -146,20 +146,33 @@ class Gate:
 
     def _choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
         alone = self._outcome([pad([sequence], batching.pad_id) for sequence in sample])
-        # As wide as the longest row, or some wider where all are to be as wide as one that may come.
-        width = min(batching.length or 0, 2 * max(len(ids) for ids, _ in sample))
-        in_one = replace(batching, layout=BatchLayout.PADDED, rows_per_batch=len(sample), length=width)
-        padded = self._compare(alone, sample, in_one) if self._half or not batching.packs else None
+        padded = self._compare_padded(alone, sample, batching) if self._half or not batching.packs else None
         refused: dict[str, None] = {}
         if batching.packs:
             verdict = self._choose_pack(alone, sample, batching, self._close(padded), refused)
             if verdict is not None:
                 return verdict
-        padded = padded or self._compare(alone, sample, in_one)
+        padded = padded or self._compare_padded(alone, sample, batching)
+        if padded is None:
+            # A step that does not fit is made again in smaller parts; a comparison need not be.
+            return Verdict(BatchLayout.PADDED, refused="; ".join(refused))
         found = _within(padded, _CLOSE_HALF[1] if self._half else _CLOSE_PADDED, BatchLayout.PADDED, refused)
         if found is None:
             return Verdict(BatchLayout.SINGLE_ROWS, refused="; ".join(refused))
         return Verdict(BatchLayout.PADDED, *found, refused="; ".join(refused))
+
+    def _compare_padded(
+        self, alone: _Outcome, sample: Sequence[TokenPair], batching: Batching
+    ) -> Differences | str | None:
+        """As `_compare`, of padded rows: together, or one by one where memory asks for it; None where there is none."""
+        # As wide as the longest row, or some wider where all are to be as wide as one that may come.
+        width = min(batching.length or 0, 2 * max(len(ids) for ids, _ in sample))
+        for rows in (len(sample), 1):
+            padded = replace(batching, layout=BatchLayout.PADDED, rows_per_batch=rows, length=width)
+            found = self._compare(alone, sample, padded)
+            if found is not None:
+                return found
+        return None
 
     def _choose_pack(
         self,
@@ -184,7 +197,8 @@ class Gate:
             fuse_lora(self._model)
             for layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED):
                 laid_out = replace(batching, layout=layout, whole_rows=bool(apart))
-                found = _within(self._compare(alone, sample, laid_out), close, layout, refused)
+                compared = self._compare(alone, sample, laid_out) or "a pack of a few rows has no room in memory"
+                found = _within(compared, close, layout, refused)
                 if found is not None:
                     return Verdict(layout, *found, refused="; ".join(refused), rows_apart=len(apart))
             usual_layers(apart)
@@ -217,11 +231,11 @@ class Gate:
         loss, gradient = (_TIMES_ROUNDING * torch.tensor(rounding)).clamp(least, most).tolist()
         return loss, gradient
 
-    def _compare(self, alone: _Outcome, sample: Sequence[TokenPair], batching: Batching) -> Differences | str:
-        """How far the sample in this layout is from each row `alone`, or why that cannot be told; the same on all
-        ranks, none of which waits for another while it computes.
+    def _compare(self, alone: _Outcome, sample: Sequence[TokenPair], batching: Batching) -> Differences | str | None:
+        """How far the sample in this layout is from each row `alone`, or why that cannot be told, or None where memory
+        ran out; the same on all ranks, none of which waits for another while it computes.
         """
-        refusal, together, leak = "", alone, None
+        refusal, together, leak, fits = "", alone, None, True
         try:
             batches = batching.batches([list(sample)])
             if batching.packs:
@@ -230,9 +244,10 @@ class Gate:
             if self._half:
                 leak = next((found for batch in batches if (found := self._leak(batch))), None)
         except Exception as error:  # Model code and kernels that nobody here has seen.
-            if out_of_memory(error, self._ranks.rank) is not None:
-                raise
-            refusal = _refusal(error)
+            fits = out_of_memory(error, self._ranks.rank) is None
+            refusal = _refusal(error) if fits else ""
+        if self._ranks.any(not fits):
+            return None
         if self._ranks.any(bool(refusal)):
             return refusal or "rows fail together in another process"
         if self._ranks.any(leak is not None):
