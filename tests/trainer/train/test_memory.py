@@ -17,7 +17,7 @@ from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.choice import Choice, Chooser
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import without_dropout
-from tests.trainer.train.test_gate import passes_of, rows, tiny
+from tests.trainer.train.test_gate import INDEXED, LATENT, passes_of, rows, tiny
 
 CPU = torch.device("cpu")
 BATCHING = Batching(BatchLayout.SHARED_PREFIX, tokens_per_pack=0, rows_per_batch=2, pad_id=0)
@@ -99,3 +99,13 @@ def test_a_resumed_run_makes_the_packs_of_the_first_attempt_where_they_fit() -> 
     model = tiny("Llama", dropout=0.0)
     assert choose(model, fit=100_000, asked=None, earlier={"tokens_per_pack": 700}).batching.tokens_per_pack == 700
     assert choose(model, fit=2_600, asked=None, earlier={"tokens_per_pack": 4_096}).batching.tokens_per_pack == 2_560
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("heads", "layout"), [(2, BatchLayout.SINGLE_ROWS), (16, BatchLayout.SHARED_PREFIX)])
+def test_rows_run_alone_where_an_indexer_could_choose_among_equals(heads: int, layout: BatchLayout) -> None:
+    indexed = {**INDEXED, "index_topk": 300, "index_n_heads": heads}
+    model = tiny("DeepseekV32", dropout=0.0, num_key_value_heads=4, **LATENT, **indexed)
+    found = choose(model, fit=100_000, asked=None)
+    assert found.batching.layout is layout
+    assert ("tells equals apart" in found.verdict.refused) == (layout is BatchLayout.SINGLE_ROWS)

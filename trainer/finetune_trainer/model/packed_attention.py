@@ -37,6 +37,9 @@ _SQUARES = 512, 2048
 """Least and most of the bound on a pack's tokens where a model computes attention itself: with scores of all pairs at
 once, masked or not."""
 
+_HEADS_THAT_TELL_APART = 16
+"""Heads of an indexer from which on no two tokens score alike: each head leaves out about half of all tokens."""
+
 _INDEXED = "indexed_attention"
 """Layers that take the best of what their mask lets them see, and make another mask of it."""
 
@@ -155,10 +158,30 @@ def most_tokens(model: Any) -> int | None:
     if getattr(config, "attn_temperature_tuning", False):
         # Llama 4 scales queries by their place among all that is computed, beginning with this one.
         bounds.append(config.floor_scale - 1)
-    if _INDEXED in (getattr(config, "layer_types", None) or ()) and hasattr(config, "index_topk"):
+    if (chosen := _chosen_tokens(config)) is not None:
         # Up to here all is taken that is seen; beyond, equals are told apart by their place among all.
-        bounds.append(getattr(config, "index_topk", None) or config.indexer_budget)
+        bounds.append(chosen)
     return min(bounds, default=None)
+
+
+def chooses_among_equals(model: Any, longest: int) -> str | None:
+    """Why rows of up to `longest` tokens have to be computed one by one, as an end of a sentence: an indexer of few
+    heads scores many tokens exactly 0, and which of them it takes hangs on the width of what is computed. None where
+    there is no such danger.
+    """
+    config = decoder_of(model).config
+    chosen = _chosen_tokens(config)
+    heads = getattr(config, "index_n_heads", None) or getattr(config, "indexer_n_heads", None) or 0
+    if chosen is None or longest <= chosen or heads >= _HEADS_THAT_TELL_APART:
+        return None
+    return f"its indexer takes {chosen} tokens of longer rows and tells equals apart by the width of what is computed"
+
+
+def _chosen_tokens(config: Any) -> int | None:
+    """Tokens that an indexer takes for each; None where there is none."""
+    if _INDEXED not in (getattr(config, "layer_types", None) or ()):
+        return None
+    return getattr(config, "index_topk", None) or getattr(config, "indexer_budget", None)
 
 
 def _attention(

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.batch import TokenPair, pad
-from finetune_trainer.model.packed_attention import most_tokens
+from finetune_trainer.model.packed_attention import chooses_among_equals, most_tokens
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import Gate, Verdict, without_dropout
@@ -138,7 +138,13 @@ class Chooser:
         tokens = min(tokens, most_tokens(self._model.get_base_model()) or tokens)
         batching = replace(batching, tokens_per_pack=tokens)
         gate = Gate(self._model, self._wrapped, self._passes, self._ranks, sharded=self._sharded)
-        verdict = gate.choose(sample_of(rows, min(SAMPLE_TOKENS[self._passes.device.type], tokens)), batching)
+        sample = sample_of(rows, min(SAMPLE_TOKENS[self._passes.device.type], tokens))
+        one_by_one = chooses_among_equals(self._model.get_base_model(), longest)
+        if one_by_one is None:
+            verdict = gate.choose(sample, batching)
+        else:
+            padded = gate.choose(sample, replace(batching, layout=BatchLayout.PADDED))
+            verdict = Verdict(BatchLayout.SINGLE_ROWS, refused=one_by_one, seconds=padded.seconds)
         batching = replace(batching, layout=verdict.layout, whole_rows=verdict.rows_apart > 0)
         return Choice(batching, checkpointing, verdict)
 
