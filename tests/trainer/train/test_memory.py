@@ -104,8 +104,8 @@ def test_a_resumed_run_makes_the_packs_of_the_first_attempt_where_they_fit() -> 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("heads", "layout"), [(2, BatchLayout.SINGLE_ROWS), (16, BatchLayout.SHARED_PREFIX)])
 def test_rows_run_alone_where_an_indexer_could_choose_among_equals(heads: int, layout: BatchLayout) -> None:
-    indexed = {**INDEXED, "index_topk": 300, "index_n_heads": heads}
-    model = tiny("DeepseekV32", dropout=0.0, num_key_value_heads=4, **LATENT, **indexed)
+    settings: dict[str, Any] = {**LATENT, **INDEXED, "index_topk": 300, "index_n_heads": heads}
+    model = tiny("DeepseekV32", dropout=0.0, num_key_value_heads=4, **settings)
     found = choose(model, fit=100_000, asked=None)
     assert found.batching.layout is layout
     assert ("tells equals apart" in found.verdict.refused) == (layout is BatchLayout.SINGLE_ROWS)
