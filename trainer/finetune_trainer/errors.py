@@ -23,3 +23,8 @@ class JobError(Exception):
 
     def __reduce__(self) -> tuple[type[JobError], tuple[Reason, str]]:
         return type(self), (self.reason, self.message)
+
+
+def first_line(error: Exception) -> str:
+    """What of a library's error fits into a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

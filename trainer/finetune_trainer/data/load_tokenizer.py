@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from finetune_api.outcome import Reason
-from finetune_trainer.errors import JobError
+from finetune_trainer.errors import JobError, first_line
 
 PROBES = (
     "Hello, world! It's 3.14 o'clock; don't panic.",
@@ -99,7 +99,7 @@ def _unloadable(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        text = first_line(error)
         advice = "add a tokenizer.json to the model" if isinstance(error, ImportError) else "check that it has one"
         raise JobError(
             Reason.MODEL_UNSUPPORTED, f"The tokenizer of {folder} cannot be loaded ({text}): {advice}."

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from finetune_api.outcome import Reason
-from finetune_trainer.errors import JobError
+from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.model.heap import returned_at_once
 from finetune_trainer.model.support import (
     build_skeleton,
     context_limit,
-    first_line,
     missing_package,
     refuse_by_config,
     text_config,

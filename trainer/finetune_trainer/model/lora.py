@@ -21,9 +21,9 @@ from torch import nn
 
 from finetune_api.lora import LoraConfig
 from finetune_api.outcome import Reason
-from finetune_trainer.errors import JobError
+from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.model.adapter_state import check_continued
-from finetune_trainer.model.targets import Targets, is_expert, share_of_experts
+from finetune_trainer.model.targets import Targets, is_expert, leaf, share_of_experts
 
 _RESOLVED = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "experts", "inference_mode"}
 """Keys of lora_config that are not PEFT's, or that the targets have taken account of."""
@@ -58,11 +58,11 @@ def published_config(model: Any) -> Any:
     """PEFT's configuration of the adapter as plain PEFT has to read it to put it on the same layers."""
     config = copy.deepcopy(model.peft_config["default"])
     base = model.get_base_model()
-    layers = [path for path, module in _lora_layers(model) if type(module).__name__ != "ParamWrapper"]
-    rewritten = {leaf for leaf in {_leaf(path) for path in layers} if _is_rewritten(base, config, leaf)}
+    layers = [path for path, module in _lora_layers(model) if not hasattr(module, "parameter_name")]
+    rewritten = {name for name in {leaf(path) for path in layers} if _is_rewritten(base, config, name)}
     if rewritten:
-        kept = [path for path in layers if _leaf(path) not in rewritten]
-        weights = [f"{path}.weight" for path in layers if _leaf(path) in rewritten]
+        kept = [path for path in layers if leaf(path) not in rewritten]
+        weights = [f"{path}.weight" for path in layers if leaf(path) in rewritten]
         config.target_modules = set(_shortest(kept, [_plain(path) for path, _ in base.named_modules()]))
         config.target_parameters = sorted({*(config.target_parameters or []), *weights})
         # A pattern that is meant for the layer has to fit its weight as well.
@@ -88,7 +88,7 @@ def continue_lora(model: Any, folder: Path) -> Any:
             warnings.filterwarnings("ignore", message="Unexpected keyword arguments")
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:  # PEFT lets whatever a foreign folder causes through.
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        text = first_line(error)
         raise JobError(
             Reason.INVALID_SPEC,
             f"initial_adapter_model_ckpt_path {folder} holds no adapter that fits this model ({text}): check that it "
@@ -141,14 +141,10 @@ def _plain(path: str) -> str:
     return re.sub(r"\.base_layer(?=\.|$)", "", path)
 
 
-def _leaf(path: str) -> str:
-    return path.rpartition(".")[2]
-
-
 def _shortest(paths: Sequence[str], all_paths: Sequence[str]) -> list[str]:
     """The last parts of the names where they stand for these layers and no others, as people write them; else all."""
-    leaves = {_leaf(path) for path in paths}
-    others = {path for path in all_paths if _leaf(path) in leaves} - set(paths)
+    leaves = {leaf(path) for path in paths}
+    others = {path for path in all_paths if leaf(path) in leaves} - set(paths)
     return list(paths) if others else sorted(leaves)
 
 
@@ -164,15 +160,15 @@ def _nothing_rewritten() -> Iterator[None]:
         setattr(transformers_weight_conversion, name, original)
 
 
-def _is_rewritten(base: Any, config: Any, leaf: str) -> bool:
+def _is_rewritten(base: Any, config: Any, name: str) -> bool:
     """Whether PEFT would make something else of a layer with this name."""
     trial = copy.deepcopy(config)
-    trial.target_modules, trial.target_parameters = {leaf}, None
+    trial.target_modules, trial.target_parameters = {name}, None
     try:
         transformers_weight_conversion.convert_peft_config_for_transformers(trial, model=base, conversions=None)
     except ValueError:  # Experts' names that it knows only together.
         return True
-    return bool(trial.target_modules != {leaf})
+    return bool(trial.target_modules != {name})
 
 
 def _check_trainable(model: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from finetune_api.outcome import Reason
-from finetune_trainer.errors import JobError
+from finetune_trainer.errors import JobError, first_line
 
 _CLASSIFIERS = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction|Reward\w*)$")
 _INSTEAD = "name a causal language model, such as Llama, Qwen or Mistral"
@@ -25,11 +25,6 @@ _PACKAGES = (
     re.compile(r"No module named '([\w.]+)'"),
     re.compile(r"requires? (?:the )?([\w.\-]+)"),
 )
-
-
-def first_line(error: Exception) -> str:
-    """What of a library's error fits into a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def unsupported(name: str, why: str) -> JobError:

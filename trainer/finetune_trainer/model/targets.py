@@ -184,7 +184,7 @@ class _ModelView:
             return _Obstacle.EXPERT
         if self._is_router(path):
             return _Obstacle.ROUTER
-        if _leaf(path) in self._forbidden:
+        if leaf(path) in self._forbidden:
             return _Obstacle.REFUSED
         if path in self._lost:
             return _Obstacle.LOST
@@ -206,7 +206,7 @@ class _ModelView:
 
     def trainable_names(self) -> list[str]:
         """Last parts of the names of the linear layers that can have an adapter, the head's not among them."""
-        return sorted({_leaf(path) for path in self.layers if path not in self.ends and self.obstacle(path) is None})
+        return sorted({leaf(path) for path in self.layers if path not in self.ends and self.obstacle(path) is None})
 
     def _is_router(self, path: str) -> bool:
         parts = path.split(".")
@@ -230,8 +230,8 @@ def _names_experts(config: LoraConfig, matched: list[str], view: _ModelView) -> 
     """Whether a list names experts as their checkpoint does, where no layer of that name is beside them."""
     if isinstance(config.target_modules, str) or not view.expert_parameters:
         return False
-    layers = {_leaf(path) for path in matched if view.obstacle(path) is None}
-    return any(_leaf(name) in _EXPERT_NAMES - layers for name in config.target_modules)
+    layers = {leaf(path) for path in matched if view.obstacle(path) is None}
+    return any(leaf(name) in _EXPERT_NAMES - layers for name in config.target_modules)
 
 
 def _check_names(config: LoraConfig, view: _ModelView, *, experts: bool) -> None:
@@ -247,7 +247,7 @@ def _check_names(config: LoraConfig, view: _ModelView, *, experts: bool) -> None
         )
         found = [path for path in view.paths if _matches(alone, path)]
         usable = [path for path in found if path in view.ends or view.obstacle(path) is None]
-        if usable or (experts and _leaf(name) in _EXPERT_NAMES):
+        if usable or (experts and leaf(name) in _EXPERT_NAMES):
             continue
         obstacles = dict.fromkeys(view.obstacle(path) for path in found)
         if found:
@@ -330,12 +330,13 @@ def _likes(path: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".N", path)
 
 
-def _leaf(path: str) -> str:
+def leaf(path: str) -> str:
+    """The last part of a module's path."""
     return path.rsplit(".", 1)[-1]
 
 
 def _short(path: str) -> str:
-    return _leaf(path).removesuffix("_proj")
+    return leaf(path).removesuffix("_proj")
 
 
 def _listed(names: list[str]) -> str:

@@ -41,8 +41,6 @@ class FetchedModel:
     """Commit on the Hub; None for folders and object stores, which have none."""
     warnings: tuple[str, ...] = ()
     """What the user should know of it, a sentence each."""
-    made_of: Path | None = None
-    """The GGUF file that the folder was made of."""
 
 
 def default_cache_dir() -> Path:
@@ -195,7 +193,7 @@ def _without_gguf(
     with _lock(root / file.name, str(file)):
         made = ordinary_folder(file, root, weights=weights)
     warnings = facts.warnings(file.name, own_tokenizer=has_own_tokenizer(file))
-    return FetchedModel(made, fetched.resolved_revision, tuple(warnings), made_of=file)
+    return FetchedModel(made, fetched.resolved_revision, tuple(warnings))
 
 
 def _fetch_object(address: StorageUri, cache_dir: Path, connection: S3Connection) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.outcome import Reason
-from finetune_trainer.errors import JobError
+from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.storage.errors import local_errors, require_space
 from finetune_trainer.storage.model_files import is_vocabulary
 
@@ -184,7 +184,7 @@ def _rows(files: Iterable[Path]) -> list[list[str | int]]:
 
 
 def _unreadable(file: Path, error: Exception) -> JobError:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    text = first_line(error)
     return JobError(
         Reason.MODEL_UNSUPPORTED,
         f"{file.name} cannot be read by transformers ({text.rstrip('.')}): name the original model.",
