@@ -73,7 +73,8 @@ def placed(job: FineTuneJob, output_dir: str | None) -> FineTuneJob:
     uri = output_dir or f"{OUTPUT_ROOT}/{job.metadata.name}"
     if "://" not in uri:
         uri = str(Path(uri).expanduser().absolute())
-    spec = effective.spec.model_copy(update={"output": Output(uri=uri)})
+    output = effective.spec.output.model_copy(update={"uri": uri}) if effective.spec.output else Output(uri=uri)
+    spec = effective.spec.model_copy(update={"output": output})
     return effective.model_copy(update={"spec": spec})
 
 

@@ -40,6 +40,8 @@ class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+    VERIFIED = "Verified"
+    """Only of jobs with output.verify: Unknown until the adapter was opened in a process of its own."""
 
 
 class StatusModel(BaseModel):
@@ -59,7 +61,7 @@ class Condition(StatusModel):
     """One condition, as Kubernetes' metav1.Condition."""
 
     type: Annotated[str, Field(min_length=1, max_length=316)] = Field(
-        description="type is Succeeded, Reconciling or Stalled."
+        description="type is Succeeded, Reconciling, Stalled or Verified."
     )
     status: Literal["True", "False", "Unknown"] = Field(
         description="status is True, False or Unknown. Succeeded is Unknown until the job has ended."

@@ -235,6 +235,22 @@ class Output(KubernetesModel):
         description="uri is where adapter, checkpoints and report are written: s3://bucket/prefix, pvc://claim/path, "
         "or a local folder. In a cluster the job's own folder below it is <namespace>/<name>/<first 8 of uid>."
     )
+    golden: bool = Field(
+        default=True,
+        description="golden puts golden.jsonl into the adapter: about ten conversations of the validation data (of the "
+        "training data where there are none) with what the trained model answers, against which `finetune verify` "
+        "holds a server. false keeps the data out of the adapter. Default: true.",
+    )
+    merged: bool = Field(
+        default=False,
+        description="merged writes the whole model with the adapter merged into it to `merged`, beside the adapter. "
+        "Default: false.",
+    )
+    verify: bool = Field(
+        default=False,
+        description="verify starts a Job after training that opens the adapter at its address in a fresh process, as "
+        "`finetune verify` does; the condition Verified says what it found. Default: false.",
+    )
 
 
 class HuggingFaceSecret(KubernetesModel):
