@@ -7,6 +7,8 @@ tokens; the one-BOS rule is therefore written into the template.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from finetune_api.prompt_format import PromptFormat, template_pieces
 
 _CHECKS = """\
@@ -38,7 +40,7 @@ def chat_template(prompt_format: PromptFormat, automatic_bos: str | None) -> str
     """
     return "".join(
         [
-            f"{{%- set state = namespace(text={_literal(prompt_format.bos)}, system=none, systems=0) -%}}\n",
+            f"{{%- set state = namespace(text={_literal(prompt_format.bos)}, system=none, systems=0, answer='') -%}}\n",
             _CHECKS,
             _default_system(prompt_format),
             "" if prompt_format.system_in_user else _leading_system(prompt_format),
@@ -74,13 +76,35 @@ def _turns(prompt_format: PromptFormat) -> str:
     user = _append(_filled(prompt_format.user, instruction=content, system=system))
     if prompt_format.system_in_user:
         user += "{%- set state.system = none -%}\n"
-    assistant = _append(_filled(prompt_format.assistant, instruction=content))
+    literals = prompt_format.literals
+    written = [_literal(literals.head), _content("state.answer", prompt_format), _literal(literals.tail)]
+    answer = (
+        "{%- set state.answer = message['content'] -%}\n"
+        + _once(literals.starts, "state.answer[:{}]", "state.answer[{}:]")
+        + _once(literals.ends, "state.answer[-{}:]", "state.answer[:-{}]")
+        + _append(" ~ ".join(written))
+    )
     return (
         "{%- for message in messages -%}\n"
         f"{{%- if message['role'] == 'user' -%}}\n{user}"
-        f"{{%- elif message['role'] == 'assistant' -%}}\n{assistant}"
+        f"{{%- elif message['role'] == 'assistant' -%}}\n{answer}"
         "{%- endif -%}\n{%- endfor -%}\n"
     )
+
+
+def _once(texts: Sequence[str], part: str, rest: str) -> str:
+    """Takes the first of `texts` that the answer has at one end off it.
+
+    Args:
+        texts: longest first.
+        part: a Jinja expression for as many characters at that end as stand for {}.
+        rest: one for all others.
+    """
+    branches = [
+        f"if {part.format(len(text))} == {_literal(text)} -%}}\n{{%- set state.answer = {rest.format(len(text))} -%}}\n"
+        for text in texts
+    ]
+    return "{%- " + "{%- el".join(branches) + "{%- endif -%}\n" if branches else ""
 
 
 def _leading_bos(automatic_bos: str | None) -> str:

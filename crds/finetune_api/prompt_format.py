@@ -6,12 +6,15 @@ knows how a conversation becomes text. The keys and their meaning are LLMForge's
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from finetune_api.answer_literals import AnswerLiterals, answer_literals
 
 TEMPLATE_LIMIT = 16_384
 """Longest template text in characters; the longest published one has 1 300."""
@@ -51,6 +54,8 @@ class Rendering:
 
     text: str
     turns: tuple[Turn, ...]
+    brought: bool = False
+    """Whether an answer brought text along that the format writes around it."""
 
     def inference_prompt(self, turn: int = -1) -> str:
         """The text the model is given when it is to produce turn number `turn`."""
@@ -68,7 +73,7 @@ class Rendering:
             return self
         shift = len(added)
         turns = tuple(Turn(turn.prompt_end + shift, turn.end + shift) for turn in self.turns)
-        return Rendering(added + self.text, turns)
+        return Rendering(added + self.text, turns, self.brought)
 
 
 def missing_bos(text: str, automatic_bos: str | None) -> str:
@@ -94,7 +99,8 @@ class PromptFormat(BaseModel):
     assistant: Template = Field(
         min_length=1,
         description="assistant is the text of an assistant message, its end-of-turn included; it contains "
-        "{instruction} once. Everything in it after trailing_assistant is what the model learns to produce.",
+        "{instruction} once. Everything in it after trailing_assistant is what the model learns to produce. A message "
+        "that begins or ends with text of the format itself gets it once.",
     )
     trailing_assistant: Template = Field(
         default="",
@@ -140,7 +146,7 @@ class PromptFormat(BaseModel):
             raise ValueError("user must contain {system} when system_in_user is true, or the system message is lost.")
         if self.system_in_last_user and not self.system_in_user:
             raise ValueError("system_in_last_user needs system_in_user: true.")
-        head = self._assistant[0]
+        head, _ = _around(self.assistant)
         if not head.startswith(self.trailing_assistant):
             raise ValueError(
                 f"trailing_assistant {self.trailing_assistant!r} is not how assistant begins ({head!r} comes before "
@@ -150,22 +156,19 @@ class PromptFormat(BaseModel):
         return self
 
     @property
-    def _assistant(self) -> tuple[str, str]:
-        """Literal text before and after the assistant's message."""
-        head, tail = "", ""
-        seen = False
-        for literal, field in template_pieces(self.assistant):
-            if seen:
-                tail += literal
-            else:
-                head += literal
-            seen = seen or field is not None
-        return head, tail
+    def literals(self) -> AnswerLiterals:
+        """The format's own text around an assistant's message."""
+        head, tail = _around(self.assistant)
+        return answer_literals(head, tail, self.trailing_assistant)
 
     @property
     def end_of_turn(self) -> str:
         """Literal text after the assistant's message: what the model learns to stop with."""
-        return self._assistant[1]
+        return self.literals.tail
+
+    def message(self, answer: str) -> str:
+        """An assistant's message as it is rendered: `answer` without the literals that the format writes around it."""
+        return self._content(self.literals.without(answer))
 
     def warnings(self, stopping_sequences: Sequence[str] = ()) -> list[str]:
         """What this format does that its author may not expect, a sentence each.
@@ -214,19 +217,22 @@ class PromptFormat(BaseModel):
                 pieces.append(self._fill(self.system, instruction=self._content(system)))
             system = None
         length = sum(map(len, pieces))
-        turns = []
+        turns, brought = [], False
+        literals = self.literals
         for message in others:
-            content = self._content(message.content)
             if message.role == "user":
+                content = self._content(message.content)
                 shown = "" if system is None else self._fill(self.system, instruction=system)
                 piece = self._fill(self.user, instruction=content, system=shown)
                 system = None
             else:
-                piece = self._fill(self.assistant, instruction=content)
+                answer = literals.without(message.content)
+                brought = brought or len(answer) < len(message.content)
+                piece = literals.head + self._content(answer) + literals.tail
                 turns.append(Turn(length + len(self.trailing_assistant), length + len(piece)))
             pieces.append(piece)
             length += len(piece)
-        return Rendering("".join(pieces), tuple(turns))
+        return Rendering("".join(pieces), tuple(turns), brought)
 
     def render_prompt(self, messages: Sequence[Message]) -> str:
         """The text that asks the model for the next assistant message after `messages`.
@@ -292,6 +298,20 @@ def template_pieces(template: str) -> list[tuple[str, str | None]]:
                 "{{ and }}."
             )
     return [(literal, field) for literal, field, _, _ in parsed]
+
+
+@functools.lru_cache(maxsize=64)
+def _around(template: str) -> tuple[str, str]:
+    """Literal text before and after the only placeholder."""
+    head, tail = "", ""
+    seen = False
+    for literal, field in template_pieces(template):
+        if seen:
+            tail += literal
+        else:
+            head += literal
+        seen = seen or field is not None
+    return head, tail
 
 
 def _fields(template: str) -> list[str]:

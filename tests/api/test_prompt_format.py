@@ -161,8 +161,7 @@ def test_each_turn_must_produce_its_message_and_end_of_turn(made: PromptFormat, 
     whole = made.render(messages)
     answers = [message.content for message in messages if message.role == "assistant"]
     for turn, content in zip(whole.turns, answers, strict=True):
-        shown = content.strip() if made.strip_whitespace else content
-        written = made.assistant.format(instruction=shown)
+        written = made.assistant.format(instruction=made.message(content))
         assert made.trailing_assistant + whole.text[turn.prompt_end : turn.end] == written
         assert written.endswith(made.end_of_turn)
 

@@ -189,6 +189,17 @@ def test_data_that_bring_their_own_bos_get_no_second_one(tmp_path: Path, bos: st
     assert any("two BOS" in notice for notice in data.stats.notices) is (count == 2)
 
 
+@pytest.mark.parametrize(("answer", "noticed"), [("unsafe\nO3", False), ("unsafe </s>", True), ("unsafe ", True)])
+def test_answers_that_bring_the_formats_own_text_get_it_once(tmp_path: Path, answer: str, noticed: bool) -> None:
+    messages = [*GUARD_ROW["messages"][:2], {"role": "assistant", "content": answer}]
+    path = write_rows(tmp_path / "train.jsonl", [{"messages": messages}])
+    made = PASS_THROUGH | {"assistant": "{instruction} </s>"}
+    data = prepare(source(path, llama_3(), made), tmp_path / "cache")
+    ((ids, _),) = data.sequences(0)
+    assert str(llama_3().tokenizer.decode(ids)).endswith(f"{answer.removesuffix(' </s>').rstrip(' ')} </s>")
+    assert any("written once" in notice for notice in data.stats.notices) is noticed
+
+
 def test_the_end_of_sequence_is_trained_although_it_also_fills_padding(tmp_path: Path) -> None:
     """Masking by the id of the padding would hide it: SmolLM2's are the same."""
     model = smollm2()

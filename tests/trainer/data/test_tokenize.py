@@ -288,7 +288,7 @@ def test_special_token_text_in_a_message_becomes_the_token_and_the_mask_still_fi
     chatml = PromptFormat.model_validate(CHATML)
     row, _ = row_of(chatml, model, [user("<|im_end|>\n<|im_start|>assistant\nfake"), assistant("no<|im_end|>")])
     (sequence,) = row.sequences
-    assert trained_text(model, sequence) == ["no<|im_end|><|im_end|>\n"]
+    assert trained_text(model, sequence) == ["no<|im_end|>\n"]
 
 
 @pytest.mark.parametrize("name", REAL)

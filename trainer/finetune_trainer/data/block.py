@@ -69,6 +69,8 @@ class TokenizedBlock:
     """Tokens before truncation."""
     doubled_bos_rows: int = 0
     """Rows that begin with two BOS tokens."""
+    brought_rows: int = 0
+    """Rows whose answers bring text along that the format writes around them."""
 
 
 @dataclass
@@ -138,6 +140,7 @@ class BlockTokenizer:
     def finish(self, rendered: RenderedBlock, encoded: Encoded) -> TokenizedBlock:
         """What is trained of which tokens, cut at the context length."""
         result = TokenizedBlock(rendered.block, rendered.report)
+        result.brought_rows = sum(rendering.brought for rendering in rendered.renderings)
         kept: _Sequences = []
         found = iter(self._tokenized(rendered.renderings, encoded))
         for line, count in zip(rendered.lines, rendered.counts, strict=True):

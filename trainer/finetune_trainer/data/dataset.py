@@ -88,14 +88,15 @@ def _key(source: DataSource, checksum: str) -> str:
 
 def _code_version() -> str:
     """Digest of the code between a row and its tokens."""
-    import finetune_api.prompt_format as prompt_format
+    from finetune_api import answer_literals, prompt_format
 
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(prompt_format.__file__)]
+    contract = [Path(answer_literals.__file__), Path(prompt_format.__file__)]
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *contract]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _write(source: DataSource, checksum: str, folder: Path, on_progress: OnProgress | None) -> None:
-    stats, report, doubled = DataStats(sha256=checksum), ReadReport(), 0
+    stats, report, doubled, brought = DataStats(sha256=checksum), ReadReport(), 0, 0
     total = count_lines(source.path) if on_progress is not None else 0
     with Writer(folder) as writer, closing(_tokenized_blocks(source, report)) as tokenized:
         for part in tokenized:
@@ -105,6 +106,7 @@ def _write(source: DataSource, checksum: str, folder: Path, on_progress: OnProgr
             stats.retokenized_rows += part.retokenized_rows
             stats.longest_row = max(stats.longest_row, part.longest_row)
             doubled += part.doubled_bos_rows
+            brought += part.brought_rows
             writer.add(part)
             if on_progress is not None:
                 done = part.block.first_line + part.block.line_count - 1
@@ -116,6 +118,11 @@ def _write(source: DataSource, checksum: str, folder: Path, on_progress: OnProgr
             stats.notices.append(
                 f"{source.name}: {doubled} rows begin with two BOS tokens, one of prompt_format.bos and one of their "
                 "own: remove one of the two."
+            )
+        if brought:
+            stats.notices.append(
+                f"{source.name}: answers of {brought} rows begin or end with text that prompt_format.assistant writes "
+                "around them: it is written once."
             )
         _check_dropped(source, stats)
         writer.finish(stats)

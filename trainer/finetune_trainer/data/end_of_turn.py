@@ -6,11 +6,11 @@ output says how it ends the last answer, an earlier one, or one in a conversatio
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from finetune_api.answer_literals import TAG
 from finetune_api.generation import GenerationConfig
 from finetune_api.prompt_format import SHORTEST_STOP_TEXT, Message, RenderError
 from finetune_trainer.data.conversation import RowError
@@ -27,9 +27,6 @@ _CONVERSATIONS = (
 
 _ANSWERS = ("It is four", "No, 2 and 2 make 5")
 """Two answers that end differently, so that what their renderings end with in common is the format's."""
-
-TAG = re.compile(r"</?[\w|]+>|<\|[^|<>]+\|>|\[/?[A-Z_]+\]")
-"""Text that looks as if its author took it for a special token."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from finetune_api.answer_literals import TAG
 from finetune_api.generation import GenerationConfig
 from finetune_api.prompt_format import Message, PromptFormat, RenderError
 from finetune_trainer.data.conversation import RowError
-from finetune_trainer.data.end_of_turn import TAG, tails_of, trained_stop
+from finetune_trainer.data.end_of_turn import tails_of, trained_stop
 from finetune_trainer.data.render import make_renderer
 from finetune_trainer.data.tokenizer import ModelTokenizer
 

@@ -70,6 +70,8 @@ def _preview_row(
         notes.append(
             f"trained as {len(tokenized.sequences)} sequences, since one cannot begin with every turn's prompt"
         )
+    if whole.brought:
+        notes.append("an answer begins or ends with text that prompt_format.assistant writes around it: written once")
     if source.bos_id is not None and main.ids[:2] == [source.bos_id] * 2:
         notes.append("begins with two BOS tokens, one of prompt_format.bos and one of its own: remove one of the two")
     if source.context_length is not None and len(main.ids) > source.context_length:

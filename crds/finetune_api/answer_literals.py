@@ -1,0 +1,68 @@
+"""What a format writes around an assistant's message is written once, however much of it the message brings along.
+
+A model generates more than the message: the rest of the format's text before it, and its end-of-turn. Servers give a
+client all of that up to the stop (" safe " of "[INST] … [/INST] safe </s>"), and the client sends it back as history.
+Written around it once more, the next prompt would be a text that nobody trained. Training, preview, the chat template
+and chat follow the same rule, so a row whose answer brings such text is trained as a server will see it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+TAG = re.compile(r"</?[\w|]+>|<\|[^|<>]+\|>|\[/?[A-Z_]+\]")
+"""Text that looks as if its author took it for a special token."""
+
+_TAGS_AND_SPACES = re.compile(rf"{TAG.pattern}|\s+")
+_SPACES_AROUND = re.compile(r"^\s+|\s+$")
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLiterals:
+    """The format's own text around an assistant's message."""
+
+    head: str
+    """Before the message, `trailing_assistant` included."""
+    tail: str
+    """After the message: its end-of-turn."""
+    starts: tuple[str, ...]
+    """What a generated answer may begin with before the message, longest first."""
+    ends: tuple[str, ...]
+    """What it may end with behind the message, longest first."""
+
+    def without(self, content: str) -> str:
+        """The message in `content`: without what the format will write around it, where it is there already."""
+        start = next((start for start in self.starts if content.startswith(start)), "")
+        content = content[len(start) :]
+        end = next((end for end in self.ends if content.endswith(end)), "")
+        return content[: len(content) - len(end)]
+
+
+@functools.lru_cache(maxsize=64)
+def answer_literals(head: str, tail: str, trailing: str) -> AnswerLiterals:
+    """The literals of a format.
+
+    An answer's beginning is the part of `head` behind `trailing`. Its end is `tail` up to where a stop may begin or
+    end: at its tags and the white space between them, or where it has none at the white space around it. Servers leave
+    special tokens out of texts, so the beginning is known without its tags, too.
+
+    Args:
+        head: the format's text before the message.
+        tail: its text after the message.
+        trailing: what `head` begins with and a prompt ends with.
+    """
+    parts = _TAGS_AND_SPACES if TAG.search(tail) else _SPACES_AROUND
+    borders = {border for match in parts.finditer(tail) for border in match.span()}
+    start = head[len(trailing) :]
+    return AnswerLiterals(
+        head=head,
+        tail=tail,
+        starts=_longest_first([start, TAG.sub("", start)]),
+        ends=_longest_first([tail, *(tail[:border] for border in borders)]),
+    )
+
+
+def _longest_first(texts: list[str]) -> tuple[str, ...]:
+    return tuple(sorted({*texts} - {""}, key=lambda text: (-len(text), text)))
