@@ -98,7 +98,7 @@ def test_two_nodes_fine_tune_a_real_model_and_its_adapter_answers(
     status = job.status()
     assert len(seen) > 1, seen
     assert seen == sorted(seen)
-    assert status["adapter"]["baseModel"] == spec["initial_base_model_ckpt_path"]
+    assert status["adapter"]["baseModel"] == spec["model_id"]
 
     adapter = download(store, status["adapter"]["uri"], tmp_path / "adapter")
     assert hashlib.sha256((adapter / "manifest.json").read_bytes()).hexdigest() == status["adapter"]["sha256"]

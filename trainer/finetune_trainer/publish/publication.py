@@ -16,11 +16,11 @@ from finetune_trainer.data.dataset import DataStats, TokenizedData
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.lora import adapted, trainable_parameters
-from finetune_trainer.pins import ModelSource
+from finetune_trainer.pins import base_model_name, portable
 from finetune_trainer.preparation import Prepared, Surroundings
 from finetune_trainer.publish import proof
-from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, write_adapter
-from finetune_trainer.publish.model_card import write_model_card
+from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, published_identity, write_adapter
+from finetune_trainer.publish.model_card import read_licence, write_model_card
 from finetune_trainer.publish.report import (
     DataCounts,
     RenderedRow,
@@ -64,9 +64,7 @@ def publish_best(
         weights=trained,
         tokenizer=prepared.model.tokenizer,
         generation=prepared.model.generation,
-        base_model=_base_model(prepared.model.source),
-        base_model_revision=prepared.model.revision,
-        context_length=prepared.model.context_length,
+        base=base_model_name(spec, prepared.model.revision),
     )
     write_adapter(folder, parts)
     targets = adapted(trainer.peft_model)
@@ -78,13 +76,15 @@ def publish_best(
     )
     write_report(folder / REPORT, report)
     store.upload_file(folder / REPORT, REPORT)
-    write_model_card(folder, report, base_model=parts.base_model)
+    licence = read_licence(trainer.peft_model.get_base_model())
+    write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
     details = {
-        "run": prepared.identity,
-        "baseModel": parts.base_model,
-        "baseModelRevision": parts.base_model_revision,
+        "run": published_identity(prepared.identity),
+        "baseModel": parts.base.name,
+        "baseModelRevision": parts.base.revision,
+        "contextLength": prepared.model.context_length,
         "targets": (report.targets or "")[:512],
-        "pins": prepared.pins.run(),
+        "pins": {key: {**pin, "address": portable(pin["address"])} for key, pin in prepared.pins.run().items()},
         "metrics": metrics.model_dump(exclude_none=True),
         "dataset": dataset.model_dump(exclude_none=True),
         "step": best.step,
@@ -200,9 +200,3 @@ def _counts(name: str, source: str, data: TokenizedData) -> DataCounts:
         invalid_rows=stats.invalid_rows,
         retokenized_rows=stats.retokenized_rows,
     )
-
-
-def _base_model(source: ModelSource) -> str:
-    """An absolute path for local folders and files, so that the adapter finds its base from any working directory."""
-    path = Path(source.address).expanduser()
-    return str(path.resolve()) if path.exists() else source.address
