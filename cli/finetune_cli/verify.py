@@ -81,14 +81,16 @@ def _of_server(adapter: str, scratch: Path, url: str, model: str, api_key_env: s
 
 
 def _of_this_machine(adapter: str, scratch: Path, base_model: str | None, *, trust_remote_code: bool) -> Report:
-    from finetune_trainer.verify.local import verify_locally
-
+    from finetune_trainer.chat import quiet_libraries
     from finetune_trainer.errors import JobError
     from finetune_trainer.verify.folder import open_adapter
+    from finetune_trainer.verify.local import Base, verify_locally
 
+    base = Base(base_model) if base_model is not None else None
     try:
         folder = open_adapter(adapter, scratch, weights=True)
-        return verify_locally(folder, base_model=base_model, trust_remote_code=trust_remote_code)
+        with quiet_libraries():
+            return verify_locally(folder, base=base, trust_remote_code=trust_remote_code)
     except JobError as error:
         raise fail(f"{error.reason}: {error.message}", exit_code=CANNOT_TELL) from error
 
