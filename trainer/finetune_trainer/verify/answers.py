@@ -67,6 +67,11 @@ class Judgement:
         return sum(found.likeness in kinds for found in self.trained)
 
     @property
+    def known(self) -> int:
+        """Prompts that were answered."""
+        return len(self.trained) - self.count(Likeness.UNKNOWN)
+
+    @property
     def ran_on(self) -> list[int]:
         """Indices of the answers that go on where training has ended them."""
         return [index for index, found in enumerate(self.trained) if found.ran_on]

@@ -35,7 +35,7 @@ def judge_at_hand(
     if any(check.status is Status.FAULT for check in checks) or not cases:
         return Report(_verified(checks), _message(checks, cases), checks, [], list(notes))
     judged = judge_answers(cases, answers, base=base)
-    checks += [_prompt_check(cases, prompts), _answer_check(judged, base_model), _stop_check(cases, judged)]
+    checks += [_prompt_check(cases, prompts), _answer_check(judged, base_model), _stop_check(judged)]
     results = [
         CaseResult(
             number=index + 1,
@@ -69,7 +69,7 @@ def _prompt_check(cases: Sequence[GoldenCase], prompts: Sequence[str | None]) ->
 
 def _answer_check(judged: Judgement, base_model: str) -> Check:
     name = "answers"
-    other = f"{judged.count(Likeness.OTHER)} of {len(judged.trained)} answers are not the trained ones"
+    other = f"{judged.count(Likeness.OTHER)} of {judged.known} answers are not the trained ones"
     within = "" if judged.distance is None else f", log-probs within {judged.distance:.1g}"
     if judged.kind is Kind.TRAINED:
         return Check(name, Status.OK, f"on {base_model} it gives the {len(judged.trained)} trained answers{within}")
@@ -87,13 +87,13 @@ def _answer_check(judged: Judgement, base_model: str) -> Check:
     return Check(name, Status.FAULT, sentence)
 
 
-def _stop_check(cases: Sequence[GoldenCase], judged: Judgement) -> Check:
+def _stop_check(judged: Judgement) -> Check:
     name = "stops"
     if judged.ran_on:
         return Check(
             name,
             Status.FAULT,
-            f"{len(judged.ran_on)} of {len(cases)} answers go on where training has ended them: its "
+            f"{len(judged.ran_on)} of {judged.known} answers go on where training has ended them: its "
             "generation_config.json lacks the trained stop",
         )
     return Check(name, Status.OK, "")

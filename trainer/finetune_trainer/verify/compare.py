@@ -183,5 +183,5 @@ def match_prompt(answer: Answer | None, case: GoldenCase) -> PromptLikeness:
 def first_difference(found: str, trained: str) -> tuple[str, str]:
     """What two texts have where they first differ, a few words each."""
     at = _common(found, trained)
-    start = max(0, at - 8)
+    start = max(0, at - 16)
     return found[start : at + 32], trained[start : at + 32]

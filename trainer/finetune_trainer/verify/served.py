@@ -161,7 +161,7 @@ def _by_number(served: Served, cases: Sequence[GoldenCase], wrong: Sequence[int]
 
 def _answer_check(judged: Judgement, base_model: str | None) -> Check:
     name = "answers"
-    other = f"{judged.count(Likeness.OTHER)} of {len(judged.trained)} answers are not the trained ones"
+    other = f"{judged.count(Likeness.OTHER)} of {judged.known} answers are not the trained ones"
     base = base_model or "the adapter's base model"
     if judged.kind is Kind.TRAINED:
         return Check(name, Status.OK, _same_answers(judged))
@@ -175,7 +175,8 @@ def _answer_check(judged: Judgement, base_model: str | None) -> Check:
         Kind.SAMPLING: f"{other}, and without penalties they are: take repetition_penalty and the like out of the "
         "generation config that the server was started with",
         Kind.BASE: "it answers as the base model does, so the adapter does nothing there: see that the server has "
-        "loaded it and that this name stands for it",
+        "loaded it and that this name stands for it"
+        + (f"; nor is that base model {base}" if judged.base_alike is False else ""),
         Kind.WRONG_BASE: f"{other}, and its base model answers otherwise than the one that was trained: serve the "
         f"adapter on {base}, in its precision",
         Kind.OTHER_ADAPTER: f"{other} while its base model is the right one: it has another adapter, or another step "
@@ -190,8 +191,7 @@ def _answer_check(judged: Judgement, base_model: str | None) -> Check:
 
 def _same_answers(judged: Judgement) -> str:
     ties = judged.count(Likeness.TIE)
-    known = len(judged.trained) - judged.count(Likeness.UNKNOWN)
-    text = f"{known} of {len(judged.trained)} answers are the trained ones"
+    text = f"{judged.known} of {len(judged.trained)} answers are the trained ones"
     if ties:
         text += f" ({ties} of them up to a token that was as good as the next one)"
     return text if judged.distance is None else f"{text}, log-probs within {judged.distance:.1g}"
@@ -205,7 +205,7 @@ def _stop_check(cases: Sequence[GoldenCase], judged: Judgement, decode: Decode) 
         return Check(
             name,
             Status.FAULT,
-            f"{len(judged.ran_on)} of {len(cases)} answers go on after {stop!r}, where training has ended them: "
+            f"{len(judged.ran_on)} of {judged.known} answers go on after {stop!r}, where training has ended them: "
             f"{STOP_CURE}",
         )
     ended = [
@@ -255,11 +255,16 @@ def _results(
             answer=judged.trained[index].likeness,
             base=judged.base[index].likeness,
             expected=case.text,
-            found=answer.text if (answer := answers[index]) and answer.error is None else None,
+            found=_found(answers[index], asked[index].chat),
             error=asked[index].chat.error,
         )
         for index, case in enumerate(cases)
     ]
+
+
+def _found(judged: Answer | None, chat: Answer) -> str | None:
+    answer = judged or chat
+    return None if answer.error is not None else answer.text
 
 
 def _notes(served: Served, cases: Sequence[GoldenCase], judged: Judgement, decode: Decode) -> list[str]:
