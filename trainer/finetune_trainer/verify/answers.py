@@ -26,6 +26,8 @@ Answers = Sequence[Answer | None]
 _ALIKE = (Likeness.SAME, Likeness.TIE)
 _STEPS_APART = 4.0
 """Log-probs that differ by more than this many times what the base model's differ are another adapter's."""
+_FAR = 2.0
+"""Times the tolerance from which log-probs are another model's, whatever the precision."""
 _FLOOR = 1 / 8
 """Share of the tolerance below which log-probs are never called different."""
 
@@ -98,13 +100,15 @@ def judge_answers(
     as_base = [match(answer, base_answer(case), decode) for case, answer in zip(cases, answers, strict=True)]
     of_base = [match(answer, base_answer(case), decode) for case, answer in zip(cases, base, strict=bool(base))]
     known = [found.likeness for found in of_base if found.likeness is not Likeness.UNKNOWN]
-    base_alike = Likeness.OTHER not in known if known else None
     distance = _largest(
         logprob_distance(answer, trained_answer(case)) for case, answer in zip(cases, answers, strict=True)
     )
     base_distance = _largest(
         logprob_distance(answer, base_answer(case)) for case, answer in zip(cases, base, strict=bool(base))
     )
+    # A base model may repeat what another would, and be told by its probabilities alone.
+    far = base_distance is not None and base_distance > _FAR * max(map(tolerance, cases))
+    base_alike = Likeness.OTHER not in known and not far if known else None
     wrong = [index for index, found in enumerate(trained) if found.likeness is Likeness.OTHER]
     if all(found.likeness is Likeness.UNKNOWN for found in trained):
         kind = Kind.UNKNOWN
@@ -140,7 +144,7 @@ def _alike(
     if distance is None:
         return Kind.TRAINED
     widest = max(tolerance(case) for case in cases)
-    allowed = 2 * widest if base_distance is None else max(_STEPS_APART * base_distance, _FLOOR * widest)
+    allowed = _FAR * widest if base_distance is None else max(_STEPS_APART * base_distance, _FLOOR * widest)
     return Kind.TRAINED if distance <= allowed else Kind.OTHER_LOGPROBS
 
 
