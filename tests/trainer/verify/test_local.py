@@ -32,7 +32,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
     """A finished job whose adapter answers otherwise than its base."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINETUNE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        job = TinyJob(tmp_path_factory.mktemp("job"), num_epochs=4, learning_rate=2e-2)
+        job = TinyJob(tmp_path_factory.mktemp("job"), golden=True, num_epochs=4, learning_rate=2e-2)
         job.run()
     golden = job.output / "adapter" / "golden.jsonl"
     golden.write_bytes(b"".join(golden.read_bytes().splitlines(keepends=True)[:2]))
