@@ -14,6 +14,7 @@ from finetune_cli.preview import preview
 from finetune_cli.render import render
 from finetune_cli.run import run
 from finetune_cli.validate import validate
+from finetune_cli.verify import verify
 
 app = typer.Typer(
     name="finetune",
@@ -28,6 +29,7 @@ app.command()(validate)
 app.command()(preview)
 app.command()(render)
 app.command()(chat)
+app.command()(verify)
 
 
 def _print_version(asked: bool) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -15,11 +16,13 @@ from finetune_api.outcome import DatasetResult, MetricsResult, Reason, Terminati
 from finetune_trainer.data.dataset import DataStats, TokenizedData
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
+from finetune_trainer.inputs import data_source
 from finetune_trainer.model.lora import adapted, trainable_parameters
 from finetune_trainer.pins import base_model_name, portable
 from finetune_trainer.preparation import Prepared, Surroundings
 from finetune_trainer.publish import proof
 from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, published_identity, write_adapter
+from finetune_trainer.publish.golden import write_golden
 from finetune_trainer.publish.model_card import read_licence, write_model_card
 from finetune_trainer.publish.report import (
     DataCounts,
@@ -31,6 +34,7 @@ from finetune_trainer.publish.report import (
 )
 from finetune_trainer.train.checkpoint import ADAPTER, Checkpoint
 from finetune_trainer.train.trainer import StepTrainer
+from finetune_trainer.verify.golden import GOLDEN
 
 REPORT = "report.html"
 SHOWN_ROWS = 3
@@ -78,6 +82,7 @@ def publish_best(
     store.upload_file(folder / REPORT, REPORT)
     licence = read_licence(trainer.peft_model.get_base_model())
     write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
+    _write_golden(folder, job, prepared, around, trainer, trained)
     details = {
         "run": published_identity(prepared.identity),
         "baseModel": parts.base.name,
@@ -128,6 +133,36 @@ def dataset_result(stats: DataStats) -> DatasetResult:
         invalid_rows=stats.invalid_rows,
         retokenized_rows=stats.retokenized_rows,
         sha256=stats.sha256,
+    )
+
+
+def _write_golden(
+    folder: Path,
+    job: FineTuneJob,
+    prepared: Prepared,
+    around: Surroundings,
+    trainer: StepTrainer,
+    trained: dict[str, torch.Tensor],
+) -> None:
+    """Prompts of the validation data, or of the training data where there is none, with the adapter's answers."""
+    spec = job.spec
+    if spec.output is not None and not spec.output.golden:
+        return
+    if trainer.sharded:
+        around.console.warning(f"{GOLDEN} is left out, since the processes share the model.")
+        return
+    source, rows = prepared.train_source, prepared.train
+    if prepared.valid is not None and spec.valid_path:
+        source, rows = data_source(spec, prepared.model, spec.valid_path), prepared.valid
+    around.console.phase(
+        write_golden(
+            folder,
+            model=trainer.peft_model,
+            trained=trained,
+            tokenizer=prepared.model.tokenizer.tokenizer,
+            source=source,
+            rows=rows,
+        )
     )
 
 
