@@ -1,0 +1,96 @@
+"""The adapters that a real server is asked about: formats, tokenizers, ranks, targets and architectures.
+
+Those of one base model are served together. The first of them gives the server its chat template and its stops, as
+somebody with one adapter would; the others send their template with each request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.api.formats import GUARD_2, LLAMA_3, native_format
+from tests.trainer.run.tiny_job import CHATML
+
+INST: dict[str, Any] = {
+    "system": "{instruction}\n\n",
+    "user": "[INST] {system}{instruction} [/INST]",
+    "assistant": " {instruction} </s>",
+    "system_in_user": True,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One adapter."""
+
+    name: str
+    """Its name at the server, too."""
+    base: str
+    """Key of `bases.BASES`."""
+    prompted: str
+    """Its format, for people."""
+    generation: dict[str, Any]
+    rank: int
+    lora: dict[str, Any] = field(default_factory=dict)
+    """lora_config beside the rank."""
+    learning_rate: float = 1e-2
+    epochs: int = 50
+    """Optimizer steps: all rows are in each."""
+    by_text: bool = False
+    """No token ends an answer."""
+
+    @property
+    def targets(self) -> str:
+        """What is trained, for people."""
+        found = self.lora.get("target_modules", "all-linear")
+        found = found if isinstance(found, str) else ", ".join(found)
+        extras = [key for key in ("use_rslora", "experts") if self.lora.get(key)]
+        return "; ".join([found, *extras])
+
+
+def _declared(prompt_format: Any, *stops: str) -> dict[str, Any]:
+    dumped = prompt_format if isinstance(prompt_format, dict) else prompt_format.model_dump()
+    return {"prompt_format": dumped, "stopping_sequences": list(stops)}
+
+
+_ATTENTION = {"target_modules": ["q_proj", "v_proj"]}
+_MISTRAL = native_format("mistralai/Mistral-7B-Instruct-v0.1")
+
+CASES = (
+    Case("chatml", "llama", "ChatML", _declared(CHATML), 8),
+    Case(
+        "own-template",
+        "llama",
+        "the tokenizer's own template",
+        {"prompt_format": {"use_hugging_face_chat_template": True}},
+        24,
+    ),
+    Case(
+        *("pass-through", "llama", "`{instruction} </s>`, a token to nobody there", _declared(GUARD_2, "</s>"), 16),
+        lora=_ATTENTION,
+        learning_rate=2e-2,
+        epochs=120,
+        by_text=True,
+    ),
+    Case("llama-3", "untied-llama", "Llama 3 headers", _declared(LLAMA_3, "<|eot_id|>"), 12),
+    Case(
+        *("llama-3-rslora", "untied-llama", "Llama 3 headers, no `bos`"),
+        *(_declared(LLAMA_3.model_copy(update={"bos": ""})), 3),
+        lora={"use_rslora": True},
+    ),
+    Case(
+        *("llama-3-embeddings", "untied-llama", "Llama 3 headers", _declared(LLAMA_3), 8),
+        lora={"target_modules": ["q_proj", "v_proj", "embed_tokens", "lm_head"], "lora_alpha": 24},
+        learning_rate=2e-2,
+    ),
+    Case("inst", "mistral", "`[INST]`, system in user, ` {instruction} </s>`", _declared(INST, "</s>"), 3),
+    Case("mistral", "mistral", "Mistral's built-in", _declared(_MISTRAL), 24),
+    Case("wrapper", "gemma-3", "ChatML", _declared(CHATML), 12, epochs=80),
+    Case("mixture", "qwen-3-moe", "ChatML", _declared(CHATML), 8, epochs=80, learning_rate=2e-2),
+)
+
+
+def of_base(base: str) -> list[Case]:
+    """The cases that one server serves."""
+    return [case for case in CASES if case.base == base]
