@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from finetune_api.outcome import Reason
 from finetune_api.status import Condition, FineTuneJobStatus
 from finetune_operator.policy.conditions import is_finished
-from finetune_operator.policy.decide import Plan, Seen, attempt_is_open, decide, next_attempt, note_created
+from finetune_operator.policy.decide import attempt_is_open, decide, next_attempt, note_created
 from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.plan import Plan, Seen
 from tests.operator.policy.views import NOW, PATIENCE, failure, pod, success, wishes, workers
 
 
