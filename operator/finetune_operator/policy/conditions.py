@@ -1,9 +1,8 @@
 """The conditions of a job, by the conventions of Kubernetes and kstatus.
 
 Succeeded is always there: Unknown until the job has ended, then True or False for ever. Reconciling and Stalled exist
-only while they are true. Verified comes with success, where it was asked for, and says nothing of the other three: the
-adapter is there, and a job that waits for its verification is as it was asked to be. lastTransitionTime moves when a
-status does, and at no other time.
+only while they are true. Verified comes with success, where it was asked for, and changes none of them: the adapter is
+there. lastTransitionTime moves when a status does, and at no other time.
 """
 
 from __future__ import annotations
