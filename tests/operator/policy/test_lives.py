@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from finetune_api.outcome import Reason
 from finetune_api.status import Condition, ConditionType, FineTuneJobStatus
@@ -50,8 +50,9 @@ class World:
         """The Job of a verification; the one that is there already when there is one."""
         if self.verification is None:
             self.verifications += 1
-            made = {"created_at": self.now, "started_at": self.now}
-            self.verification = VerificationView(name="guard-verify", uid="verify", **made)
+            self.verification = VerificationView(
+                name="guard-verify", uid="verify", created_at=self.now, started_at=self.now
+            )
         return self.verification
 
 
@@ -106,8 +107,9 @@ class Life(RuleBasedStateMachine):
             assert not is_finished(self.status)
             note_created(plan, self.world.create(plan.create), seen, self.world.now, PATIENCE)
         if plan.verify:
-            assert self.ended_as is not None
-            assert self.ended_as.status == "True"
+            end = condition(self.status, ConditionType.SUCCEEDED)
+            assert end is not None
+            assert end.status == "True"
             note_verifying(plan, self.world.verify(), seen, self.world.now, PATIENCE)
         if crash == "no":
             self.status = plan.status
@@ -214,7 +216,8 @@ class Life(RuleBasedStateMachine):
         """No verification is made twice, and none is of a job that has failed."""
         assert self.world.verifications <= 1 + self.unrecorded
         found = condition(self.status, ConditionType.VERIFIED)
-        assert found is None or (self.ended_as is not None and self.ended_as.status == "True")
+        end = condition(self.status, ConditionType.SUCCEEDED)
+        assert found is None or (end is not None and end.status == "True")
         if found is not None and not awaits_verdict(self.status, verify=True):
             assert self.verdict in (None, found)
             self.verdict = found
@@ -241,5 +244,20 @@ class Life(RuleBasedStateMachine):
         assert (self.status.failures or 0) <= self.wishes.backoff_limit + 1
 
 
+class LifeAfterSuccess(Life):
+    """One job that has an adapter: what may still go wrong is its verification."""
+
+    @initialize()
+    def it_succeeds(self) -> None:
+        """At its first attempt."""
+        self.look(crash="no")
+        self.a_pod_ends(how="success")
+        self.look(crash="no")
+        assert is_finished(self.status)
+
+
 Life.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 test_whatever_happens = Life.TestCase
+
+LifeAfterSuccess.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+test_whatever_happens_after_success = LifeAfterSuccess.TestCase

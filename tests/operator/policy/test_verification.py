@@ -40,7 +40,7 @@ def succeeded(reason: str | None = VERIFYING, message: str = RUNS, ago: float = 
     if reason is not None:
         state = {"AsTrained": "True", "NotAsTrained": "False"}.get(reason, "Unknown")
         found = {"status": state, "reason": reason, "message": message, "observedGeneration": 1}
-        conditions.append(Condition(type="Verified", last_transition_time=time, **found))
+        conditions.append(Condition.model_validate({"type": "Verified", "lastTransitionTime": time, **found}))
     made: dict[str, Any] = {
         "phase": Phase.SUCCEEDED,
         "conditions": conditions,
@@ -122,8 +122,8 @@ def test_a_status_without_an_adapter_cannot_be_verified() -> None:
     assert (plan.verify, told(plan)[1]) == (False, FAILED)
 
 
-KILLED = {"ended_reason": "OOMKilled"}
-LOST = {"disruption": "Evicted"}
+KILLED: dict[str, Any] = {"ended_reason": "OOMKilled"}
+LOST: dict[str, Any] = {"disruption": "Evicted"}
 ENDS: dict[str, tuple[VerificationView, tuple[str, str, str]]] = {
     "as trained": (job(says(True)), ("True", "AsTrained", "So it is.")),
     "as trained, without a sentence": (job(says(True, "")), ("True", "AsTrained", "The adapter answers as it")),
@@ -171,8 +171,8 @@ def test_an_end_has_its_sentence(end: str) -> None:
     assert (event.reason, event.type) == (reason, "Normal" if state == "True" else "Warning")
 
 
-FULL = {"unschedulable": "0/3 nodes: full"}
-NO_IMAGE = {"waiting": "ErrImagePull", "waiting_message": "not found"}
+FULL: dict[str, Any] = {"unschedulable": "0/3 nodes: full"}
+NO_IMAGE: dict[str, Any] = {"waiting": "ErrImagePull", "waiting_message": "not found"}
 OVER = 7200 - 60 + 5
 ON_THE_WAY: dict[str, tuple[VerificationView, str | None, str, float | None]] = {
     "queued": (job(suspended=True), "team", "waits in the queue team until Kueue admits it", None),
