@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from finetune_cli.chat import chat
+from finetune_cli.merge import merge
 from finetune_cli.preview import preview
 from finetune_cli.render import render
 from finetune_cli.run import run
@@ -28,6 +29,7 @@ app.command()(validate)
 app.command()(preview)
 app.command()(render)
 app.command()(chat)
+app.command()(merge)
 
 
 def _print_version(asked: bool) -> None:
