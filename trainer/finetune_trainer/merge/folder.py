@@ -93,6 +93,12 @@ def copy_small_files(folder: Path, adapter: Path, base: Path, *, whole: bool) ->
         _copy(base, name, folder)
 
 
+def public_name(base_name: str) -> str:
+    """A base model's name for others: of a path on this machine the last part."""
+    path = Path(base_name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else base_name
+
+
 def write_card(folder: Path, adapter: AdapterFolder, base_name: str, dtype: torch.dtype, sentence: str) -> None:
     """README.md with the Hub's front matter; the licence is what the adapter's card says.
 
@@ -105,14 +111,15 @@ def write_card(folder: Path, adapter: AdapterFolder, base_name: str, dtype: torc
     """
     told, title = _card(adapter.path / README)
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if _HUB_NAME.fullmatch(base_name) and not Path(base_name).exists():
-        metadata = {"base_model": base_name, "base_model_relation": "finetune", **metadata}
+    named = public_name(base_name)
+    if _HUB_NAME.fullmatch(named):
+        metadata = {"base_model": named, "base_model_relation": "finetune", **metadata}
     elif isinstance(told.get("base_model"), str):
         metadata = {"base_model": told["base_model"], "base_model_relation": "finetune", **metadata}
     metadata |= {
         key: told[key] for key in ("license", "license_name", "license_link") if isinstance(told.get(key), str)
     }
-    named = metadata.get("base_model") or (base_name if "/" not in base_name.strip("/") else Path(base_name).name)
+    named = metadata.get("base_model") or named
     revision = f" at revision `{adapter.revision}`" if adapter.revision else ""
     lines = [
         "---",

@@ -10,8 +10,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from finetune_trainer.chat import quiet_libraries
 from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.merge import logits as compare
 from finetune_trainer.merge.fold import fold
-from finetune_trainer.merge.folder import copy_small_files, round_weights, write_card, write_weights
+from finetune_trainer.merge.folder import copy_small_files, public_name, round_weights, write_card, write_weights
 from finetune_trainer.merge.opened import AdapterFolder, adapter_at, load_base, put_adapter
-from finetune_trainer.storage import MANIFEST_NAME, fetch_model, write_manifest
+from finetune_trainer.storage import MANIFEST_NAME, FetchedModel, fetch_model, write_manifest
 from finetune_trainer.storage.errors import human_bytes, local_errors, require_space
 from finetune_trainer.storage.manifest import parse_manifest
 
@@ -73,6 +73,8 @@ def merge(
     target: Path,
     *,
     base_model: str | None = None,
+    weights: Path | None = None,
+    details: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     trust_remote_code: bool = False,
@@ -84,6 +86,8 @@ def merge(
         adapter: its folder, its job's output folder, or an s3:// or pvc:// address.
         target: a folder that does not exist or is empty.
         base_model: base weights (folder, s3:// or Hub id) instead of those that the adapter names.
+        weights: the folder of `base_model` where it is at hand already.
+        details: goes into the manifest.
         dtype: precision of the result, the base model's when None.
         device: what is computed on; CPU, in float32, when None.
         trust_remote_code: whether Python code of the base model may run.
@@ -99,13 +103,18 @@ def merge(
         base = base_model or found.base_model
         if base is None:
             raise JobError(Reason.MODEL_NOT_FOUND, f"{adapter} names no base model: give one with --base-model.")
-        say(f"Fetching {base}")
-        fetched = fetch_model(base, None if base_model else found.revision, trust_remote_code=trust_remote_code)
+        if base_model is not None and weights is None:
+            found = replace(found, revision=None)
+        if weights is None:
+            say(f"Fetching {base}")
+            fetched = fetch_model(base, found.revision, trust_remote_code=trust_remote_code)
+        else:
+            fetched = FetchedModel(weights, None)
         scratch = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         with local_errors(target):
             scratch.mkdir(parents=True)
         try:
-            result = _merge(found, fetched.path, base, scratch, dtype, device, trust_remote_code, say)
+            result = _merge(found, fetched.path, base, scratch, details, dtype, device, trust_remote_code, say)
             with local_errors(target):
                 scratch.chmod(0o755)
                 scratch.replace(target)
@@ -119,6 +128,7 @@ def _merge(
     base_folder: Path,
     base_name: str,
     scratch: Path,
+    details: Mapping[str, Any] | None,
     dtype: torch.dtype | None,
     device: torch.device,
     trust: bool,
@@ -178,7 +188,7 @@ def _merge(
     )
     with local_errors(scratch):
         write_card(scratch, adapter, base_name, dtype, result.sentence())
-        manifest = write_manifest(scratch, _details(adapter, result))
+        manifest = write_manifest(scratch, _details(adapter, result) | dict(details or {}))
     return {**vars(result), "size_bytes": manifest.size_bytes, "sha256": manifest.sha256()}
 
 
@@ -195,7 +205,7 @@ def _check(one: compare.Logits, other: compare.Logits, bound: float, what: str) 
 
 def _details(adapter: AdapterFolder, result: Merged) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "baseModel": result.base_model,
+        "baseModel": public_name(result.base_model),
         "baseModelRevision": adapter.revision,
         "dtype": result.dtype,
         "compared": result.compared(),

@@ -145,8 +145,9 @@ def _dequantized(
         raise _no_floats(
             name, f"is quantized ({method}) and cannot be dequantized here ({first_line(error)})"
         ) from error
-    # They are plain numbers by now; the markers would make save_pretrained refuse.
+    # They are plain numbers by now; the markers would make save_pretrained refuse, or pack them again.
     model.hf_quantizer = None
+    model._weight_conversions = None  # noqa: SLF001 - None stands for the model type's own.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model.to(dtype).requires_grad_(False)
