@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from finetune_cli.chat import chat
+from finetune_cli.merge import merge
 from finetune_cli.preview import preview
 from finetune_cli.render import render
 from finetune_cli.run import run
@@ -30,6 +31,7 @@ app.command()(preview)
 app.command()(render)
 app.command()(chat)
 app.command()(verify)
+app.command()(merge)
 
 
 def _print_version(asked: bool) -> None:

@@ -18,11 +18,13 @@ from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
 from finetune_trainer.inputs import data_source
 from finetune_trainer.model.lora import adapted, trainable_parameters
-from finetune_trainer.pins import base_model_name, portable
+from finetune_trainer.pins import base_model_name, fetch_weights, portable
 from finetune_trainer.preparation import Prepared, Surroundings
 from finetune_trainer.publish import proof
 from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, published_identity, write_adapter
 from finetune_trainer.publish.golden import write_golden
+from finetune_trainer.publish.merged import FOLDER as MERGED
+from finetune_trainer.publish.merged import publish_merged, release, wants_merged
 from finetune_trainer.publish.model_card import read_licence, write_model_card
 from finetune_trainer.publish.report import (
     DataCounts,
@@ -72,9 +74,11 @@ def publish_best(
     )
     write_adapter(folder, parts)
     targets = adapted(trainer.peft_model)
+    merges = wants_merged(spec) and not trainer.sharded
+    planned = [f"The merged model goes to {store.uri_of(MERGED)}."] if merges else []
     metrics, dataset = _metrics(best, prepared, around), dataset_result(prepared.train.stats)
     report = replace(
-        _report(job, prepared, around, best, metrics, wall_seconds, prepared.notices + moved.notice()),
+        _report(job, prepared, around, best, metrics, wall_seconds, prepared.notices + moved.notice() + planned),
         targets=targets.summary(trainable_parameters(trainer.peft_model)),
         layers=targets.in_full(),
     )
@@ -109,9 +113,23 @@ def publish_best(
     adapter = publish_adapter(store, folder, details, verify)
     if adapter.verified is not None:
         around.console.phase(proof.sentence(adapter.verified))
-    around.reporter.finish()
     message = f"The adapter is at {adapter.uri}."
     around.console.phase(message)
+    if merges:
+        release(trainer.peft_model)
+        found = publish_merged(
+            store,
+            folder,
+            base_name=parts.base.name,
+            weights=fetch_weights(spec, prepared.pins),
+            identity=details["run"],
+            scratch=around.scratch,
+            device=trainer.args.device,
+            trust_remote_code=spec.trust_remote_code,
+            console=around.console,
+        )
+        message = f"{message} {found}"
+    around.reporter.finish()
     return TerminationMessage(
         succeeded=True,
         message=message,
