@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from finetune_cli.chat import chat
+from finetune_cli.merge import merge
 from finetune_cli.preview import preview
 from finetune_cli.render import render
 from finetune_cli.run import run
 from finetune_cli.validate import validate
+from finetune_cli.verify import verify
 
 app = typer.Typer(
     name="finetune",
@@ -28,6 +30,8 @@ app.command()(validate)
 app.command()(preview)
 app.command()(render)
 app.command()(chat)
+app.command()(verify)
+app.command()(merge)
 
 
 def _print_version(asked: bool) -> None:

@@ -23,6 +23,16 @@ BATCH_SIZES = ((512, 16), (1024, 8), (2048, 4), (4096, 2))
 """(context length in tokens up to which, rows per device). Ours: LLMForge's own table was never public."""
 
 
+MERGED_NOTICE = (
+    "output.merged writes a whole model beside the adapter, of the base model's size (in bfloat16 2 GB for each "
+    "billion parameters): to the output, and where that is an object store also to the pod's disk until it is uploaded."
+)
+MERGED_FSDP_NOTICE = (
+    "output.merged has no effect with sharding: fsdp, where GPUs share the model: run `finetune merge` on the adapter "
+    "afterwards."
+)
+
+
 def default_batch_size(context_length: int) -> int:
     """Rows per device for rows of up to `context_length` tokens."""
     return next((rows for limit, rows in BATCH_SIZES if context_length <= limit), 1)
@@ -139,6 +149,8 @@ def _format(spec: FineTuneJobSpec) -> Iterator[Problem]:
 
 def _other(spec: FineTuneJobSpec) -> Iterator[Problem]:
     yield from lora_notices(spec.lora_config)
+    if spec.output is not None and spec.output.merged:
+        yield Problem("output.merged", MERGED_FSDP_NOTICE if spec.sharding == "fsdp" else MERGED_NOTICE)
     if spec.valid_path is None:
         for key in ("eval_batch_size_per_device", "eval_first"):
             if getattr(spec, key):

@@ -147,7 +147,7 @@ class CheckpointResult(_Wire):
     step: int = Field(ge=0)
 
 
-def _sayable(message: Any) -> Any:
+def sayable(message: Any) -> Any:
     """Last words must not fail on their own text: odd file names bring lone surrogates, odd data any length."""
     if not isinstance(message, str):
         return message
@@ -161,7 +161,7 @@ class TerminationMessage(_Wire):
     succeeded: bool
     reason: Reason | None = None
     """Why it failed; absent after success."""
-    message: Annotated[str, BeforeValidator(_sayable)] = ""
+    message: Annotated[str, BeforeValidator(sayable)] = ""
     """One sentence for the person who applied the job."""
     collateral: bool = False
     """True when this pod failed only because another one did: its reason must not outweigh the other's."""

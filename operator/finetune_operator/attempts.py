@@ -77,14 +77,14 @@ class Attempts:
             if found is None:
                 raise
             if not is_owned(found, known.uid):
-                raise _taken("PyTorchJob", namespace, name) from None
+                raise name_taken("PyTorchJob", namespace, name) from None
             made = found
         return read_workers(made, attempt, edited=is_edited(made))
 
-    async def release(self, known: Known, attempt: int, workers: WorkersView) -> None:
+    async def release(self, known: Known, attempt: int, workers: WorkersView, *, keep_config_map: bool = False) -> None:
         """Delete what an attempt holds. The first attempt's ConfigMap stays: it says what is trained."""
         namespace = known.key.namespace
-        if attempt > 1:
+        if attempt > 1 and not keep_config_map:
             found = await self._cluster.get_config_map(namespace, workers.name)
             if found is not None and is_owned(found, known.uid):
                 await self._cluster.delete_config_map(namespace, workers.name, uid=found["metadata"]["uid"])
@@ -92,19 +92,20 @@ class Attempts:
 
     async def first_config_map(self, known: Known) -> Raw | None:
         """The ConfigMap of the first attempt, if it is there and ours."""
-        return await self._own_config_map(known, 1)
+        return await self.config_map(known, 1)
 
     async def changes(self, job: FineTuneJob, known: Known, attempt: int) -> tuple[bool, bool]:
         """Whether what is trained is no longer what the first attempt was made of, and whether where it runs is no
         longer what attempt number `attempt` was made of."""
         first = await self.first_config_map(known)
-        current = first if attempt == 1 else await self._own_config_map(known, attempt)
+        current = first if attempt == 1 else await self.config_map(known, attempt)
         return (
             _recorded(first, SPEC_KEY) not in (None, immutable_spec(job)),
             _recorded(current, PLACEMENT_KEY) not in (None, placement(job)),
         )
 
-    async def _own_config_map(self, known: Known, attempt: int) -> Raw | None:
+    async def config_map(self, known: Known, attempt: int) -> Raw | None:
+        """The ConfigMap of an attempt, if there is one of ours."""
         name = child_name(known.key.name, known.uid, attempt)
         found = await self._cluster.get_config_map(known.key.namespace, name)
         return found if found is not None and is_owned(found, known.uid) else None
@@ -120,7 +121,7 @@ class Attempts:
         if found is None:
             raise Conflict(409, "Conflict", f"ConfigMap {name} came and went.")
         if not is_owned(found, known.uid):
-            raise _taken("ConfigMap", namespace, name)
+            raise name_taken("ConfigMap", namespace, name)
         if found.get("data") != body["data"] and await self._cluster.get_pytorch_job(namespace, name) is None:
             # Left by an operator that was stopped before it made the PyTorchJob; the spec has changed since.
             await self._cluster.delete_config_map(namespace, name, uid=found["metadata"]["uid"])
@@ -160,7 +161,8 @@ def _belongs(raw: Mapping[str, Any], uid: str, attempt: int) -> bool:
     return labels.get(JOB_UID_LABEL) == uid and labels.get(ATTEMPT_LABEL) == str(attempt)
 
 
-def _taken(kind: str, namespace: str, name: str) -> NameTaken:
+def name_taken(kind: str, namespace: str, name: str) -> NameTaken:
+    """What somebody else's object of that name is reported by."""
     return NameTaken(
         f"The {kind} {namespace}/{name} belongs to somebody else and has the name that this job's must have: delete or "
         "rename it, and the job goes on by itself."

@@ -19,6 +19,10 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 from finetune_operator.errors import NotFound, api_error
 from finetune_operator.names import (
     ATTEMPT_LABEL,
+    BATCH_GROUP,
+    BATCH_PLURAL,
+    BATCH_VERSION,
+    CONTROLLER_UID_LABEL,
     FINETUNE_GROUP,
     FINETUNE_PLURAL,
     FINETUNE_VERSION,
@@ -36,6 +40,7 @@ PAGE = 100
 """Objects per page of a list: bounds what API server and operator hold at once."""
 
 JOBS = f"apis/{FINETUNE_GROUP}/{FINETUNE_VERSION}"
+BATCH_JOBS = f"apis/{BATCH_GROUP}/{BATCH_VERSION}"
 PYTORCH_JOBS = f"apis/{PYTORCH_GROUP}/{PYTORCH_VERSION}"
 
 
@@ -154,6 +159,20 @@ class Cluster:
         """The pods of one attempt, wherever they come from."""
         selector = f"{JOB_UID_LABEL}={job_uid},{ATTEMPT_LABEL}={attempt}"
         return self._list(_path("api/v1", namespace, "pods"), {"labelSelector": selector})
+
+    # Jobs that verify adapters, and their pods
+
+    async def get_batch_job(self, namespace: str, name: str) -> Raw | None:
+        """The batch Job, or None."""
+        return await self._get(_path(BATCH_JOBS, namespace, BATCH_PLURAL, name))
+
+    async def create_batch_job(self, namespace: str, body: Mapping[str, Any]) -> Raw:
+        """Create a batch Job."""
+        return await self._request("POST", _path(BATCH_JOBS, namespace, BATCH_PLURAL), body=body)
+
+    def list_batch_job_pods(self, namespace: str, *, uid: str) -> AsyncIterator[Raw]:
+        """The pods of the batch Job with that uid."""
+        return self._list(_path("api/v1", namespace, "pods"), {"labelSelector": f"{CONTROLLER_UID_LABEL}={uid}"})
 
     # What belongs to an attempt, and what belongs to the operator
 

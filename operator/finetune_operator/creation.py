@@ -13,8 +13,9 @@ from finetune_operator.attempts import Attempts, NameTaken
 from finetune_operator.errors import ApiError, Forbidden, Invalid, NotFound, SetupProblem, Unavailable
 from finetune_operator.memory import Known
 from finetune_operator.policy.conditions import stalled
-from finetune_operator.policy.decide import Patience, Plan, Seen, note_created, note_hindered
+from finetune_operator.policy.decide import note_created, note_hindered
 from finetune_operator.policy.observed import WorkersView
+from finetune_operator.policy.plan import Patience, Plan, Seen
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.progress.authority import CertificateAuthority
 
@@ -50,14 +51,14 @@ async def create_attempt(
     except Invalid as error:
         sentence = f"The API server refuses the workers of this job: {error}. Change workers, or report it."
         stalled(plan.status, Phase.PENDING, Reason.INVALID_SPEC, sentence, now=now, generation=seen.wishes.generation)
-        plan.again_at = now + timedelta(seconds=_wait_seconds(known))
+        plan.again_at = now + timedelta(seconds=hindered_seconds(known))
     except (NotFound, Forbidden, Unavailable) as error:
         reason = _reason(error)
         if reason is not None:
             _hindered(plan, known, reason, _SENTENCES[reason](error), seen, now)
         elif isinstance(error, Forbidden):
             # The namespace is being deleted, and the job with it.
-            plan.again_at = now + timedelta(seconds=_wait_seconds(known))
+            plan.again_at = now + timedelta(seconds=hindered_seconds(known))
         else:
             raise
     else:
@@ -103,9 +104,10 @@ _SENTENCES: dict[OperatorReason, Callable[[ApiError], str]] = {
 
 def _hindered(plan: Plan, known: Known, reason: OperatorReason, sentence: str, seen: Seen, now: datetime) -> None:
     note_hindered(plan, reason, sentence, seen, now)
-    plan.again_at = now + timedelta(seconds=_wait_seconds(known))
+    plan.again_at = now + timedelta(seconds=hindered_seconds(known))
 
 
-def _wait_seconds(known: Known) -> float:
+def hindered_seconds(known: Known) -> float:
+    """How long to wait after one more try in a row that created nothing (seconds)."""
     known.hindered += 1
     return min(HINDERED_LIMIT_SECONDS, 0.5 * 2.0 ** min(known.hindered, 10))

@@ -55,6 +55,8 @@ class Known:
     """Tries in a row that could not create the next attempt."""
     waiting: tuple[str, datetime] | None = None
     """Why it waits, and when that was first seen; None while it does not."""
+    verifying: bool = False
+    """It has succeeded, and the verdict on its adapter is awaited."""
     settled: bool = False
     """It has ended, and nothing is left to be done but to wait for its TTL."""
     announced_version: str = ""

@@ -12,6 +12,9 @@ FINETUNE_PLURAL = "finetunejobs"
 PYTORCH_GROUP = "kubeflow.org"
 PYTORCH_VERSION = "v1"
 PYTORCH_PLURAL = "pytorchjobs"
+BATCH_GROUP = "batch"
+BATCH_VERSION = "v1"
+BATCH_PLURAL = "jobs"
 
 MANAGER = "finetune-operator"
 """Our name in managed-by labels, in events and as the audience of progress tokens."""
@@ -23,16 +26,19 @@ APP_NAME_LABEL = "app.kubernetes.io/name"
 TRAINER_APP = "finetune-trainer"
 
 JOB_NAME_LABEL = "finetune.dev/job-name"
-"""Name of the FineTuneJob, on its ConfigMaps, PyTorchJobs and pods. An event on any of them names the job by it."""
+"""Name of the FineTuneJob, on all that belongs to it. An event on any of them names the job by it."""
 JOB_UID_LABEL = "finetune.dev/job-uid"
 """uid of the FineTuneJob, on the same objects. Watches select by its presence."""
 ATTEMPT_LABEL = "finetune.dev/attempt"
-"""Number of the attempt, from 1, on the same objects."""
+"""Number of the attempt, from 1, on the same objects. A verification belongs to none."""
 
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-"""Kueue's label. Copied from the FineTuneJob to its PyTorchJob; the pods must not carry it."""
+"""Kueue's label. Copied from the FineTuneJob to its PyTorchJob and Job; the pods must not carry it."""
 KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 """Kueue's label of a WorkloadPriorityClass, copied likewise."""
+
+CONTROLLER_UID_LABEL = "batch.kubernetes.io/controller-uid"
+"""Kubernetes' label with the uid of the Job that a pod belongs to."""
 
 REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
 """The training operator's label with the number of a worker, from 0; the pod reads its node rank from it."""
@@ -56,6 +62,8 @@ TLS_SECRET = "finetune-operator-tls"
 
 PYTORCH_CONTAINER = "pytorch"
 """Name that the training operator wants of the container that trains."""
+VERIFICATION_CONTAINER = "verify"
+"""Name of the container that verifies an adapter."""
 WORKER_REPLICA = "Worker"
 
 UID_CHARACTERS = 8
@@ -65,9 +73,18 @@ NAME_CHARACTERS = 36
 
 def child_name(job_name: str, job_uid: str, attempt: int) -> str:
     """Name of the PyTorchJob and of the ConfigMap of attempt number `attempt`."""
-    return f"{job_name[:NAME_CHARACTERS].rstrip('-')}-{job_uid[:UID_CHARACTERS]}-{attempt}"
+    return f"{_stem(job_name, job_uid)}-{attempt}"
+
+
+def verification_name(job_name: str, job_uid: str) -> str:
+    """Name of the Job that verifies the adapter."""
+    return f"{_stem(job_name, job_uid)}-verify"
 
 
 def pod_name(child: str, index: int) -> str:
     """Name of worker `index`, from 0, and of the headless service in front of it: the training operator's own."""
     return f"{child}-worker-{index}"
+
+
+def _stem(job_name: str, job_uid: str) -> str:
+    return f"{job_name[:NAME_CHARACTERS].rstrip('-')}-{job_uid[:UID_CHARACTERS]}"

@@ -26,20 +26,13 @@ from finetune_operator.metrics import Metrics
 from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.deadline import exceeded
-from finetune_operator.policy.decide import (
-    Patience,
-    Plan,
-    Seen,
-    Wishes,
-    attempt_is_open,
-    decide,
-    next_attempt,
-    note_created,
-)
+from finetune_operator.policy.decide import attempt_is_open, decide, next_attempt, note_created
 from finetune_operator.policy.observed import WorkersView
+from finetune_operator.policy.plan import Patience, Plan, Seen, Wishes
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.transitions import events_between
+from finetune_operator.policy.verification import awaits_verdict, is_asked_for
 from finetune_operator.policy.waiting import waits_for
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.figures import progress_of
@@ -47,6 +40,7 @@ from finetune_operator.progress.inbox import Inbox
 from finetune_operator.queue import Key, NotBefore
 from finetune_operator.recorder import post_events
 from finetune_operator.settings import OperatorSettings
+from finetune_operator.verifications import Verifications
 
 CONFLICT_SECONDS = 0.05
 """Wait before reading again what somebody else has changed meanwhile (seconds)."""
@@ -106,12 +100,14 @@ class Reconciler:
         self._newcomers = newcomers
         self._now = now
         self._attempts = Attempts(cluster, settings)
+        self._verifications = Verifications(cluster, settings, self._attempts)
         self._failures: dict[Key, int] = {}
         self._patience = Patience(
             retry_base_seconds=settings.retry_base_seconds,
             retry_limit_seconds=settings.retry_limit_seconds,
             group_end_seconds=settings.group_end_seconds,
             pods_expected_seconds=settings.pods_expected_seconds,
+            verification_seconds=settings.verification_seconds,
         )
 
     async def look(self, key: Key) -> float | None:
@@ -159,7 +155,9 @@ class Reconciler:
             _log.info("%s/%s: deleted, ttlSecondsAfterFinished is over.", *key)
             return None
         if plan.release and seen.workers is not None and plan.status.attempt is not None:
-            await self._attempts.release(known, plan.status.attempt, seen.workers)
+            await self._attempts.release(known, plan.status.attempt, seen.workers, keep_config_map=plan.keep_config_map)
+        if plan.verify:
+            await self._verifications.begin(plan, known, seen, now, self._patience)
         workers = seen.workers
         if plan.create is not None and known.made is not None and known.made.attempt == plan.create:
             workers, known.made = known.made, None
@@ -180,7 +178,7 @@ class Reconciler:
             if workers is not None and self._newcomers():
                 known.made = workers
                 return 0.0
-        self._remember(known, plan, workers, now)
+        self._remember(known, seen, plan, workers, now)
         await self._write(raw, known, seen, plan, now)
         self._count(raw, seen, plan, now)
         return seconds_between(now, plan.again_at) if plan.again_at is not None else None
@@ -203,6 +201,7 @@ class Reconciler:
         if status.attempt is None:
             return Seen(wishes=wishes, status=status, unrecorded=unrecorded)
         workers, pods = await self._attempts.read(known, status.attempt, pods_of_finished=not finished)
+        awaited = awaits_verdict(status, verify=wishes.verify)
         report = None if finished else self._inbox.newest(known.uid, status.attempt)
         progress, reported = progress_of(report) if report is not None else (None, None)
         if reported is None and status.phase in REPORTED_PHASES:
@@ -221,6 +220,7 @@ class Reconciler:
             noticed=known.ending_since,
             progress=progress,
             reported=reported,
+            verification=await self._verifications.read(known) if awaited else None,
         )
 
     async def _wishes(self, raw: Raw, known: Known, status: FineTuneJobStatus) -> Wishes:
@@ -245,6 +245,7 @@ class Reconciler:
             active_deadline_seconds=spec.get("activeDeadlineSeconds"),
             ttl_seconds_after_finished=spec.get("ttlSecondsAfterFinished"),
             queue=labels.get(KUEUE_QUEUE_LABEL) or self._settings.queue_name,
+            verify=is_asked_for(spec),
             problems=reading.problems,
             notices=reading.notices,
         )
@@ -265,12 +266,13 @@ class Reconciler:
                 notices = [PLACEMENT_CHANGED, *notices]
         return Reading(generation, labels, status.attempt, job, problems, notices)
 
-    def _remember(self, known: Known, plan: Plan, workers: WorkersView | None, now: datetime) -> None:
+    def _remember(self, known: Known, seen: Seen, plan: Plan, workers: WorkersView | None, now: datetime) -> None:
         status = plan.status
         known.ending_since = (known.ending_since or now) if plan.ending else None
         known.phase = status.phase
         known.note_wait(waits_for(status), now)
-        known.settled = is_finished(status) and plan.again_at is None and not plan.release
+        known.verifying = awaits_verdict(status, verify=seen.wishes.verify)
+        known.settled = is_finished(status) and plan.again_at is None and not plan.release and not known.verifying
         is_open = not is_finished(status) and attempt_is_open(status)
         known.attempt = status.attempt if is_open else None
         known.workers_uid = workers.uid if is_open and workers is not None else ""

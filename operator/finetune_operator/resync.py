@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_api.status import Phase
+from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.attempts import is_owned
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, NotFound
@@ -20,6 +20,7 @@ from finetune_operator.health import Heartbeat
 from finetune_operator.memory import Memory
 from finetune_operator.names import ATTEMPT_LABEL, JOB_NAME_LABEL
 from finetune_operator.policy.times import moment, seconds_between
+from finetune_operator.policy.verification import awaits_verdict, is_asked_for
 from finetune_operator.queue import Key, WorkQueue
 
 RETRY_SECONDS = 5.0
@@ -59,16 +60,24 @@ class Dispatcher:
             self._queue.add(known.key, first="phase" not in status)
             return
         known.phase = Phase(status["phase"]) if status.get("phase") in list(Phase) else None
-        ttl, completed = (raw.get("spec") or {}).get("ttlSecondsAfterFinished"), moment(status.get("completionTime"))
+        spec = raw.get("spec") or {}
+        known.verifying = is_asked_for(spec) and awaits_verdict(FineTuneJobStatus.model_validate(status), verify=True)
+        if known.verifying:
+            self._queue.add(known.key)
+            return
+        ttl, completed = spec.get("ttlSecondsAfterFinished"), moment(status.get("completionTime"))
         if ttl is not None and completed is not None:
             self._queue.add(known.key, after_seconds=max(0.0, ttl - seconds_between(completed, self._now())))
 
     def child_seen(self, namespace: str, job_name: str, *, ended: bool = False) -> None:
-        """A PyTorchJob or pod of the job changed; whether it has ended and holds nothing any more."""
+        """A PyTorchJob or pod of the job changed; whether it has ended and holds nothing any more.
+
+        The Job of a verification is not watched: its pod tells of everything that a verdict is made of.
+        """
         key = Key(namespace, job_name)
         known = self._memory.find(key)
         # A job that is not known yet is looked at once it is seen itself, unless it has ended as well.
-        over = known is None or known.phase in ENDED_PHASES
+        over = known is None or (known.phase in ENDED_PHASES and not known.verifying)
         if not (ended and over) and not (known is not None and known.settled):
             self._queue.add(key)
 

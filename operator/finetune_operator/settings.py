@@ -83,6 +83,8 @@ class OperatorSettings(BaseSettings):
     """How long the other workers of an attempt may take to end after the first has failed (seconds)."""
     pods_expected_seconds: float = Field(default=30, ge=0)
     """After this long without pods the job's status says that the training operator makes none (seconds)."""
+    verification_seconds: int = Field(default=7200, ge=1)
+    """How long the Job of `output.verify` may take, its waiting for a machine included (seconds)."""
 
     @field_validator("watch_namespaces", mode="before")
     @classmethod

@@ -66,6 +66,7 @@ def test_the_operator_accepts_what_it_is_given(name: str, monkeypatch: pytest.Mo
         ({"settings": {"retryLimitSeconds": 86400}}, "retry_limit_seconds", 86400),
         ({"settings": {"groupEndSeconds": 60}}, "group_end_seconds", 60),
         ({"settings": {"podsExpectedSeconds": 60}}, "pods_expected_seconds", 60),
+        ({"settings": {"verificationSeconds": 60}}, "verification_seconds", 60),
     ],
 )
 def test_a_value_becomes_a_setting(

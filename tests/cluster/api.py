@@ -45,6 +45,7 @@ KINDS = {
     "NetworkPolicy": _Kind("networking.k8s.io/v1", "networkpolicies"),
     "PodDisruptionBudget": _Kind("policy/v1", "poddisruptionbudgets"),
     "PriorityClass": _Kind("scheduling.k8s.io/v1", "priorityclasses", namespaced=False),
+    "Job": _Kind("batch/v1", "jobs"),
     "Lease": _Kind("coordination.k8s.io/v1", "leases"),
     "Role": _Kind("rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": _Kind("rbac.authorization.k8s.io/v1", "rolebindings"),

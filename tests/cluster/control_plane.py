@@ -47,6 +47,7 @@ PYTORCHJOB_CRD = "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
 CONTROLLERS = (
     "clusterrole-aggregation-controller",
     "garbage-collector-controller",
+    "job-controller",
     "namespace-controller",
     "persistentvolumeclaim-protection-controller",
     "resourcequota-controller",

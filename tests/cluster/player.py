@@ -1,6 +1,6 @@
 """Lets jobs on the development cluster run and succeed, in half a minute and without training anything.
 
-It plays every pod that the training operator makes: kubelet, and trainer by the words that a trainer sends.
+It plays every pod that is made for a job: kubelet, and trainer by the words that a trainer sends.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from finetune_api.outcome import (
     TrainerStatus,
 )
 from finetune_api.output import output_address
+from finetune_api.verification import VerificationMessage
 from finetune_operator.names import CA_CONFIG_MAP, CA_KEY, JOB_FILE_KEY, JOB_NAME_LABEL, MANAGER
 from tests.cluster.api import ApiError, Object
 from tests.cluster.control_plane import ControlPlane
@@ -50,7 +51,7 @@ class Player:
 
     def tick(self) -> None:
         """One moment, which a caller repeats about once a second."""
-        for pod in self._plane.api.list("Pod", labels=f"{JOB_LABEL},{JOB_NAME_LABEL}", everywhere=True):
+        for pod in self._plane.api.list("Pod", labels=JOB_NAME_LABEL, everywhere=True):
             gone = "deletionTimestamp" in pod["metadata"] or pod["status"].get("phase") in {"Succeeded", "Failed"}
             if not gone:
                 try:
@@ -65,6 +66,8 @@ class Player:
             kubelet.scheduled(pod)
         elif tick == 1:
             kubelet.run(pod)
+        elif JOB_LABEL not in pod["metadata"]["labels"]:
+            kubelet.succeed(pod, VerificationMessage(verified=True, message="It is only played.").to_bytes().decode())
         elif tick >= TICKS:
             kubelet.succeed(pod, self._last_words(pod))
         elif pod["metadata"]["name"].endswith("-worker-0"):

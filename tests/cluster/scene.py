@@ -18,7 +18,8 @@ from finetune_api.outcome import (
     Reason,
     TerminationMessage,
 )
-from finetune_operator.names import child_name, pod_name
+from finetune_api.verification import VerificationMessage
+from finetune_operator.names import child_name, pod_name, verification_name
 from tests.cluster.api import WAIT_SECONDS, Api, Object, condition_of, wait_until
 from tests.cluster.kubelet import Kubelet
 
@@ -66,6 +67,11 @@ def failure(reason: Reason, message: str = "It did not work: change something.",
     return said(TerminationMessage(succeeded=False, reason=reason, message=message, **more))
 
 
+def verdict(verified: bool | None, message: str = "Ten of ten golden conversations agree.") -> str:
+    """The last words of a verification."""
+    return VerificationMessage(verified=verified, message=message).to_bytes().decode()
+
+
 def said(message: TerminationMessage) -> str:
     """As it stands in the termination message file."""
     return message.to_bytes().decode()
@@ -107,6 +113,29 @@ class Scene:
     def pods(self, attempt: int = 1, count: int = 1) -> list[Object]:
         """The pods of an attempt, once they are all there."""
         return self.kubelet.pods(self.child(attempt), count)
+
+    def verification(self) -> str:
+        """Name of the Job that verifies the adapter."""
+        return verification_name(self.name, self.job()["metadata"]["uid"])
+
+    def verifying_pod(self) -> Object:
+        """The pod of that Job which has not ended, once it is there."""
+
+        def look() -> list[Object]:
+            found = self.api.list("Pod", labels=f"batch.kubernetes.io/job-name={self.verification()}")
+            return [pod for pod in found if not _is_over(pod)]
+
+        (pod,) = wait_until(look, lambda pods: len(pods) == 1)
+        return pod
+
+    def wait_verified(self, state: str, reason: str, says: str = "", timeout_seconds: float = WAIT_SECONDS) -> Object:
+        """Status once its condition Verified is that."""
+
+        def holds(status: Object) -> bool:
+            found = self.condition(status, "Verified")
+            return (found["status"], found["reason"]) == (state, reason) and says in found["message"]
+
+        return self._wait(holds, timeout_seconds)
 
     def run(self, attempt: int = 1, count: int = 1) -> list[Object]:
         """Let all pods of an attempt run."""
@@ -170,6 +199,10 @@ class Scene:
         found = self.api.wait("FineTuneJob", self.name, lambda job: condition(job.get("status") or {}), timeout_seconds)
         status: Object = found["status"]
         return status
+
+
+def _is_over(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"] or pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def as_json(value: Any) -> str:

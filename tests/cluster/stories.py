@@ -18,12 +18,14 @@ from finetune_operator.names import ATTEMPT_LABEL, JOB_NAME_LABEL
 from tests.cluster.api import Api, ApiError, Object, has_condition, wait_until
 from tests.cluster.fault_proxy import FaultProxy
 from tests.cluster.kubelet import Kubelet
-from tests.cluster.scene import Scene, failure, success
+from tests.cluster.scene import Scene, failure, success, verdict
 
 LIFE_SECONDS = 120
 TICK_SECONDS = 0.2
 AT_WORK = ("Preparing", "Running")
-CHILDREN = ("configmaps", "pytorchjobs")
+CHILDREN = ("configmaps", "jobs", "pytorchjobs")
+VERIFICATION = ""
+"""Key of the pod that verifies, which belongs to no attempt."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -34,7 +36,7 @@ class Moment:
     scene: Scene
     job: Object
     pods: Mapping[str, Object]
-    """By the number of their attempt."""
+    """By the number of their attempt, or VERIFICATION."""
     alone: bool
     """No operator is there whose status one could wait for."""
 
@@ -73,6 +75,8 @@ class Story:
         """Whether nothing more will happen to the job but the releasing of its attempt."""
         if "ttlSecondsAfterFinished" in self.spec:
             return job is None
+        if "output" in self.spec:
+            return job is not None and has_condition(job, "Verified")
         return job is not None and (has_condition(job, "Succeeded") or has_condition(job, "Succeeded", "False"))
 
 
@@ -100,6 +104,17 @@ def _user_error(now: Moment) -> None:
         now.scene.kubelet.fail(now.pods["1"], 11, failure(Reason.DATA_INVALID))
 
 
+def _verified(now: Moment) -> None:
+    now.succeed(1)
+    pod = now.pods.get(VERIFICATION)
+    if pod is None or pod["status"].get("phase") in ("Succeeded", "Failed"):
+        return
+    if pod["status"].get("phase") == "Pending":
+        now.scene.kubelet.run(pod)
+    elif now.alone or has_condition(now.job, "Verified", "Unknown"):
+        now.scene.kubelet.succeed(pod, verdict(True))
+
+
 def _hang(now: Moment) -> None:
     now.is_seen_running(1)
 
@@ -108,6 +123,7 @@ STORIES: Mapping[str, Story] = {
     "happy": Story(_happy),
     "retry": Story(_retry),
     "suspend and resume": Story(_suspend),
+    "verification": Story(_verified, {"output": {"uri": "s3://models/team-a", "verify": True}}),
     "ttl": Story(_user_error, {"ttlSecondsAfterFinished": 1}),
     "deadline": Story(_hang, {"activeDeadlineSeconds": 3}),
 }
@@ -171,7 +187,7 @@ class Stage:
         pods: dict[str, dict[str, Object]] = {}
         for pod in self._pods():
             labels = pod["metadata"]["labels"]
-            pods.setdefault(labels[JOB_NAME_LABEL], {})[labels[ATTEMPT_LABEL]] = pod
+            pods.setdefault(labels[JOB_NAME_LABEL], {})[labels.get(ATTEMPT_LABEL, VERIFICATION)] = pod
         for scene in scenes:
             job = jobs.get(scene.name)
             if job is not None and not left_out(scene.name) and not story.is_over(job):
@@ -190,7 +206,7 @@ class Stage:
         job = self._api.find("FineTuneJob", name)
         status = (job or {}).get("status") or {}
         mine = f"{JOB_NAME_LABEL}={name}"
-        left = {kind: self._api.list(kind, labels=mine) for kind in ("Pod", "PyTorchJob", "ConfigMap")}
+        left = {kind: self._api.list(kind, labels=mine) for kind in ("Pod", "PyTorchJob", "Job", "ConfigMap")}
         if any(left.values()) if job is None else any(not _has_ended(pod) for pod in left["Pod"]):
             return ""
         kept = {key: value for key, value in status.items() if key not in ("activeSeconds", "activeSince")}
@@ -210,4 +226,5 @@ def _has_ended(pod: Object) -> bool:
 
 def _anonymous(text: str, name: str) -> str:
     text = re.sub(rf"\b{re.escape(name)}-[0-9a-f]{{8}}\b", "job", text)
-    return _TIME.sub("(time)", text)
+    # Kubernetes draws the end of the name of a Job's pod.
+    return _TIME.sub("(time)", re.sub(r"\bjob-verify-[a-z0-9]{5}\b", "job-verify-(drawn)", text))

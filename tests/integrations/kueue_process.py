@@ -1,7 +1,7 @@
 """The real Kueue as a process beside a test control plane, installed from its own manifests.
 
 Its Deployment, Service and mounted Secret are replaced by the process; it works as administrator. While it is
-installed no PyTorchJob of that control plane is created without it, as in a cluster.
+installed no PyTorchJob or Job of that control plane is created without it, as in a cluster.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class KueueProcess:
         )
 
     def install(self) -> None:
-        """Its kinds, its certificates, and its webhooks for them and for PyTorchJobs; it serves no others."""
+        """Its kinds, its certificates, and its webhooks for them, PyTorchJobs and Jobs; it serves no others."""
         conversions = self._conversions()
         for file in sorted((self._manifests / "crd" / "bases").glob("*.yaml")):
             (kind,) = _documents(file)
@@ -64,7 +64,7 @@ class KueueProcess:
             self.apply(configuration)
 
     def uninstall_webhooks(self) -> None:
-        """Nothing is sent to it any more: who comes next has PyTorchJobs without Kueue."""
+        """Nothing is sent to it any more: who comes next has PyTorchJobs and Jobs without Kueue."""
         for kind in ("mutating", "validating"):
             self._plane.kubectl("delete", f"{kind}webhookconfiguration", f"kueue-{kind}-webhook-configuration")
 
@@ -142,7 +142,7 @@ def run_kueue(plane: ControlPlane, folder: Path) -> Iterator[KueueProcess]:
 
 def _is_served(webhook: Object) -> bool:
     (rule,) = webhook["rules"]
-    return bool(rule["apiGroups"] == ["kueue.x-k8s.io"] or rule["resources"] == ["pytorchjobs"])
+    return bool(rule["apiGroups"] == ["kueue.x-k8s.io"] or rule["resources"] in (["pytorchjobs"], ["jobs"]))
 
 
 def _documents(path: Path) -> list[Object]:

@@ -18,7 +18,7 @@ from tests.cluster.api import Api, Object, has_condition, wait_until
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
-from tests.cluster.scene import Scene, manifest
+from tests.cluster.scene import Scene, manifest, verdict
 from tests.cluster.steps import Happening, Step, nothing, play, run, succeeds
 from tests.cluster.store import tiny_spec
 from tests.cluster.test_real_trainer import Start, bucket, start
@@ -55,6 +55,12 @@ class Queue:
     def workload(self, scene: Scene) -> Object:
         """What Kueue makes of a job."""
         return self.kueue.workload(self.api.namespace or "", scene.child())
+
+    def set_stop_policy(self, policy: str) -> None:
+        """Hold keeps what waits from being admitted, None lets it go."""
+        path = f"/apis/kueue.x-k8s.io/v1beta2/clusterqueues/{self.api.namespace}"
+        headers = {"Content-Type": "application/merge-patch+json"}
+        self.api.request("PATCH", path, json={"spec": {"stopPolicy": policy}}, headers=headers)
 
 
 @pytest.fixture
@@ -148,6 +154,19 @@ def test_admission_while_the_old_pods_still_write_their_checkpoint_is_nobodys_fa
     status = patient.wait_phase("Preparing")
     assert status.get("failures") is None
     assert all(not attempt["counted"] for attempt in status.get("attempts", []))
+
+
+def test_a_verification_queues_like_any_job_and_success_stays(queue: Queue) -> None:
+    scene = queue.scene("guard")
+    output = {"uri": "s3://models/team-a", "verify": True}
+    play(scene, [Step(applied(output=output), "Starting", "Starting"), Step(run(), "Preparing", "Preparing")])
+    queue.set_stop_policy("Hold")
+    play(scene, [Step(succeeds(), "Succeeded", "Succeeded")])
+    status = scene.wait_verified("Unknown", "Verifying", WAITS)
+    assert status["phase"] == "Succeeded"
+    queue.set_stop_policy("None")
+    queue.kubelet.succeed(scene.verifying_pod(), verdict(True))
+    scene.wait_verified("True", "AsTrained")
 
 
 def test_a_preempted_training_goes_on_from_the_checkpoint_it_wrote(queue: Queue, start: Start, bucket: str) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from examples.safety.demo import held_out
 from finetune_trainer.chat import ChatModel
-from tests.cluster.api import Api, has_condition, wait_until
+from tests.cluster.api import Api, condition_of, has_condition, wait_until
 from tests.cluster.control_plane import OPERATOR_NAMESPACE, ROOT
 from tests.cluster.store import upload
 from tests.integrations.kstatus import CURRENT, kstatus
@@ -75,7 +75,7 @@ def test_two_nodes_fine_tune_a_real_model_and_its_adapter_answers(
         "initial_base_model_ckpt_path": f"s3://{bucket}/smollm2",
         "train_path": f"s3://{bucket}/safety-train.jsonl",
         "valid_path": f"s3://{bucket}/safety-valid.jsonl",
-        "output": {"uri": f"s3://{bucket}/models"},
+        "output": {"uri": f"s3://{bucket}/models", "verify": True},
         "secrets": {"objectStore": {"name": "object-store"}},
         "workers": {
             "nodes": 2,
@@ -98,7 +98,13 @@ def test_two_nodes_fine_tune_a_real_model_and_its_adapter_answers(
     status = job.status()
     assert len(seen) > 1, seen
     assert seen == sorted(seen)
-    assert status["adapter"]["baseModel"] == spec["initial_base_model_ckpt_path"]
+    assert status["adapter"]["baseModel"] == spec["model_id"]
+    verified = wait_until(
+        lambda: condition_of(job.job(), "Verified") or {},
+        lambda found: found.get("reason") not in (None, "VerificationPending", "Verifying"),
+        300,
+    )
+    assert (verified["status"], verified["reason"]) == ("True", "AsTrained"), verified["message"]
 
     adapter = download(store, status["adapter"]["uri"], tmp_path / "adapter")
     assert hashlib.sha256((adapter / "manifest.json").read_bytes()).hexdigest() == status["adapter"]["sha256"]

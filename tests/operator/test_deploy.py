@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator.names import FINETUNE_GROUP, FINETUNE_PLURAL, MANAGER, PYTORCH_GROUP, PYTORCH_PLURAL, TLS_SECRET
+from finetune_operator.names import (
+    BATCH_GROUP,
+    BATCH_PLURAL,
+    FINETUNE_GROUP,
+    FINETUNE_PLURAL,
+    MANAGER,
+    PYTORCH_GROUP,
+    PYTORCH_PLURAL,
+    TLS_SECRET,
+)
 from finetune_operator.settings import OperatorSettings
 
 DIST = Path(__file__).resolve().parents[2] / "dist"
@@ -18,6 +27,8 @@ JOBS = {
     (FINETUNE_GROUP, FINETUNE_PLURAL): ["get", "list", "watch", "delete"],
     (FINETUNE_GROUP, f"{FINETUNE_PLURAL}/status"): ["update"],
     (PYTORCH_GROUP, PYTORCH_PLURAL): ["get", "list", "watch", "create", "delete"],
+    # The verification of an adapter. Its pods tell how it goes, and it goes with its FineTuneJob.
+    (BATCH_GROUP, BATCH_PLURAL): ["get", "create"],
     ("", "pods"): ["get", "list", "watch"],
     ("", "configmaps"): ["get", "create", "update", "delete"],
     ("", "events"): ["create"],

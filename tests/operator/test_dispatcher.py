@@ -42,13 +42,20 @@ def job(status: dict[str, Any] | None = None, version: str = "7", **spec: Any) -
     return {"metadata": metadata, "spec": spec, "status": status or {}}
 
 
-def finished(ago: float = 0, generation: int = 1) -> dict[str, Any]:
-    """Status of a job that has ended so many seconds ago."""
+VERIFY = {"verify": True}
+
+
+def finished(ago: float = 0, generation: int = 1, verified: str = "") -> dict[str, Any]:
+    """Status of a job that has ended so many seconds ago; `verified` is the reason of that condition."""
+    time = rfc3339(NOW - timedelta(seconds=ago))
+    conditions = [{"type": "Succeeded", "status": "True", "reason": "Succeeded", "lastTransitionTime": time}]
+    if verified:
+        conditions.append({"type": "Verified", "status": "Unknown", "reason": verified, "lastTransitionTime": time})
     return {
         "phase": "Succeeded",
         "observedGeneration": generation,
-        "completionTime": rfc3339(NOW - timedelta(seconds=ago)),
-        "conditions": [{"type": "Succeeded", "status": "True"}],
+        "completionTime": time,
+        "conditions": conditions,
     }
 
 
@@ -61,6 +68,11 @@ def finished(ago: float = 0, generation: int = 1) -> dict[str, Any]:
         (job(finished(generation=0)), [(KEY, 0.0, False)]),
         (job(finished(ago=10), ttlSecondsAfterFinished=60), [(KEY, 50.0, False)]),
         (job(finished(ago=90), ttlSecondsAfterFinished=60), [(KEY, 0.0, False)]),
+        (job(finished(), output=VERIFY), [(KEY, 0.0, False)]),
+        (job(finished(verified="Verifying"), output=VERIFY, ttlSecondsAfterFinished=60), [(KEY, 0.0, False)]),
+        (job(finished(verified="VerificationFailed"), output=VERIFY), []),
+        (job(finished(verified="VerificationFailed"), output=VERIFY, ttlSecondsAfterFinished=60), [(KEY, 60.0, False)]),
+        (job(finished(), output={"verify": False}), []),
     ],
 )
 def test_a_job_is_looked_at_when_there_is_something_to_do(raw: dict[str, Any], looks: list[Any]) -> None:
@@ -87,6 +99,7 @@ def test_the_echo_of_our_own_write_is_no_news_but_a_list_is() -> None:
         ("running", True, True),
         ("running", False, True),
         ("finished", True, False),
+        ("verifying", True, True),
         ("finished", False, True),
         ("settled", False, False),
     ],
@@ -95,7 +108,8 @@ def test_a_child_is_news_unless_all_is_over(known: str, ended: bool, looked_at: 
     stage = Stage()
     if known != "nobody":
         found = stage.memory.job(job())
-        stage.dispatcher.job_seen(job(finished() if known != "running" else {"phase": "Running"}))
+        output = VERIFY if known == "verifying" else {}
+        stage.dispatcher.job_seen(job(finished() if known != "running" else {"phase": "Running"}, output=output))
         found.settled = known == "settled"
         stage.queue.looks.clear()
     stage.dispatcher.child_seen("team", "guard", ended=ended)

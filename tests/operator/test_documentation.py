@@ -10,9 +10,9 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from finetune_api.outcome import EXIT_CODES, Reason, is_retryable
-from finetune_api.status import Phase
+from finetune_api.status import ConditionType, Phase
 from finetune_operator.metrics import Metrics
-from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.policy.reasons import OperatorReason, VerificationReason
 
 ROOT = Path(__file__).parents[2]
 STATUS = (ROOT / "docs" / "reference" / "status.md").read_text()
@@ -52,6 +52,19 @@ def test_a_reason_stands_where_its_exit_code_puts_it(reason: Reason) -> None:
 
 def test_no_reason_is_explained_that_nobody_gives() -> None:
     assert {reason for table in REASONS.values() for reason in table} - SEEN - {str(Phase.SUSPENDED)} == set()
+
+
+def test_every_reason_of_a_verification_is_explained() -> None:
+    table = rows("Reasons of Verified")
+    assert set(table) == {str(reason) for reason in VerificationReason}
+    for state, happened, cure in table.values():
+        assert state.strip("`") in ("True", "False", "Unknown")
+        assert happened.endswith(".")
+        assert len(cure.split()) >= 3
+
+
+def test_every_condition_is_explained() -> None:
+    assert set(rows("Conditions")) == {str(kind) for kind in ConditionType}
 
 
 def test_every_phase_is_explained() -> None:

@@ -14,6 +14,7 @@ from finetune_trainer.model.reach import reached_by_text
 from finetune_trainer.model.targets import candidates, resolve_targets
 from finetune_trainer.pins import fetch_initial_adapter, fetch_weights
 from finetune_trainer.preparation import Prepared, Surroundings
+from finetune_trainer.publish.merged import sharded_notice
 from finetune_trainer.train import state as saved
 from finetune_trainer.train.arguments import choose_sharding
 from finetune_trainer.train.collective import Ranks
@@ -33,7 +34,9 @@ def load_adapted(
     folder = ranks.on_node_first(lambda: fetch_weights(spec, pins))
     trusted, name = spec.trust_remote_code, pins.base.address
     base = load_model(folder, dtype=training_dtype(device), trust_remote_code=trusted, name=name, notices=told)
-    if not is_sharded(spec, base, ranks, device):
+    sharded = is_sharded(spec, base, ranks, device)
+    told += sharded_notice(spec, sharded=sharded)
+    if not sharded:
         base.to(device)
     torch.manual_seed(spec.seed)
     initial = pins.initial_adapter

@@ -7,6 +7,8 @@ attempt goes on with the same commit, or is told that its base has changed.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from finetune_trainer.storage.content import Content, content_of
 
 BASE, INITIAL_ADAPTER = "base_model", "initial_adapter"
 """Keys of what a checkpoint records of its run."""
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 Fetch = Callable[[str, str | None], FetchedModel]
 
@@ -45,6 +49,47 @@ class Pins:
         """As checkpoints record it."""
         found = {BASE: self.base.to_json()}
         return found | ({INITIAL_ADAPTER: self.initial_adapter.to_json()} if self.initial_adapter else {})
+
+
+@dataclass(frozen=True)
+class BaseModelName:
+    """What an adapter calls the model that it belongs to, wherever that is served."""
+
+    name: str
+    """The Hub's name, else the address as the job has it; of a path its last part."""
+    hub_name: str | None
+    """The Hub's name, if it has one."""
+    revision: str | None
+    """Commit on the Hub of the weights that were trained on; None where they came from elsewhere."""
+
+
+def is_hub_name(address: str) -> bool:
+    """Whether `address` is looked up on the Hub: not a path, and no folder that is here."""
+    return bool(_HUB_NAME.fullmatch(address)) and not Path(address).expanduser().exists()
+
+
+def portable(address: str) -> str:
+    """`address` as others may read it: of a path its last part, and a digest that tells it from others."""
+    if "://" in address or is_hub_name(address):
+        return address
+    path = Path(address).expanduser()
+    return f"{path.name} (a path, sha256 {hashlib.sha256(str(path).encode()).hexdigest()[:16]})"
+
+
+def base_model_name(spec: FineTuneJobSpec, revision: str | None) -> BaseModelName:
+    """The base model's name: that of `model_id`, also where its weights come from somewhere else.
+
+    Args:
+        spec: the job's.
+        revision: commit that was found for the source of the weights.
+    """
+    source, weights = ModelSource(spec.model_id, spec.model_revision), model_source(spec)
+    if not is_hub_name(source.address) and is_hub_name(weights.address):
+        source = weights
+    if is_hub_name(source.address):
+        return BaseModelName(source.address, source.address, revision if source.address == weights.address else None)
+    name = source.address if "://" in source.address else Path(source.address).expanduser().resolve().name
+    return BaseModelName(name, None, None)
 
 
 def weights_source(value: str | HubRepository | None) -> ModelSource | None:

@@ -20,9 +20,12 @@ from finetune_trainer.data.dataset import DataSource, TokenizedData, prepare
 from finetune_trainer.data.read import file_sha256
 from finetune_trainer.errors import JobError
 from finetune_trainer.job_output import JobOutput
-from finetune_trainer.pins import Pins, check_node, resolve
+from finetune_trainer.pins import BASE, Pins, check_node, model_source, resolve
+from finetune_trainer.publish.adapter import FOLDER as ADAPTER
 from finetune_trainer.publish.adapter import adapter_result, finished_adapter, metrics_of
-from finetune_trainer.storage import default_cache_dir, fetch_file
+from finetune_trainer.publish.merged import has_merged, publish_merged, wants_merged
+from finetune_trainer.storage import Manifest, default_cache_dir, fetch_file, fetch_model
+from finetune_trainer.storage.content import Content
 from finetune_trainer.train.arguments import set_up_tracker, sharding_notice
 from finetune_trainer.train.checkpoint import Checkpoint, Checkpoints, recorded_run
 from finetune_trainer.train.collective import Ranks
@@ -80,7 +83,7 @@ def prepare_run(
     train_sha256 = ranks.on_node_first(lambda: file_sha256(train_file))
     _same_everywhere(ranks, train_sha256, spec.train_path)
     identity = inputs.identity(job, train_sha256)
-    done = ranks.on_first(lambda: _finished(around, identity))
+    done = ranks.on_first(lambda: _finished(spec, around, identity, device))
     if done is not None:
         return done
     pins = _pinned(spec, around)
@@ -126,8 +129,10 @@ def prepare_run(
     )
 
 
-def _finished(around: Surroundings, identity: dict[str, Any]) -> TerminationMessage | None:
-    """The result of this very job if it is published already."""
+def _finished(
+    spec: FineTuneJobSpec, around: Surroundings, identity: dict[str, Any], device: torch.device
+) -> TerminationMessage | None:
+    """The result of this very job if it is published already; a merged model that it lacks is made."""
     store = around.output.store
     manifest = finished_adapter(store, identity)
     if manifest is None:
@@ -135,6 +140,8 @@ def _finished(around: Surroundings, identity: dict[str, Any]) -> TerminationMess
     result = adapter_result(store, manifest)
     message = f"This job is finished, its adapter is at {result.uri}: nothing was trained."
     around.console.phase(message)
+    if wants_merged(spec) and not has_merged(store, manifest.details["run"]):
+        message = f"{message} {_merged_afterwards(spec, around, manifest, device)}"
     around.reporter.finish()
     return TerminationMessage(
         succeeded=True,
@@ -142,6 +149,26 @@ def _finished(around: Surroundings, identity: dict[str, Any]) -> TerminationMess
         adapter=result,
         dataset=DatasetResult.model_validate(manifest.details["dataset"]),
         metrics=metrics_of(manifest),
+    )
+
+
+def _merged_afterwards(spec: FineTuneJobSpec, around: Surroundings, adapter: Manifest, device: torch.device) -> str:
+    """Merge the published adapter: the attempt that published it did not come so far."""
+    store, source = around.output.store, model_source(spec)
+    folder = around.scratch / ADAPTER
+    store.download_tree(ADAPTER, folder)
+    pinned = Content.from_json(adapter.details.get("pins", {}).get(BASE))
+    revision = (pinned.commit if pinned is not None else None) or source.revision
+    return publish_merged(
+        store,
+        folder,
+        base_name=str(adapter.details["baseModel"]),
+        weights=fetch_model(source.address, revision, trust_remote_code=spec.trust_remote_code).path,
+        identity=adapter.details["run"],
+        scratch=around.scratch,
+        device=device,
+        trust_remote_code=spec.trust_remote_code,
+        console=around.console,
     )
 
 

@@ -61,10 +61,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, delete]
-# Read only: how an attempt ended, and who sends progress.
+# Read only: how an attempt or a verification ended, and who sends progress.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# The verification of an adapter (output.verify); it goes with its FineTuneJob.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, create]
 # The effective job of an attempt (create, delete) and the certificate that trainers trust (create, update).
 - apiGroups: [""]
   resources: [configmaps]

@@ -9,6 +9,7 @@ from finetune_operator.desired.job_config import immutable_spec, job_config_map,
 from finetune_operator.desired.notices import cluster_notices
 from finetune_operator.desired.problems import job_problems
 from finetune_operator.desired.pytorchjob import pytorch_job
+from finetune_operator.desired.verification import verification_job
 
 __all__ = [
     "attempt_job",
@@ -18,4 +19,5 @@ __all__ = [
     "job_problems",
     "placement",
     "pytorch_job",
+    "verification_job",
 ]

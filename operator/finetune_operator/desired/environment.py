@@ -1,4 +1,4 @@
-"""Environment of a worker's container: how workers find each other, what they may write, and credentials by reference.
+"""Environment of a container: how workers find each other, what may be written, and credentials by reference.
 
 The training operator appends PET_NNODES and PET_NPROC_PER_NODE by itself, and nothing else for workers alone. The names
 are the trainer's (a test compares them): operator and trainer do not import each other.
@@ -55,15 +55,25 @@ def environment(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> l
         settings: the operator's.
     """
     workers = job.spec.workers
-    users = [variable.model_dump(mode="json", by_alias=True, exclude_none=True) for variable in workers.env]
-    given = {variable["name"] for variable in users}
     own = [
         *_group(job, attempt),
         *_launcher(workers, settings),
+        *_last_words(workers),
         *_folders(),
         *_progress(settings),
-        *_credentials(job.spec.secrets, given, settings),
     ]
+    return _with_users(own, job, settings)
+
+
+def verification_environment(job: FineTuneJob, settings: OperatorSettings) -> list[dict[str, Any]]:
+    """Variables of the container that verifies the adapter of `job`: it is alone, and nobody hears its progress."""
+    return _with_users([*_last_words(job.spec.workers), *_folders()], job, settings)
+
+
+def _with_users(own: list[dict[str, Any]], job: FineTuneJob, settings: OperatorSettings) -> list[dict[str, Any]]:
+    users = [variable.model_dump(mode="json", by_alias=True, exclude_none=True) for variable in job.spec.workers.env]
+    given = {variable["name"] for variable in users}
+    own = own + _credentials(job.spec.secrets, given, settings)
     return [variable for variable in own if variable["name"] not in given] + users
 
 
@@ -81,12 +91,16 @@ def _launcher(workers: Workers, settings: OperatorSettings) -> list[dict[str, An
         "FINETUNE_NPROC_PER_NODE": processes_per_node(workers),
         "FINETUNE_EXPECTED_WORLD_SIZE": workers.world_size,
         "FINETUNE_GRACE_SECONDS": settings.termination_grace_seconds - LAUNCHER_MARGIN_SECONDS,
-        "FINETUNE_TERMINATION_MESSAGE_PATH": TERMINATION_MESSAGE_PATH,
     }
+    return [_value(name, value) for name, value in variables.items()]
+
+
+def _last_words(workers: Workers) -> list[dict[str, Any]]:
+    variables = [_value("FINETUNE_TERMINATION_MESSAGE_PATH", TERMINATION_MESSAGE_PATH)]
     if not workers.gpus_per_node:
         # Where the container runtime shows every GPU to everybody, a job for the CPU must not take one.
-        variables["CUDA_VISIBLE_DEVICES"] = ""
-    return [_value(name, value) for name, value in variables.items()]
+        variables.append(_value("CUDA_VISIBLE_DEVICES", ""))
+    return variables
 
 
 def _folders() -> list[dict[str, Any]]:

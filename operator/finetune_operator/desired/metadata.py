@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.job import API_VERSION, KIND, FineTuneJob
-from finetune_operator.names import ATTEMPT_LABEL, JOB_NAME_LABEL, JOB_UID_LABEL, MANAGED_BY_LABEL, MANAGER, child_name
+from finetune_operator.names import (
+    ATTEMPT_LABEL,
+    JOB_NAME_LABEL,
+    JOB_UID_LABEL,
+    MANAGED_BY_LABEL,
+    MANAGER,
+    child_name,
+    verification_name,
+)
 
 
 def child_of(job: FineTuneJob, attempt: int) -> str:
@@ -14,11 +22,21 @@ def child_of(job: FineTuneJob, attempt: int) -> str:
 
 
 def child_metadata(job: FineTuneJob, attempt: int) -> dict[str, Any]:
-    """Metadata of an object that goes when its FineTuneJob goes."""
+    """Metadata of an object of an attempt."""
+    return _metadata(job, child_of(job, attempt), child_labels(job, attempt))
+
+
+def verification_metadata(job: FineTuneJob) -> dict[str, Any]:
+    """Metadata of the Job that verifies the adapter."""
+    return _metadata(job, verification_name(job.metadata.name, uid_of(job)), job_labels(job))
+
+
+def _metadata(job: FineTuneJob, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """Of an object that goes when its FineTuneJob goes."""
     return {
-        "name": child_of(job, attempt),
+        "name": name,
         "namespace": namespace_of(job),
-        "labels": child_labels(job, attempt),
+        "labels": labels,
         "ownerReferences": [
             {
                 "apiVersion": API_VERSION,
@@ -34,12 +52,12 @@ def child_metadata(job: FineTuneJob, attempt: int) -> dict[str, Any]:
 
 def child_labels(job: FineTuneJob, attempt: int) -> dict[str, str]:
     """Labels by which an object or a pod of an attempt is found."""
-    return {
-        MANAGED_BY_LABEL: MANAGER,
-        JOB_NAME_LABEL: job.metadata.name,
-        JOB_UID_LABEL: uid_of(job),
-        ATTEMPT_LABEL: str(attempt),
-    }
+    return {**job_labels(job), ATTEMPT_LABEL: str(attempt)}
+
+
+def job_labels(job: FineTuneJob) -> dict[str, str]:
+    """Labels by which everything is found that belongs to a job."""
+    return {MANAGED_BY_LABEL: MANAGER, JOB_NAME_LABEL: job.metadata.name, JOB_UID_LABEL: uid_of(job)}
 
 
 def uid_of(job: FineTuneJob) -> str:

@@ -68,14 +68,30 @@ class PodVolumes:
 
 def pod_volumes(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> PodVolumes:
     """Volumes of `job`, a result of `attempt_job`."""
-    found = own_volumes(job, child_of(job, attempt), settings)
+    return _with_users(own_volumes(job, child_of(job, attempt), settings), job)
+
+
+def _with_users(found: PodVolumes, job: FineTuneJob) -> PodVolumes:
     for volume in job.spec.workers.volumes:
         _add_users(found, volume)
     return found
 
 
-def own_volumes(job: FineTuneJob, config_map: str, settings: OperatorSettings) -> PodVolumes:
-    """Those that the job did not ask for with workers.volumes."""
+def verification_volumes(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> PodVolumes:
+    """Volumes of a pod that verifies the adapter of `job`: as of its last attempt, its addresses read-only."""
+    quiet = settings.model_copy(update={"progress_url": None})
+    return _with_users(own_volumes(job, child_of(job, attempt), quiet, writes=False), job)
+
+
+def own_volumes(job: FineTuneJob, config_map: str, settings: OperatorSettings, *, writes: bool = True) -> PodVolumes:
+    """Those that the job did not ask for with workers.volumes.
+
+    Args:
+        job: result of `attempt_job`.
+        config_map: name of the ConfigMap that holds the job.
+        settings: the operator's.
+        writes: whether anything is written to the job's addresses.
+    """
     found = PodVolumes()
     config = {"name": config_map, "items": [{"key": JOB_FILE_KEY, "path": JOB_FILE_KEY}]}
     found.add(f"{VOLUME_PREFIX}job", {"configMap": config}, JOB_FOLDER, read_only=True)
@@ -93,7 +109,8 @@ def own_volumes(job: FineTuneJob, config_map: str, settings: OperatorSettings) -
         found.add(f"{VOLUME_PREFIX}progress", _progress(settings), PROGRESS_FOLDER, read_only=True)
     for index, (claim, written) in enumerate(claims(job).items()):
         # A claim's name may be longer than a volume's.
-        found.add_claim(f"{VOLUME_PREFIX}claim-{index}", claim, f"{CLAIMS_FOLDER}/{claim}", read_only=not written)
+        read_only = not (written and writes)
+        found.add_claim(f"{VOLUME_PREFIX}claim-{index}", claim, f"{CLAIMS_FOLDER}/{claim}", read_only=read_only)
     return found
 
 

@@ -1,7 +1,8 @@
 """The conditions of a job, by the conventions of Kubernetes and kstatus.
 
 Succeeded is always there: Unknown until the job has ended, then True or False for ever. Reconciling and Stalled exist
-only while they are true. lastTransitionTime moves when a status does, and at no other time.
+only while they are true. Verified comes with success, where it was asked for, and changes none of them: the adapter is
+there. lastTransitionTime moves when a status does, and at no other time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from finetune_operator.policy.times import rfc3339
 MESSAGE_LIMIT = 4096
 
 State = Literal["True", "False", "Unknown"]
+
+_ORDER = tuple(ConditionType)
 
 
 def condition(status: FineTuneJobStatus, kind: ConditionType) -> Condition | None:
@@ -72,6 +75,13 @@ def finished(
         _set(status, ConditionType.STALLED, "True", reason, message, now, generation)
 
 
+def verified(
+    status: FineTuneJobStatus, state: State, reason: str, message: str, *, now: datetime, generation: int
+) -> None:
+    """What is known of the adapter's verification."""
+    _set(status, ConditionType.VERIFIED, state, reason, message, now, generation)
+
+
 def _set(
     status: FineTuneJobStatus,
     kind: ConditionType,
@@ -91,8 +101,12 @@ def _set(
         observed_generation=generation,
     )
     others = [item for item in status.conditions if item.type != kind]
-    # In the order of the types, so that the same conditions are the same text.
-    status.conditions = sorted([*others, changed], key=lambda item: item.type, reverse=True)
+    # Always in one order, so that the same conditions are the same text.
+    status.conditions = sorted([*others, changed], key=_place)
+
+
+def _place(item: Condition) -> int:
+    return _ORDER.index(item.type) if item.type in _ORDER else len(_ORDER)
 
 
 def _drop(status: FineTuneJobStatus, kind: ConditionType) -> None:

@@ -7,15 +7,15 @@ before anything of it is deleted. So an operator that is killed between any two 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
-from finetune_api.status import FineTuneJobStatus, Phase, Progress
-from finetune_operator.policy import conditions, deadline, endings, retry, ttl
+from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.policy import conditions, deadline, endings, retry, ttl, verification
 from finetune_operator.policy.failure_reason import Verdict, judge
 from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.plan import Patience, Plan, Seen, Wishes
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
 from finetune_operator.policy.times import moment, rfc3339
@@ -23,66 +23,6 @@ from finetune_operator.policy.waiting import Activity, activity
 
 LOOK_AGAIN_SECONDS = 5.0
 """When to look again for what an event should tell, in case it does not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """The operator's settings that decide when things happen (seconds)."""
-
-    retry_base_seconds: float
-    retry_limit_seconds: float
-    group_end_seconds: float
-    pods_expected_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the spec says of how the job lives."""
-
-    generation: int
-    suspend: bool
-    backoff_limit: int
-    active_deadline_seconds: int | None
-    ttl_seconds_after_finished: int | None
-    queue: str | None
-    """Kueue queue, if there is one."""
-    problems: Sequence[Problem] = ()
-    """Why no attempt can be made of this spec."""
-    notices: Sequence[Problem] = ()
-    """What its author should know although it will be done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What was read of a job. `workers` and `pods` belong to attempt number `status.attempt`."""
-
-    wishes: Wishes
-    status: FineTuneJobStatus
-    workers: WorkersView | None = None
-    pods: Sequence[PodView] = ()
-    unrecorded: WorkersView | None = None
-    """PyTorchJob of the attempt after `status.attempt`, where an operator was stopped before it wrote that down."""
-    noticed: datetime | None = None
-    """When it was first seen that the current attempt is ending."""
-    progress: Progress | None = None
-    reported: Phase | None = None
-    """Phase in the newest report of the current attempt."""
-
-
-@dataclass(kw_only=True)
-class Plan:
-    """What to do, and what status says once it is done."""
-
-    status: FineTuneJobStatus
-    create: int | None = None
-    """Number of the attempt to create."""
-    release: bool = False
-    """Delete the PyTorchJob of the current attempt and, unless it is the first, its ConfigMap."""
-    delete_job: bool = False
-    again_at: datetime | None = None
-    """When to look again although nothing may have happened."""
-    ending: bool = False
-    """The attempt's end has begun and is not judged yet."""
 
 
 def decide(seen: Seen, now: datetime, patience: Patience) -> Plan:
@@ -126,12 +66,17 @@ def note_hindered(plan: Plan, reason: str, message: str, seen: Seen, now: dateti
 
 
 def _after_the_end(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
-    workers = seen.workers
+    workers, verify = seen.workers, seen.wishes.verify
     expiry = ttl.expiry(plan.status, seen.wishes.ttl_seconds_after_finished)
-    if expiry is not None and now >= expiry:
+    if verification.awaits_verdict(plan.status, verify=verify):
+        verification.follow(plan, seen, now, patience)
+        # Nobody would hear the verdict of a job that is gone.
+        expiry = None if verification.awaits_verdict(plan.status, verify=verify) else expiry
+    elif expiry is not None and now >= expiry:
         plan.delete_job = True
         return
-    plan.again_at = expiry
+    plan.again_at = min((time for time in (plan.again_at, expiry) if time is not None), default=None)
+    plan.keep_config_map = verify
     if workers is None or workers.deleting:
         return
     # Pods that have ended hold nothing and keep their logs; those that have not must go.
@@ -141,7 +86,7 @@ def _after_the_end(plan: Plan, seen: Seen, now: datetime, patience: Patience) ->
         patience_ends = (moment(plan.status.completion_time) or now) + timedelta(seconds=patience.group_end_seconds)
         plan.release = now >= patience_ends
         if not plan.release:
-            plan.again_at = min(patience_ends, expiry or patience_ends)
+            plan.again_at = min(patience_ends, plan.again_at or patience_ends)
 
 
 def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
@@ -156,6 +101,7 @@ def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience
     limit = wishes.active_deadline_seconds
     if isinstance(verdict, Verdict) and verdict.succeeded:
         endings.succeed(status, verdict, now=now, generation=wishes.generation)
+        verification.begin(plan, seen, now)
         plan.again_at = now
     elif isinstance(verdict, Verdict) and not verdict.retryable:
         endings.end_attempt(status, verdict, now)

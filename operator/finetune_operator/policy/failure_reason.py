@@ -146,7 +146,7 @@ def _without_failed_pod(workers: WorkersView, pods: Sequence[PodView], checkpoin
             checkpoint=checkpoint,
         )
     if workers.end == "Failed":
-        text = _quoted(workers.end_message).rstrip(".")
+        text = quoted(workers.end_message).rstrip(".")
         return Verdict(
             succeeded=False,
             reason=OperatorReason.WORKERS_FAILED,
@@ -210,9 +210,7 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
         )
     elif weight is _Weight.DISRUPTED:
         reason, counted = str(OperatorReason.DISRUPTED), False
-        message = (
-            f"{who} was taken away by the cluster ({_quoted(_disruption(pod))}); this does not count as a failure."
-        )
+        message = f"{who} was taken away by the cluster ({quoted(_disruption(pod))}); this does not count as a failure."
     elif words is not None and words.reason is not None:
         reason, message, retryable = str(words.reason), words.message, is_retryable(EXIT_CODES[words.reason])
         # Where a worker is gone altogether, nobody else can say what became of it.
@@ -221,7 +219,7 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
     elif weight is _Weight.NEVER_STARTED:
         reason, retryable = str(OperatorReason.TRAINER_NOT_STARTED), False
         message = (
-            f"{who} could not start the trainer ({_quoted(pod.ended_message)}): check that workers.image is a trainer "
+            f"{who} could not start the trainer ({quoted(pod.ended_message)}): check that workers.image is a trainer "
             "of this operator."
         )
     elif weight is _Weight.SILENT:
@@ -232,7 +230,7 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
         )
     else:
         reason = str(OperatorReason.TRAINER_CRASHED)
-        how = f"with exit code {code}" if code is not None else f"({_quoted(pod.ended_message or pod.ended_reason)})"
+        how = f"with exit code {code}" if code is not None else f"({quoted(pod.ended_message or pod.ended_reason)})"
         message = (
             f"{who} ended {how} and could not say why; another attempt may succeed. If it comes back, report it with "
             f"the last lines of `kubectl logs {pod.name}`."
@@ -254,6 +252,7 @@ def _disruption(pod: PodView) -> str:
     return "its pod was deleted" if pod.deleting else "it was told to stop"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A foreign text on one line, and not too long for a sentence of ours."""
     line = " ".join(text.split())
     return line if len(line) <= _KUBELET_TEXT_LIMIT else line[: _KUBELET_TEXT_LIMIT - 1] + "…"

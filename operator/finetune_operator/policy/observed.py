@@ -1,4 +1,4 @@
-"""What was read of an attempt: its PyTorchJob and its pods, taken apart once so that policies need no raw objects.
+"""What was read of an attempt, or of a verification: its Job and pods, taken apart so that policies see no raw objects.
 
 Everything here comes from others (kubelets, the training operator, whatever a tenant may write), so nothing is taken
 for granted: what is missing or of another shape is absent.
@@ -6,13 +6,13 @@ for granted: what is missing or of another shape is absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.outcome import TerminationMessage
-from finetune_operator.names import PYTORCH_CONTAINER, REPLICA_INDEX_LABEL, WORKER_REPLICA
+from finetune_operator.names import PYTORCH_CONTAINER, REPLICA_INDEX_LABEL, VERIFICATION_CONTAINER, WORKER_REPLICA
 from finetune_operator.policy.times import moment
 
 DISRUPTION_REASONS = (
@@ -105,12 +105,32 @@ class WorkersView:
         return self.end is not None
 
 
-def read_pod(raw: Mapping[str, Any]) -> PodView:
-    """What matters of a pod."""
+@dataclass(frozen=True, kw_only=True)
+class VerificationView:
+    """The batch Job that verifies an adapter, and its pods."""
+
+    name: str
+    uid: str
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    """When its controller began with it, after the last suspension."""
+    deleting: bool = False
+    suspended: bool = False
+    """By Kueue or somebody like it."""
+    ended: bool = False
+    end_reason: str = ""
+    """The controller's word for a failure, such as DeadlineExceeded; empty after success."""
+    end_message: str = ""
+    pods: Sequence[PodView] = ()
+    """Oldest first. One that a disruption ended is followed by another."""
+
+
+def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) -> PodView:
+    """What matters of a pod, and of its container of that name."""
     metadata, status = _map(raw, "metadata"), _map(raw, "status")
     phase = str(status.get("phase") or "Pending")
     conditions = {str(item.get("type")): item for item in _maps(status, "conditions")}
-    container = next((item for item in _maps(status, "containerStatuses") if item.get("name") == PYTORCH_CONTAINER), {})
+    container = next((item for item in _maps(status, "containerStatuses") if item.get("name") == container_name), {})
     state = _map(container, "state")
     waiting, ended = _map(state, "waiting"), _map(state, "terminated")
     exit_code = ended.get("exitCode")
@@ -176,6 +196,28 @@ def read_workers(raw: Mapping[str, Any], attempt: int, *, edited: bool = False) 
         end_message=str(true[end].get("message") or "") if end else "",
         ended_at=moment(str(status.get("completionTime") or "")) or _condition_time(true.get(end) if end else None),
         edited=edited,
+    )
+
+
+def read_verification(raw: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> VerificationView:
+    """What matters of a batch Job and of those of `pods` that are its own."""
+    metadata, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
+    true = {str(item.get("type")): item for item in _maps(status, "conditions") if item.get("status") == "True"}
+    failed = true.get("Failed", {})
+    uid = str(metadata.get("uid", ""))
+    views = (read_pod(pod, VERIFICATION_CONTAINER) for pod in pods)
+    own = [view for view in views if view.owner_uid == uid]
+    return VerificationView(
+        name=str(metadata.get("name", "")),
+        uid=uid,
+        created_at=moment(str(metadata.get("creationTimestamp") or "")),
+        started_at=moment(str(status.get("startTime") or "")),
+        deleting="deletionTimestamp" in metadata,
+        suspended=spec.get("suspend") is True,
+        ended="Complete" in true or "Failed" in true,
+        end_reason=str(failed.get("reason") or ""),
+        end_message=str(failed.get("message") or ""),
+        pods=sorted(own, key=lambda pod: (pod.created_at or datetime.max.replace(tzinfo=UTC), pod.name)),
     )
 
 

@@ -38,6 +38,16 @@ class OperatorReason(StrEnum):
     CREATION_FORBIDDEN = "CreationForbidden"
 
 
+class VerificationReason(StrEnum):
+    """Why the condition Verified is what it is."""
+
+    PENDING = "VerificationPending"
+    VERIFYING = "Verifying"
+    AS_TRAINED = "AsTrained"
+    NOT_AS_TRAINED = "NotAsTrained"
+    FAILED = "VerificationFailed"
+
+
 ENDS_OF_ATTEMPTS = (
     OperatorReason.SUCCEEDED,
     OperatorReason.SUSPENDED,

@@ -9,7 +9,7 @@ from typing import Literal
 from finetune_api.problem import Problem
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.policy.conditions import condition, is_finished
-from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.policy.reasons import OperatorReason, VerificationReason
 
 QUIET_ENDS = (OperatorReason.SUSPENDED, OperatorReason.DISRUPTED)
 """Ends of attempts that are nobody's fault."""
@@ -52,7 +52,15 @@ def events_between(
         problems: what is wrong with the spec; told when the job becomes stalled by them.
         notices: what its author should know; told once for each spec.
     """
-    return list(_events(old, new, problems, notices))
+    return [*_events(old, new, problems, notices), *_verification_events(old, new)]
+
+
+def _verification_events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
+    before, after = condition(old, ConditionType.VERIFIED), condition(new, ConditionType.VERIFIED)
+    if after is None or after.reason == VerificationReason.PENDING or (before and before.reason == after.reason):
+        return
+    expected = after.reason in (VerificationReason.VERIFYING, VerificationReason.AS_TRAINED)
+    yield Event("Normal" if expected else "Warning", after.reason, after.message)
 
 
 def _events(

@@ -23,7 +23,8 @@ PULL_FAILURES = (
 )
 _CONFIGURATION = ("CreateContainerConfigError",)
 _START = ("CreateContainerError", "RunContainerError", "CrashLoopBackOff", "PreCreateHookError", "PreStartHookError")
-
+STUCK = (*PULL_FAILURES, *_CONFIGURATION, *_START)
+"""Reasons for which a container waits that do not pass by themselves."""
 
 WAITING_PHASES = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RETRYING)
 

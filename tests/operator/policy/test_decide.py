@@ -10,7 +10,8 @@ from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
 from finetune_api.status import Attempt, ConditionType, FineTuneJobStatus, Phase, Progress
 from finetune_operator.policy.conditions import condition, is_finished
-from finetune_operator.policy.decide import Plan, Seen, decide, note_created, note_hindered
+from finetune_operator.policy.decide import decide, note_created, note_hindered
+from finetune_operator.policy.plan import Plan, Seen
 from finetune_operator.policy.times import moment, rfc3339
 from tests.operator.policy.views import (
     ADAPTER,

@@ -11,13 +11,17 @@ from datetime import datetime, timedelta
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from finetune_api.outcome import Reason
-from finetune_api.status import Condition, FineTuneJobStatus
-from finetune_operator.policy.conditions import is_finished
-from finetune_operator.policy.decide import Plan, Seen, attempt_is_open, decide, next_attempt, note_created
-from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_api.status import Condition, ConditionType, FineTuneJobStatus
+from finetune_api.verification import VerificationMessage
+from finetune_operator.policy.conditions import condition, is_finished
+from finetune_operator.policy.decide import attempt_is_open, decide, next_attempt, note_created
+from finetune_operator.policy.observed import PodView, VerificationView, WorkersView
+from finetune_operator.policy.plan import Plan, Seen
+from finetune_operator.policy.verification import awaits_verdict
+from finetune_operator.policy.verification import note_created as note_verifying
 from tests.operator.policy.views import NOW, PATIENCE, failure, pod, success, wishes, workers
 
 
@@ -29,6 +33,9 @@ class World:
     children: dict[int, WorkersView] = field(default_factory=dict)
     pods: dict[int, PodView] = field(default_factory=dict)
     created: list[int] = field(default_factory=list)
+    verification: VerificationView | None = None
+    verifications: int = 0
+    """How many were made."""
 
     def create(self, attempt: int) -> WorkersView:
         """A PyTorchJob and its pod; the one that is there already when there is one."""
@@ -39,6 +46,15 @@ class World:
             self.pods[attempt] = pod(0, phase="Running", running=True, created_at=self.now)
         return self.children[attempt]
 
+    def verify(self) -> VerificationView:
+        """The Job of a verification; the one that is there already when there is one."""
+        if self.verification is None:
+            self.verifications += 1
+            self.verification = VerificationView(
+                name="guard-verify", uid="verify", created_at=self.now, started_at=self.now
+            )
+        return self.verification
+
 
 class Life(RuleBasedStateMachine):
     """One job."""
@@ -47,9 +63,12 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
         self.status = FineTuneJobStatus()
-        self.wishes = wishes(backoff_limit=2, active_deadline_seconds=5000)
+        self.wishes = wishes(backoff_limit=2, active_deadline_seconds=5000, verify=True)
         self.deleted = False
         self.ended_as: Condition | None = None
+        self.verdict: Condition | None = None
+        self.unrecorded = 0
+        """Verifications that were deleted before status said that they had been made."""
         self.active_seconds = 0
 
     def _seen(self) -> Seen:
@@ -63,6 +82,7 @@ class Life(RuleBasedStateMachine):
             workers=self.world.children.get(attempt),
             pods=[self.world.pods[attempt]] if attempt in self.world.pods else [],
             unrecorded=unrecorded,
+            verification=self.world.verification if awaits_verdict(self.status, verify=True) else None,
         )
 
     @rule(crash=st.sampled_from(["no", "before the status"]))
@@ -86,6 +106,11 @@ class Life(RuleBasedStateMachine):
         if plan.create is not None:
             assert not is_finished(self.status)
             note_created(plan, self.world.create(plan.create), seen, self.world.now, PATIENCE)
+        if plan.verify:
+            end = condition(self.status, ConditionType.SUCCEEDED)
+            assert end is not None
+            assert end.status == "True"
+            note_verifying(plan, self.world.verify(), seen, self.world.now, PATIENCE)
         if crash == "no":
             self.status = plan.status
 
@@ -115,6 +140,24 @@ class Life(RuleBasedStateMachine):
                     ended_at=self.world.now,
                 )
                 return
+
+    @rule(how=st.sampled_from(["as trained", "not as trained", "crash", "failed", "deleted"]))
+    def the_verification_goes_on(self, how: str) -> None:
+        """Its pod ends, or it is deleted."""
+        found = self.world.verification
+        if found is None:
+            return
+        if how == "deleted":
+            recorded = condition(self.status, ConditionType.VERIFIED)
+            self.unrecorded += recorded is None or recorded.reason == "VerificationPending"
+            self.world.verification = None
+        elif not found.ended:
+            said = {"as trained": True, "not as trained": False}.get(how)
+            words = VerificationMessage(verified=said)
+            text = words.to_bytes().decode() if how != "crash" else ""
+            code = words.exit_code if how != "crash" else 139
+            ended = pod(0, phase="Failed", ended=True, exit_code=code, ended_message=text)
+            self.world.verification = replace(found, pods=[*found.pods, ended], ended=how != "crash")
 
     @rule()
     def deleted_pods_go(self) -> None:
@@ -169,6 +212,19 @@ class Life(RuleBasedStateMachine):
             assert self.ended_as is None
 
     @invariant()
+    def a_verdict_is_one_and_comes_after_success(self) -> None:
+        """No verification is made twice, and none is of a job that has failed."""
+        assert self.world.verifications <= 1 + self.unrecorded
+        found = condition(self.status, ConditionType.VERIFIED)
+        end = condition(self.status, ConditionType.SUCCEEDED)
+        assert found is None or (end is not None and end.status == "True")
+        if found is not None and not awaits_verdict(self.status, verify=True):
+            assert self.verdict in (None, found)
+            self.verdict = found
+        else:
+            assert self.verdict is None
+
+    @invariant()
     def active_time_never_shrinks(self) -> None:
         """The deadline could otherwise be put off."""
         assert (self.status.active_seconds or 0) >= self.active_seconds
@@ -179,7 +235,7 @@ class Life(RuleBasedStateMachine):
         """At rest nothing is written: a look that changes nothing leads to no other status."""
         plan = decide(self._seen(), self.world.now, PATIENCE)
         again = decide(replace(self._seen(), status=plan.status), self.world.now, PATIENCE)
-        if not (plan.create or plan.release or plan.again_at == self.world.now or plan.delete_job):
+        if not (plan.create or plan.verify or plan.release or plan.again_at == self.world.now or plan.delete_job):
             assert again.status == plan.status
 
     @invariant()
@@ -188,5 +244,20 @@ class Life(RuleBasedStateMachine):
         assert (self.status.failures or 0) <= self.wishes.backoff_limit + 1
 
 
+class LifeAfterSuccess(Life):
+    """One job that has an adapter: what may still go wrong is its verification."""
+
+    @initialize()
+    def it_succeeds(self) -> None:
+        """At its first attempt."""
+        self.look(crash="no")
+        self.a_pod_ends(how="success")
+        self.look(crash="no")
+        assert is_finished(self.status)
+
+
 Life.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 test_whatever_happens = Life.TestCase
+
+LifeAfterSuccess.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+test_whatever_happens_after_success = LifeAfterSuccess.TestCase

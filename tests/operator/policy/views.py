@@ -8,13 +8,19 @@ from typing import Any
 
 from finetune_api.outcome import AdapterResult, CheckpointResult, Reason, TerminationMessage
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.policy.decide import Patience, Seen, Wishes
 from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.plan import Patience, Seen, Wishes
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 WORKERS_UID = "workers-uid"
 ADAPTER = AdapterResult(uri="s3://models/adapter", base_model="acme/model", sha256="0" * 64, size_bytes=1)
-PATIENCE = Patience(retry_base_seconds=10, retry_limit_seconds=360, group_end_seconds=30, pods_expected_seconds=30)
+PATIENCE = Patience(
+    retry_base_seconds=10,
+    retry_limit_seconds=360,
+    group_end_seconds=30,
+    pods_expected_seconds=30,
+    verification_seconds=7200,
+)
 
 
 def later(seconds: float) -> datetime:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from finetune_trainer.publish.model_card import write_model_card
+from finetune_trainer.pins import BaseModelName
+from finetune_trainer.publish.model_card import read_licence, write_model_card
 from finetune_trainer.publish.report import DataCounts, ReportData
 
 REPORT = ReportData(
@@ -25,17 +27,45 @@ REPORT = ReportData(
 
 @pytest.mark.parametrize(
     ("base", "metadata"),
-    [("acme/model", "acme/model"), ("/models/local", None), ("s3://bucket/model", None)],
+    [
+        (BaseModelName("acme/model", "acme/model", "abc"), {"base_model": "acme/model", "license": "llama3"}),
+        (BaseModelName("local", None, None), {"base_model": None, "license": None}),
+    ],
 )
-def test_the_card_names_a_base_that_the_hub_knows(base: str, metadata: str | None, tmp_path: Path) -> None:
-    write_model_card(tmp_path, REPORT, base_model=base)
+def test_the_card_names_a_base_that_the_hub_knows(
+    base: BaseModelName, metadata: dict[str, str | None], tmp_path: Path
+) -> None:
+    write_model_card(tmp_path, REPORT, base=base, licence={"license": "llama3"}, sha256="f" * 64)
     _, head, body = (tmp_path / "README.md").read_text().split("---\n", 2)
     found = yaml.safe_load(head)
-    assert found.get("base_model") == metadata
+    assert {key: found.get(key) for key in metadata} == metadata
     assert (found["library_name"], found["tags"]) == ("peft", ["lora"])
-    assert f"A LoRA adapter of `{base}`." in body
+    assert f"A LoRA adapter of `{base.name}`" in body
     assert "q,v x 2 layers: 0.1 M parameters." in body
     assert "- `model.layers.[0-1].self_attn.q_proj`" in body
     assert "- validation loss: 0.25" in body
     assert "- train rows: 1,200" in body
+    assert "f" * 64 in body
     assert "perplexity" not in body
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: llama3\nlanguage: en\n---\n# Model", {"license": "llama3"}),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n",
+            {"license": "other", "license_name": "own", "license_link": "LICENSE"},
+        ),
+        ("---\nlicense: [a, b]\n---\n", {}),
+        ("---\n: {\n---\n", {}),
+        ("# Model", {}),
+        (None, {}),
+    ],
+)
+def test_the_licence_is_the_one_that_the_base_models_card_declares(
+    card: str | None, licence: dict[str, str], tmp_path: Path
+) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert read_licence(SimpleNamespace(config=SimpleNamespace(_name_or_path=str(tmp_path)))) == licence

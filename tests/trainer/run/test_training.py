@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftConfig
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -76,13 +78,32 @@ def test_a_run_of_one_step_trains(tmp_path: Path, settings: dict[str, Any]) -> N
     assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
 
 
+@pytest.mark.parametrize("model_id", ["acme/tiny", None])
+def test_the_adapter_names_its_base_by_a_name_that_others_know_or_not_at_all(
+    tmp_path: Path, model_id: str | None
+) -> None:
+    """Not by a path of the machine that trained, wherever the weights came from."""
+    path = str(tiny_model())
+    job = TinyJob(tmp_path, **({"model_id": model_id, "initial_base_model_ckpt_path": path} if model_id else {}))
+    message = job.run()
+    adapter = job.output / "adapter"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (model_id, None)
+    assert message.adapter is not None
+    assert message.adapter.base_model == (model_id or tiny_model().name)
+    for file in adapter.iterdir():
+        if file.name != "report.html":  # It shows the whole job.
+            assert str(tiny_model()).encode() not in file.read_bytes(), file.name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert PeftConfig.from_pretrained(str(adapter)).r == 4
+
+
 def test_the_adapter_says_how_long_a_context_it_saw_and_where_answers_end(tmp_path: Path) -> None:
     job = TinyJob(tmp_path, context_length=40)
     job.run()
-    config = json.loads((job.output / "adapter" / "adapter_config.json").read_text())
-    assert config["context_length"] == 40
-    assert config["inference_mode"] is True
-    assert config["base_model_name_or_path"] == job.spec["model_id"]
+    assert json.loads((job.output / "adapter" / "manifest.json").read_text())["contextLength"] == 40
+    assert json.loads((job.output / "adapter" / "adapter_config.json").read_text())["inference_mode"] is True
     generation = json.loads((job.output / "adapter" / "generation_config.json").read_text())
     from transformers import AutoTokenizer
 

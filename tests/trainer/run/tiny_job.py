@@ -64,9 +64,15 @@ def write_rows(path: Path, found: list[dict[str, Any]]) -> Path:
 
 
 class TinyJob:
-    """A job in a folder of its own; `spec` may be changed before it is run."""
+    """A job in a folder of its own; `spec` may be changed before it is run.
 
-    def __init__(self, folder: Path, **spec: Any) -> None:
+    Args:
+        folder: for its data and its output.
+        golden: whether it writes golden prompts, which takes longer than to train it: a random model never stops.
+        spec: keys of the job that are not as usual.
+    """
+
+    def __init__(self, folder: Path, *, golden: bool = False, **spec: Any) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / "out"
@@ -81,7 +87,7 @@ class TinyJob:
             "valid_path": str(valid),
             "task": "instruction_tuning",
             **copy.deepcopy(SETTINGS),
-            "output": {"uri": str(self.output)},
+            "output": {"uri": str(self.output), "golden": golden},
             **spec,
         }
 

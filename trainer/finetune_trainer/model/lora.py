@@ -84,7 +84,7 @@ def continue_lora(model: Any, folder: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            # PEFT's complaint about the context_length that we and others put beside its own keys.
+            # Writers of adapters put keys of their own beside PEFT's, such as context_length.
             warnings.filterwarnings("ignore", message="Unexpected keyword arguments")
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:  # PEFT lets whatever a foreign folder causes through.

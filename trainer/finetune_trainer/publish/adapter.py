@@ -10,7 +10,6 @@ manifest.json                                    digests, written last
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,9 +29,12 @@ from finetune_trainer.data.load_tokenizer import save_tokenizer
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.lora import published_config
+from finetune_trainer.pins import BaseModelName, portable
 from finetune_trainer.storage import MANIFEST_NAME, Manifest, ObjectStore, build_manifest, read_manifest
 
 FOLDER = "adapter"
+
+_ADDRESS_KEYS = ("model_id", "initial_base_model_ckpt_path", "initial_adapter_model_ckpt_path")
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,7 @@ class AdapterParts:
     weights: dict[str, torch.Tensor]
     tokenizer: ModelTokenizer
     generation: GenerationConfig
-    base_model: str
-    """Where the base model is loaded from: the model id, or the path or address that replaced it."""
-    base_model_revision: str | None
-    context_length: int | None
+    base: BaseModelName
 
 
 def write_adapter(folder: Path, parts: AdapterParts) -> None:
@@ -66,16 +65,11 @@ def write_adapter(folder: Path, parts: AdapterParts) -> None:
 
 def _write_weights(folder: Path, parts: AdapterParts) -> None:
     config = published_config(parts.model)
-    config.base_model_name_or_path = parts.base_model
-    config.revision = parts.base_model_revision
+    # A path or bucket of this run means nothing, or something else, to whoever serves the adapter.
+    config.base_model_name_or_path = parts.base.hub_name
+    config.revision = parts.base.revision
     config.save_pretrained(str(folder))
     save_file(parts.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    if parts.context_length is not None:
-        # Not one of PEFT's keys: Ray Serve and vLLM read the trained context length from here.
-        path = folder / "adapter_config.json"
-        content = json.loads(path.read_text())
-        content["context_length"] = parts.context_length
-        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _write_generation_config(folder: Path, parts: AdapterParts) -> None:
@@ -107,7 +101,7 @@ def publish_adapter(
     Args:
         store: the job's output.
         folder: the finished adapter folder.
-        details: goes into the manifest: `run`, `baseModel`, `baseModelRevision`, `targets`, `metrics`, `dataset`.
+        details: goes into the manifest: `run`, `baseModel`, `baseModelRevision`, `targets`, `metrics`, `dataset`, ….
         verify: proves the copy that was read back.
 
     Raises:
@@ -163,7 +157,7 @@ def finished_adapter(store: ObjectStore, identity: dict[str, Any]) -> Manifest |
     manifest = read_manifest(store, FOLDER)
     if manifest is None:
         return None
-    found = manifest.details.get("run")
+    found, identity = manifest.details.get("run"), published_identity(identity)
     if found != identity:
         found = found if isinstance(found, dict) else {}
         names = [name for name in {**found, **identity} if found.get(name) != identity.get(name)]
@@ -173,6 +167,14 @@ def finished_adapter(store: ObjectStore, identity: dict[str, Any]) -> Manifest |
             "choose another output, or remove the folder.",
         )
     return manifest
+
+
+def published_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """What decides the course of training, as a manifest has it: without the paths of the machine that trained."""
+    return {
+        key: portable(value) if key in _ADDRESS_KEYS and isinstance(value, str) else value
+        for key, value in identity.items()
+    }
 
 
 def metrics_of(manifest: Manifest) -> MetricsResult:

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from finetune_trainer.pins import BaseModelName
 from finetune_trainer.publish.report import ReportData
 
 NAME = "README.md"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_LICENCE_KEYS = ("license", "license_name", "license_link")
+_MOST_BYTES = 256 * 1024
+"""Of a base model's card; its metadata come first."""
 
 
-def write_model_card(folder: Path, report: ReportData, *, base_model: str) -> None:
+def read_licence(model: Any) -> dict[str, str]:
+    """What the card of the base model that was loaded declares as its licence, in the Hub's keys; often nothing.
+
+    Args:
+        model: transformers' model; its folder has the card where the model came with one.
+    """
+    try:
+        with Path(model.config._name_or_path, NAME).open("rb") as stream:  # noqa: SLF001  # It has no other name.
+            _, head, _ = stream.read(_MOST_BYTES).decode(errors="replace").split("---\n", 2)
+        metadata = yaml.safe_load(head)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    found = metadata if isinstance(metadata, dict) else {}
+    return {key: found[key] for key in _LICENCE_KEYS if isinstance(found.get(key), str)}
+
+
+def write_model_card(
+    folder: Path, report: ReportData, *, base: BaseModelName, licence: Mapping[str, str], sha256: str
+) -> None:
     """Write the card into the adapter's `folder`.
 
     Args:
         folder: the adapter's.
         report: what was trained on what, and how well it went.
-        base_model: where the base model is loaded from. The Hub takes names of its own only, so others stay out of the
-            card's metadata.
+        base: the base model. The Hub takes names of its own only, so others stay out of the card's metadata.
+        licence: the base model's, in the Hub's keys.
+        sha256: digest of the training file.
     """
     metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora"]}
-    if _HUB_NAME.fullmatch(base_model):
-        metadata = {"base_model": base_model, **metadata}
-    revision = f" at revision `{report.model_revision}`" if report.model_revision else ""
+    if base.hub_name:
+        relation = {"base_model": base.hub_name, "base_model_relation": "adapter"}
+        metadata = {**relation, **licence, **metadata}
+    revision = f" at revision `{base.revision}`" if base.revision else ""
     figures = {
         "training loss": report.train_loss,
         "validation loss": report.eval_loss,
@@ -39,7 +62,7 @@ def write_model_card(folder: Path, report: ReportData, *, base_model: str) -> No
         "---",
         f"# {report.job_name}",
         "",
-        f"A LoRA adapter of `{base_model}`{revision}.",
+        f"A LoRA adapter of `{base.name}`{revision}.",
         "",
         "## Trained layers",
         "",
@@ -47,15 +70,17 @@ def write_model_card(folder: Path, report: ReportData, *, base_model: str) -> No
         "",
         *(f"- `{layer}`" for layer in report.layers),
         "",
-        "## Figures",
+        "## Data and figures",
         "",
-        *(f"- {name}: {value:.4g}" for name, value in figures.items() if value is not None),
         *(f"- {data.name} rows: {data.rows:,}" for data in report.data if data.rows is not None),
+        f"- sha256 of the training file: `{sha256}`",
+        *(f"- {name}: {value:.4g}" for name, value in figures.items() if value is not None),
         "",
         "## Use",
         "",
-        "Prompts are rendered by `chat_template.jinja`; `prompt_format.yaml` declares the same text, and",
-        "`generation_config.json` has the tokens that end an answer. `report.html` shows the data, the curves and the",
-        "whole job.",
+        "[SERVING.md](SERVING.md) has the commands for vLLM, Transformers and other servers. Prompts are rendered by",
+        "`chat_template.jinja`; `prompt_format.yaml` declares the same text; `generation_config.json` has the tokens",
+        "that end an answer. `finetune verify` holds a server against what the model answered after training.",
+        "`report.html` shows the data, the curves and the whole job.",
     ]
     (folder / NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -15,12 +16,16 @@ from finetune_api.outcome import DatasetResult, MetricsResult, Reason, Terminati
 from finetune_trainer.data.dataset import DataStats, TokenizedData
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
+from finetune_trainer.inputs import data_source
 from finetune_trainer.model.lora import adapted, trainable_parameters
-from finetune_trainer.pins import ModelSource
+from finetune_trainer.pins import base_model_name, fetch_weights, portable
 from finetune_trainer.preparation import Prepared, Surroundings
 from finetune_trainer.publish import proof
-from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, write_adapter
-from finetune_trainer.publish.model_card import write_model_card
+from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, published_identity, write_adapter
+from finetune_trainer.publish.golden import write_golden
+from finetune_trainer.publish.merged import FOLDER as MERGED
+from finetune_trainer.publish.merged import publish_merged, release, wants_merged
+from finetune_trainer.publish.model_card import read_licence, write_model_card
 from finetune_trainer.publish.report import (
     DataCounts,
     RenderedRow,
@@ -31,6 +36,7 @@ from finetune_trainer.publish.report import (
 )
 from finetune_trainer.train.checkpoint import ADAPTER, Checkpoint
 from finetune_trainer.train.trainer import StepTrainer
+from finetune_trainer.verify.golden import GOLDEN
 
 REPORT = "report.html"
 SHOWN_ROWS = 3
@@ -64,27 +70,30 @@ def publish_best(
         weights=trained,
         tokenizer=prepared.model.tokenizer,
         generation=prepared.model.generation,
-        base_model=_base_model(prepared.model.source),
-        base_model_revision=prepared.model.revision,
-        context_length=prepared.model.context_length,
+        base=base_model_name(spec, prepared.model.revision),
     )
     write_adapter(folder, parts)
     targets = adapted(trainer.peft_model)
+    merges = wants_merged(spec) and not trainer.sharded
+    planned = [f"The merged model goes to {store.uri_of(MERGED)}."] if merges else []
     metrics, dataset = _metrics(best, prepared, around), dataset_result(prepared.train.stats)
     report = replace(
-        _report(job, prepared, around, best, metrics, wall_seconds, prepared.notices + moved.notice()),
+        _report(job, prepared, around, best, metrics, wall_seconds, prepared.notices + moved.notice() + planned),
         targets=targets.summary(trainable_parameters(trainer.peft_model)),
         layers=targets.in_full(),
     )
     write_report(folder / REPORT, report)
     store.upload_file(folder / REPORT, REPORT)
-    write_model_card(folder, report, base_model=parts.base_model)
+    licence = read_licence(trainer.peft_model.get_base_model())
+    write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
+    _write_golden(folder, job, prepared, around, trainer, trained)
     details = {
-        "run": prepared.identity,
-        "baseModel": parts.base_model,
-        "baseModelRevision": parts.base_model_revision,
+        "run": published_identity(prepared.identity),
+        "baseModel": parts.base.name,
+        "baseModelRevision": parts.base.revision,
+        "contextLength": prepared.model.context_length,
         "targets": (report.targets or "")[:512],
-        "pins": prepared.pins.run(),
+        "pins": {key: {**pin, "address": portable(pin["address"])} for key, pin in prepared.pins.run().items()},
         "metrics": metrics.model_dump(exclude_none=True),
         "dataset": dataset.model_dump(exclude_none=True),
         "step": best.step,
@@ -104,9 +113,23 @@ def publish_best(
     adapter = publish_adapter(store, folder, details, verify)
     if adapter.verified is not None:
         around.console.phase(proof.sentence(adapter.verified))
-    around.reporter.finish()
     message = f"The adapter is at {adapter.uri}."
     around.console.phase(message)
+    if merges:
+        release(trainer.peft_model)
+        found = publish_merged(
+            store,
+            folder,
+            base_name=parts.base.name,
+            weights=fetch_weights(spec, prepared.pins),
+            identity=details["run"],
+            scratch=around.scratch,
+            device=trainer.args.device,
+            trust_remote_code=spec.trust_remote_code,
+            console=around.console,
+        )
+        message = f"{message} {found}"
+    around.reporter.finish()
     return TerminationMessage(
         succeeded=True,
         message=message,
@@ -128,6 +151,36 @@ def dataset_result(stats: DataStats) -> DatasetResult:
         invalid_rows=stats.invalid_rows,
         retokenized_rows=stats.retokenized_rows,
         sha256=stats.sha256,
+    )
+
+
+def _write_golden(
+    folder: Path,
+    job: FineTuneJob,
+    prepared: Prepared,
+    around: Surroundings,
+    trainer: StepTrainer,
+    trained: dict[str, torch.Tensor],
+) -> None:
+    """Prompts of the validation data, or of the training data where there is none, with the adapter's answers."""
+    spec = job.spec
+    if spec.output is not None and not spec.output.golden:
+        return
+    if trainer.sharded:
+        around.console.warning(f"{GOLDEN} is left out, since the processes share the model.")
+        return
+    source, rows = prepared.train_source, prepared.train
+    if prepared.valid is not None and spec.valid_path:
+        source, rows = data_source(spec, prepared.model, spec.valid_path), prepared.valid
+    around.console.phase(
+        write_golden(
+            folder,
+            model=trainer.peft_model,
+            trained=trained,
+            tokenizer=prepared.model.tokenizer.tokenizer,
+            source=source,
+            rows=rows,
+        )
     )
 
 
@@ -200,9 +253,3 @@ def _counts(name: str, source: str, data: TokenizedData) -> DataCounts:
         invalid_rows=stats.invalid_rows,
         retokenized_rows=stats.retokenized_rows,
     )
-
-
-def _base_model(source: ModelSource) -> str:
-    """An absolute path for local folders and files, so that the adapter finds its base from any working directory."""
-    path = Path(source.address).expanduser()
-    return str(path.resolve()) if path.exists() else source.address

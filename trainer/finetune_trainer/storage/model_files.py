@@ -55,7 +55,7 @@ def is_vocabulary(path: str) -> bool:
 
 
 def model_files(paths: Iterable[str], *, source: str, code: bool = False, gguf: str | None = None) -> list[str]:
-    """Tokenizer files and the weights in one format: safetensors before PyTorch's before GGUF.
+    """Tokenizer files, the card, and the weights in one format: safetensors before PyTorch's before GGUF.
 
     Args:
         paths: All files of the repository `source`.
@@ -69,6 +69,8 @@ def model_files(paths: Iterable[str], *, source: str, code: bool = False, gguf: 
     """
     paths = sorted(paths)
     needed = set(tokenizer_files(paths, source=source, code=code, gguf=gguf))
+    # The adapter's card repeats the licence that the model's card declares.
+    needed |= {"README.md"} & set(paths)
     if any(path.endswith(".gguf") for path in needed):
         return sorted(needed)
     for whole, index, shards in _FORMATS:

@@ -1,0 +1,184 @@
+"""The verification of a published adapter by a Job of its own: from success to a verdict that stays.
+
+It begins when success is written down and never before. Status says that the Job was made, so one that somebody deletes
+is not made again; who was stopped before that was written finds the Job by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from finetune_api.status import ConditionType, FineTuneJobStatus
+from finetune_api.verification import VerificationMessage
+from finetune_operator.policy.conditions import State, condition, verified
+from finetune_operator.policy.failure_reason import NEVER_STARTED, quoted
+from finetune_operator.policy.observed import VerificationView
+from finetune_operator.policy.plan import Patience, Plan, Seen
+from finetune_operator.policy.reasons import VerificationReason
+from finetune_operator.policy.times import moment, seconds_between
+from finetune_operator.policy.waiting import STUCK
+
+LOOK_AGAIN_SECONDS = 5.0
+"""When to look again for the end of a Job whose pod has ended, or whose time is over: no event of a pod tells it."""
+
+BY_HAND = "`finetune verify` does the same by hand."
+
+_UNDECIDED = (VerificationReason.PENDING, VerificationReason.VERIFYING)
+
+
+def is_asked_for(spec: Mapping[str, Any]) -> bool:
+    """Whether the spec, as the API server holds it, asks for a verification."""
+    output = spec.get("output")
+    return isinstance(output, Mapping) and output.get("verify") is True
+
+
+def awaits_verdict(status: FineTuneJobStatus, *, verify: bool) -> bool:
+    """Whether the job has succeeded, was to be verified (`verify`), and there is no verdict yet."""
+    succeeded = condition(status, ConditionType.SUCCEEDED)
+    if not verify or succeeded is None or succeeded.status != "True":
+        return False
+    found = condition(status, ConditionType.VERIFIED)
+    return found is None or found.reason in _UNDECIDED
+
+
+def begin(plan: Plan, seen: Seen, now: datetime) -> None:
+    """Enter into the plan of a job that has just succeeded that its verification comes next."""
+    if awaits_verdict(plan.status, verify=seen.wishes.verify):
+        sentence = "The verification of the adapter comes next."
+        _enter(plan, seen, now, "Unknown", VerificationReason.PENDING, sentence)
+
+
+def follow(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
+    """What is to be done about the verification of a job that has succeeded, and whose verdict is awaited."""
+    found = seen.verification
+    if found is None:
+        before = condition(plan.status, ConditionType.VERIFIED)
+        if plan.status.adapter is None:
+            give_up(plan, seen, now, "Status names no adapter that could be verified.")
+        elif before is not None and before.reason == VerificationReason.VERIFYING:
+            give_up(plan, seen, now, f"The Job of the verification was deleted by somebody else; {BY_HAND}")
+        else:
+            plan.verify = True
+        return
+    words = _words(found)
+    if words is not None:
+        _conclude(plan, seen, now, words)
+    elif found.deleting:
+        give_up(plan, seen, now, f"The Job {found.name} was deleted by somebody else; {BY_HAND}")
+    elif found.ended:
+        give_up(plan, seen, now, _failure(found, plan.status))
+    else:
+        _note_progress(plan, found, seen, now, patience)
+
+
+def note_created(plan: Plan, found: VerificationView, seen: Seen, now: datetime, patience: Patience) -> None:
+    """Enter into the plan that the Job was just created, or found to have been."""
+    _note_progress(plan, found, seen, now, patience)
+
+
+def note_hindered(plan: Plan, seen: Seen, now: datetime, patience: Patience, sentence: str, again_at: datetime) -> None:
+    """Enter into the plan why the Job could not be created just now; what lasts too long is given up."""
+    since = moment(plan.status.completion_time) or now
+    if seconds_between(since, now) >= patience.verification_seconds:
+        give_up(plan, seen, now, f"{sentence} It was tried for {patience.verification_seconds:g} s; {BY_HAND}")
+        return
+    _enter(plan, seen, now, "Unknown", VerificationReason.PENDING, f"{sentence} It is tried again and again.")
+    plan.again_at = min(again_at, plan.again_at or again_at)
+
+
+def give_up(plan: Plan, seen: Seen, now: datetime, sentence: str) -> None:
+    """Enter into the plan that nothing can be told of the adapter, for ever."""
+    _enter(plan, seen, now, "Unknown", VerificationReason.FAILED, sentence)
+
+
+def _conclude(plan: Plan, seen: Seen, now: datetime, words: VerificationMessage) -> None:
+    if words.verified is None:
+        give_up(plan, seen, now, f"It could not be told whether the adapter is as it was trained: {words.message}")
+    elif words.verified:
+        sentence = words.message or "The adapter answers as it was trained."
+        _enter(plan, seen, now, "True", VerificationReason.AS_TRAINED, sentence)
+    else:
+        sentence = words.message or "The adapter does not answer as it was trained."
+        _enter(plan, seen, now, "False", VerificationReason.NOT_AS_TRAINED, sentence)
+
+
+def _words(found: VerificationView) -> VerificationMessage | None:
+    """The verdict of the newest pod that has one: its last words and its exit code, which have to say the same."""
+    for pod in reversed(found.pods):
+        words = VerificationMessage.parse(pod.ended_message) if pod.ended else None
+        if words is None or words.exit_code != pod.exit_code:
+            continue
+        if words.verified is not None or not (pod.disruption or pod.deleting):
+            return words
+    return None
+
+
+def _failure(found: VerificationView, status: FineTuneJobStatus) -> str:
+    """Why the Job ended without a verdict."""
+    pod = next((pod for pod in reversed(found.pods) if pod.ended), None)
+    if found.end_reason == "DeadlineExceeded":
+        before = condition(status, ConditionType.VERIFIED)
+        return f"The verification did not end in time; what was known of it last: {before.message if before else ''}"
+    if pod is None:
+        how = quoted(found.end_message or found.end_reason).rstrip(".") or "its pod was deleted"
+        return f"The Job {found.name} ended without a result ({how}); {BY_HAND}"
+    if pod.ended_reason == "OOMKilled":
+        return (
+            "The verification used more main memory than its limit and was killed: raise "
+            "workers.resources.limits.memory in a new FineTuneJob, or run `finetune verify` where there is more."
+        )
+    if pod.ended_reason in NEVER_STARTED:
+        return (
+            f"The verification could not be started ({quoted(pod.ended_message)}): check that workers.image is a "
+            "trainer of this operator."
+        )
+    code = f"with exit code {pod.exit_code}" if pod.exit_code is not None else f"({quoted(pod.ended_message)})"
+    return (
+        f"The verification ended {code} and did not say why: read the last lines of `kubectl logs {pod.name}`, and "
+        "check that workers.image is a trainer of this operator."
+    )
+
+
+def _note_progress(plan: Plan, found: VerificationView, seen: Seen, now: datetime, patience: Patience) -> None:
+    sentence, again_at = _doing(found, seen.wishes.queue, now, patience)
+    if found.started_at is not None and not found.suspended:
+        over = found.started_at + timedelta(seconds=patience.verification_seconds)
+        before = condition(plan.status, ConditionType.VERIFIED)
+        if now >= over and before is not None:
+            # Its pod is taken away now; what that waited for is the cause.
+            sentence = before.message
+        over = max(over, now) + timedelta(seconds=LOOK_AGAIN_SECONDS)
+        again_at = min(over, again_at or over)
+    _enter(plan, seen, now, "Unknown", VerificationReason.VERIFYING, sentence)
+    plan.again_at = min((time for time in (plan.again_at, again_at) if time is not None), default=None)
+
+
+def _doing(
+    found: VerificationView, queue: str | None, now: datetime, patience: Patience
+) -> tuple[str, datetime | None]:
+    """What the Job does or waits for, and when to look at that again."""
+    if found.suspended:
+        if queue:
+            return f"The Job {found.name} waits in the queue {queue} until Kueue admits it.", None
+        return f"The Job {found.name} was suspended by somebody else: set its spec.suspend to false.", None
+    pod = found.pods[-1] if found.pods else None
+    running = f"The Job {found.name} opens the adapter in a process of its own."
+    if pod is None:
+        expected = (found.started_at or found.created_at or now) + timedelta(seconds=patience.pods_expected_seconds)
+        if now < expected:
+            return running, expected
+        return f"The Job {found.name} has no pod yet: `kubectl describe job {found.name}` says why.", None
+    if pod.ended:
+        return running, now + timedelta(seconds=LOOK_AGAIN_SECONDS)
+    if pod.unschedulable is not None:
+        return f"No machine can take the pod of the Job {found.name} at present: {quoted(pod.unschedulable)}", None
+    if pod.waiting in STUCK:
+        why = f"{pod.waiting}: {quoted(pod.waiting_message)}"
+        return f"The container of the Job {found.name} cannot be started ({why}).", None
+    return running, None
+
+
+def _enter(plan: Plan, seen: Seen, now: datetime, state: State, reason: VerificationReason, sentence: str) -> None:
+    verified(plan.status, state, reason, sentence, now=now, generation=seen.wishes.generation)

@@ -1,0 +1,101 @@
+"""Reads and creates the Job that verifies an adapter, or says in status why that cannot be done just now."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune_operator.attempts import Attempts, NameTaken, is_owned, name_taken
+from finetune_operator.cluster import Cluster
+from finetune_operator.creation import hindered_seconds
+from finetune_operator.desired import verification_job
+from finetune_operator.desired.continuation import continued
+from finetune_operator.errors import ApiError, Conflict, Forbidden, Invalid, Unavailable
+from finetune_operator.memory import Known
+from finetune_operator.names import verification_name
+from finetune_operator.policy.decide import problems_sentence
+from finetune_operator.policy.observed import VerificationView, read_verification
+from finetune_operator.policy.plan import Patience, Plan, Seen
+from finetune_operator.policy.verification import give_up, note_created, note_hindered
+from finetune_operator.settings import OperatorSettings
+
+
+class Verifications:
+    """The Jobs that verify adapters in the cluster."""
+
+    def __init__(self, cluster: Cluster, settings: OperatorSettings, attempts: Attempts) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._attempts = attempts
+
+    async def read(self, known: Known) -> VerificationView | None:
+        """The Job of a job's verification, if there is one of ours, and its pods."""
+        namespace = known.key.namespace
+        found = await self._cluster.get_batch_job(namespace, verification_name(known.key.name, known.uid))
+        if found is None or not is_owned(found, known.uid):
+            return None
+        pods = self._cluster.list_batch_job_pods(namespace, uid=found["metadata"]["uid"])
+        return read_verification(found, [pod async for pod in pods])
+
+    async def begin(self, plan: Plan, known: Known, seen: Seen, now: datetime, patience: Patience) -> None:
+        """Create the Job and enter it into the plan's status, or what hinders that.
+
+        Raises:
+            ApiError: the API server does not answer, or somebody else was faster.
+        """
+        attempt = plan.status.attempt
+        last = await self._attempts.config_map(known, attempt) if attempt is not None else None
+        if attempt is None or last is None:
+            give_up(plan, seen, now, "The ConfigMap of the last attempt is gone, and with it the job to verify by.")
+            return
+        try:
+            found = await self._create(plan, attempt, known)
+        except Invalid as error:
+            give_up(plan, seen, now, f"The API server refuses the Job of the verification: {error}")
+        except (_Hindered, NameTaken, Forbidden, Unavailable) as error:
+            again_at = now + timedelta(seconds=hindered_seconds(known))
+            note_hindered(plan, seen, now, patience, _sentence(error), again_at)
+        else:
+            known.hindered = 0
+            note_created(plan, found, seen, now, patience)
+
+    async def _create(self, plan: Plan, attempt: int, known: Known) -> VerificationView:
+        reading = known.reading
+        if reading is None or reading.job is None or reading.problems:
+            sentence = problems_sentence(reading.problems) if reading and reading.problems else "it cannot be read."
+            raise _Hindered(f"Of the spec as it is now no verification can be made: {sentence}")
+        job = continued(reading.job, await self._attempts.first_config_map(known))
+        address = plan.status.adapter.uri if plan.status.adapter is not None else ""
+        body = verification_job(job, attempt, address, self._settings)
+        namespace, name = known.key.namespace, body["metadata"]["name"]
+        try:
+            made = await self._cluster.create_batch_job(namespace, body)
+        except Conflict:
+            found = await self._cluster.get_batch_job(namespace, name)
+            if found is None:
+                raise
+            if not is_owned(found, known.uid):
+                raise name_taken("Job", namespace, name) from None
+            made = found
+        return read_verification(made, ())
+
+
+class _Hindered(Exception):  # noqa: N818
+    """The Job cannot be made just now; the text is a sentence."""
+
+
+def _sentence(error: Exception) -> str:
+    """What hinders.
+
+    Raises:
+        Unavailable: `error`, when it is nothing in particular and another look is all that helps.
+    """
+    if isinstance(error, Forbidden):
+        return (
+            f"The Job that verifies the adapter may not be created ({error.message}): have the quota or permission "
+            "raised."
+        )
+    if isinstance(error, ApiError):
+        if "webhook" not in error.message:
+            raise error
+        return f"Whoever is asked about Jobs (such as Kueue) does not answer ({error.message})."
+    return str(error)
