@@ -62,7 +62,7 @@ def verify(
 
 def _of_server(adapter: str, scratch: Path, url: str, model: str, api_key_env: str | None) -> Report:
     from finetune_trainer.errors import JobError
-    from finetune_trainer.verify.folder import open_adapter
+    from finetune_trainer.published.folder import open_adapter
     from finetune_trainer.verify.http import Server, ServerError
     from finetune_trainer.verify.server import verify_server
 
@@ -81,10 +81,11 @@ def _of_server(adapter: str, scratch: Path, url: str, model: str, api_key_env: s
 
 
 def _of_this_machine(adapter: str, scratch: Path, base_model: str | None, *, trust_remote_code: bool) -> Report:
-    from finetune_trainer.chat import quiet_libraries
     from finetune_trainer.errors import JobError
-    from finetune_trainer.verify.folder import open_adapter
-    from finetune_trainer.verify.local import Base, verify_locally
+    from finetune_trainer.published.base import Base
+    from finetune_trainer.published.folder import open_adapter
+    from finetune_trainer.quiet import quiet_libraries
+    from finetune_trainer.verify.local import verify_locally
 
     base = Base(base_model) if base_model is not None else None
     try:

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.environment import TERMINATION_MESSAGE_PATH
+from finetune_trainer.published.base import Base
+from finetune_trainer.published.folder import open_adapter
 from finetune_trainer.storage import write_manifest
 from finetune_trainer.verify.command import last_words, main
-from finetune_trainer.verify.folder import open_adapter
 from finetune_trainer.verify.golden import read_golden
-from finetune_trainer.verify.local import Base, verify_locally
+from finetune_trainer.verify.local import verify_locally
 from finetune_trainer.verify.report import Report
 from tests.models import random_llama
 from tests.s3_server import S3Server

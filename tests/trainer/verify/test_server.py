@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.errors import JobError
-from finetune_trainer.verify.folder import open_adapter
+from finetune_trainer.published.folder import open_adapter
 from finetune_trainer.verify.http import Server, ServerError
 from finetune_trainer.verify.report import Report
 from finetune_trainer.verify.server import verify_server

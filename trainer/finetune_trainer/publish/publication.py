@@ -87,8 +87,9 @@ def publish_best(
     licence = read_licence(trainer.peft_model.get_base_model())
     write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
     _write_golden(folder, job, prepared, around, trainer, trained)
+    run = published_identity(prepared.identity)
     details = {
-        "run": published_identity(prepared.identity),
+        "run": run,
         "baseModel": parts.base.name,
         "baseModelRevision": parts.base.revision,
         "contextLength": prepared.model.context_length,
@@ -122,7 +123,7 @@ def publish_best(
             folder,
             base_name=parts.base.name,
             weights=fetch_weights(spec, prepared.pins),
-            identity=details["run"],
+            identity=run,
             scratch=around.scratch,
             device=trainer.args.device,
             trust_remote_code=spec.trust_remote_code,

@@ -60,15 +60,15 @@ def _verify(job_file: Path, address: str) -> Report:
     if loaded.job is None:
         raise JobError(Reason.INVALID_SPEC, "; ".join(f"{error.path}: {error.message}" for error in loaded.errors))
     # Imported late: transformers takes seconds, and a bad job should not wait for it.
-    from finetune_trainer.verify.folder import open_adapter
-    from finetune_trainer.verify.local import Base, verify_locally
+    from finetune_trainer.published.base import Base
+    from finetune_trainer.published.folder import open_adapter
+    from finetune_trainer.verify.local import verify_locally
 
     spec = effective_job(loaded.job).spec
     source = model_source(spec)
     with tempfile.TemporaryDirectory(prefix="finetune-verify-") as scratch:
         folder = open_adapter(address, Path(scratch), weights=True)
-        # A branch may have moved since: the commit that was trained on is in the adapter.
-        base = Base(source.address, folder.base_revision or source.revision)
+        base = Base(source.address, source.revision)
         return verify_locally(folder, base=base, trust_remote_code=spec.trust_remote_code)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
+from finetune_trainer.published.folder import AdapterFolder
 from finetune_trainer.verify.compare import (
     Answer,
     Decode,
@@ -16,7 +17,6 @@ from finetune_trainer.verify.compare import (
     match_prompt,
     trained_answer,
 )
-from finetune_trainer.verify.folder import AdapterFolder
 from finetune_trainer.verify.golden import GOLDEN, GoldenCase, read_golden
 from finetune_trainer.verify.http import RefusedError, Server, ServerError
 from finetune_trainer.verify.report import Report
