@@ -60,6 +60,7 @@ def _verify(job_file: Path, address: str) -> Report:
     if loaded.job is None:
         raise JobError(Reason.INVALID_SPEC, "; ".join(f"{error.path}: {error.message}" for error in loaded.errors))
     # Imported late: transformers takes seconds, and a bad job should not wait for it.
+    from finetune_trainer.chat import quiet_libraries
     from finetune_trainer.verify.folder import open_adapter
     from finetune_trainer.verify.local import Base, verify_locally
 
@@ -69,14 +70,14 @@ def _verify(job_file: Path, address: str) -> Report:
         folder = open_adapter(address, Path(scratch), weights=True)
         # A branch may have moved since: the commit that was trained on is in the adapter.
         base = Base(source.address, folder.base_revision or source.revision)
-        return verify_locally(folder, base=base, trust_remote_code=spec.trust_remote_code)
+        with quiet_libraries():
+            return verify_locally(folder, base=base, trust_remote_code=spec.trust_remote_code)
 
 
 def _quiet_libraries() -> None:
     """The verdict is one line; bars and banners of libraries would bury it."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

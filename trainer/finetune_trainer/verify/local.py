@@ -95,6 +95,7 @@ def _opened(base: Any, folder: Path, tensors: dict[str, torch.Tensor], name: str
     """The adapter on its base model, as plain PEFT opens it; or the check that says why not."""
     from peft import PeftModel
 
+    model: Any = None
     try:
         with warnings.catch_warnings():
             # Keys for servers in adapter_config.json; tensors without a place are found below.
@@ -103,10 +104,10 @@ def _opened(base: Any, folder: Path, tensors: dict[str, torch.Tensor], name: str
         fault = put_tensors(model, tensors)
     except Exception as error:  # PEFT lets whatever it stumbles over through.
         fault = f"PEFT cannot open it ({first_line(error)})"
-    if fault is not None:
-        cure = "give the base model that was trained with --base-model"
-        return Check("tensors", Status.FAULT, f"the adapter does not fit {name}: {fault}; {cure}")
-    return model
+    if fault is None:
+        return model
+    cure = "give the base model that was trained with --base-model"
+    return Check("tensors", Status.FAULT, f"the adapter does not fit {name}: {fault}; {cure}")
 
 
 def _answers(
