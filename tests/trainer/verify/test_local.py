@@ -64,6 +64,11 @@ def publish_again(folder: Path) -> None:
     write_manifest(folder)
 
 
+def other_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("Hello")
+    publish_again(folder)
+
+
 def edit(path: Path, **keys: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
     publish_again(path.parent)
@@ -97,7 +102,7 @@ def test_a_published_adapter_is_as_trained(job: TinyJob, tmp_path: Path) -> None
         (lambda folder: edit(folder / "adapter_config.json", target_modules=["q_proj"]), "the adapter does not fit"),
         (lambda folder: edit(folder / "adapter_config.json", r=7), "PEFT cannot open it"),
         (
-            lambda folder: ((folder / "chat_template.jinja").write_text("Hello"), publish_again(folder)),
+            other_template,
             "its chat template renders 2 of 2 prompts otherwise, 'Hello' where training had '<|im_start|>",
         ),
     ],

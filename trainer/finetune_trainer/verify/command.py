@@ -62,6 +62,7 @@ def _verify(job_file: Path, address: str) -> Report:
     # Imported late: transformers takes seconds, and a bad job should not wait for it.
     from finetune_trainer.published.base import Base
     from finetune_trainer.published.folder import open_adapter
+    from finetune_trainer.quiet import quiet_libraries
     from finetune_trainer.verify.local import verify_locally
 
     spec = effective_job(loaded.job).spec
@@ -69,14 +70,14 @@ def _verify(job_file: Path, address: str) -> Report:
     with tempfile.TemporaryDirectory(prefix="finetune-verify-") as scratch:
         folder = open_adapter(address, Path(scratch), weights=True)
         base = Base(source.address, source.revision)
-        return verify_locally(folder, base=base, trust_remote_code=spec.trust_remote_code)
+        with quiet_libraries():
+            return verify_locally(folder, base=base, trust_remote_code=spec.trust_remote_code)
 
 
 def _quiet_libraries() -> None:
     """The verdict is one line; bars and banners of libraries would bury it."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

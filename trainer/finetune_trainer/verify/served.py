@@ -12,7 +12,9 @@ from finetune_trainer.verify.compare import (
     Likeness,
     PromptLikeness,
     first_difference,
+    logprob_distance,
     match_prompt,
+    trained_answer,
 )
 from finetune_trainer.verify.golden import GoldenCase
 from finetune_trainer.verify.report import CaseResult, Check, Report, Status, one_line
@@ -67,7 +69,8 @@ def judge(served: Served, cases: Sequence[GoldenCase], decode: Decode, *, base_m
         return Report(False, f"{_negative(served)}: {requests.message}.", [requests])
     prompts = [match_prompt(asked.chat, case) for asked, case in zip(served.asked, cases, strict=True)]
     prompt = _prompt_check(served, cases, prompts, decode)
-    direct = prompt.status is Status.FAULT and any(asked.direct is not None for asked in served.asked)
+    by_ids = any(asked.chat.prompt_ids is not None for asked in served.asked)
+    direct = prompt.status is Status.FAULT and by_ids and any(asked.direct is not None for asked in served.asked)
     answers = [asked.direct if direct else asked.chat for asked in served.asked]
     judged = judge_answers(
         cases,
@@ -76,6 +79,12 @@ def judge(served: Served, cases: Sequence[GoldenCase], decode: Decode, *, base_m
         base=[asked.base for asked in served.asked] if served.base_name else [],
         decode=decode,
     )
+    if judged.kind is Kind.TRAINED and _only_fewer(served, cases, prompts):
+        prompt = Check(
+            "prompts",
+            Status.UNKNOWN,
+            "it counts fewer tokens in prompts than training had, as servers do that leave out what they had cached",
+        )
     # A wrong prompt explains any answer.
     blind = prompt.status is Status.FAULT and not direct
     answer = Check("answers", Status.UNKNOWN, "") if blind else _answer_check(judged, base_model)
@@ -157,6 +166,17 @@ def _by_number(served: Served, cases: Sequence[GoldenCase], wrong: Sequence[int]
         f"{len(wrong)} of {len(cases)} prompts are not the trained ones, number {wrong[0] + 1} has {found} tokens "
         f"where training had {trained} (another chat template): {TEMPLATE_CURE}"
     )
+
+
+def _only_fewer(served: Served, cases: Sequence[GoldenCase], prompts: Sequence[PromptLikeness]) -> bool:
+    """Whether prompts are known by their number of tokens only, and those that differ have fewer by more than a BOS."""
+    more = [
+        (asked.chat.prompt_tokens or 0) - len(case.prompt_ids)
+        for asked, case, found in zip(served.asked, cases, prompts, strict=True)
+        if found is PromptLikeness.OTHER
+    ]
+    by_ids = any(asked.chat.prompt_ids is not None for asked in served.asked)
+    return bool(more) and not by_ids and max(more) < -1
 
 
 def _answer_check(judged: Judgement, base_model: str | None) -> Check:
@@ -256,6 +276,7 @@ def _results(
             base=judged.base[index].likeness,
             expected=case.text,
             found=_found(answers[index], asked[index].chat),
+            logprob_difference=logprob_distance(answers[index], trained_answer(case)),
             error=asked[index].chat.error,
         )
         for index, case in enumerate(cases)

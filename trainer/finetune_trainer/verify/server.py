@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -198,7 +199,7 @@ def _completion_answer(content: dict[str, Any]) -> Answer | None:
 def _answer(content: dict[str, Any], choice: dict[str, Any], text: Any, logprobs: list[Any], prompt: Any) -> Answer:
     usage = content.get("usage")
     finish = choice.get("finish_reason")
-    numbers = [float(value) for value in logprobs if isinstance(value, int | float)]
+    numbers = [float(value) for value in logprobs if isinstance(value, int | float) and math.isfinite(value)]
     return Answer(
         text=text if isinstance(text, str) else "",
         ids=_ids(choice.get("token_ids")),
