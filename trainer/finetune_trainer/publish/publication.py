@@ -34,6 +34,7 @@ from finetune_trainer.publish.report import (
     library_versions,
     write_report,
 )
+from finetune_trainer.publish.serving_notes import write_serving_notes
 from finetune_trainer.train.checkpoint import ADAPTER, Checkpoint
 from finetune_trainer.train.trainer import StepTrainer
 from finetune_trainer.verify.golden import GOLDEN
@@ -87,8 +88,10 @@ def publish_best(
     licence = read_licence(trainer.peft_model.get_base_model())
     write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
     _write_golden(folder, job, prepared, around, trainer, trained)
+    write_serving_notes(folder, name=job.metadata.name, context_length=prepared.model.context_length)
     run = published_identity(prepared.identity)
     details = {
+        "job": job.metadata.name,
         "run": run,
         "baseModel": parts.base.name,
         "baseModelRevision": parts.base.revision,

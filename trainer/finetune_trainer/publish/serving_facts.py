@@ -1,0 +1,268 @@
+"""What an adapter's folder says about how it must be served, read without the libraries that load models.
+
+The folder may come from anywhere: every file is bounded, and one that is not what it should be is a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+from finetune_api.generation import GenerationConfig
+from finetune_api.outcome import Reason
+from finetune_api.prompt_format import Message, PromptFormat
+from finetune_api.rules_lora import EMBEDDINGS_AND_HEADS, VLLM_RANKS
+from finetune_trainer.errors import JobError
+
+CONFIG = "adapter_config.json"
+TEMPLATE = "chat_template.jinja"
+QUESTION = "What is 1+1?"
+"""What the examples ask."""
+
+_NO_NAME = "adapter"
+_SMALL_BYTES = 8 << 20
+_TOKENIZER_BYTES = 128 << 20
+_HEADER_BYTES = 64 << 20
+_NAME_CHARACTERS = 256
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingFacts:
+    """What the notes are made of."""
+
+    name: str
+    """What a server calls the adapter."""
+    base: str | None = None
+    """The base model's name on the Hub, if it has one."""
+    revision: str | None = None
+    """Commit of the base model that was trained on."""
+    rank: int
+    """The largest of any layer."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end an answer."""
+    stop_texts: tuple[str, ...] = ()
+    """Stops that no token stands for: only text can be compared with them."""
+    texts_of_ids: tuple[str, ...] = ()
+    """What the tokens of `stop_ids` are called."""
+    special: frozenset[str] = frozenset()
+    """Tokens that a server leaves out of what it answers."""
+    bos: str | None = None
+    """BOS that the tokenizer puts in front by itself."""
+    prompt_format: PromptFormat | None = None
+    """None where the tokenizer's own template was trained."""
+    context_length: int | None = None
+    """Longest row that was trained, in tokens."""
+    tensors: tuple[str, ...] = field(default=(), repr=False)
+    """Names of the adapter's tensors."""
+
+    @property
+    def server_rank(self) -> int | None:
+        """What vLLM's --max-lora-rank has to be; None where it serves no such rank."""
+        return next((rank for rank in VLLM_RANKS if rank >= self.rank), None)
+
+    @property
+    def embeddings(self) -> list[str]:
+        """Embeddings and output heads that the adapter changes."""
+        return sorted({part for name in self.tensors for part in name.split(".")} & EMBEDDINGS_AND_HEADS)
+
+    @property
+    def experts(self) -> bool:
+        """Whether it changes experts of a mixture."""
+        return any("experts" in name.split(".") for name in self.tensors)
+
+    @property
+    def example_prompt(self) -> str | None:
+        """The trained prompt that asks `QUESTION`, its BOS included; None where only the template knows."""
+        if self.prompt_format is None:
+            return None
+        text = self.prompt_format.render_prompt([Message("user", QUESTION)])
+        return text if not self.bos or text.startswith(self.bos) else self.bos + text
+
+    def around_answer(self) -> tuple[str, str]:
+        """The format's own text before and after an answer, as a client gets it from a server."""
+        if self.prompt_format is None:
+            return "", ""
+        literals = self.prompt_format.literals
+        before = literals.head[len(self.prompt_format.trailing_assistant) :]
+        after = literals.tail
+        stops = [place for stop in (*self.stop_texts, *self.texts_of_ids) if stop and (place := after.find(stop)) >= 0]
+        return self._shown(before), self._shown(after[: min(stops, default=len(after))])
+
+    def _shown(self, text: str) -> str:
+        for token in sorted(self.special, key=len, reverse=True):
+            text = text.replace(token, "")
+        return text
+
+
+def adapter_folder(name: str) -> Path:
+    """The adapter's folder that `name` stands for: itself, or the folder `adapter` in it, as jobs leave it.
+
+    Raises:
+        JobError: ModelNotFound, there is none on this machine.
+    """
+    if "://" in name:
+        raise JobError(Reason.MODEL_NOT_FOUND, f"{name} is no folder: copy the adapter to this machine first.")
+    folder = Path(name).expanduser()
+    if not (folder / CONFIG).is_file() and (folder / "adapter" / CONFIG).is_file():
+        folder = folder / "adapter"
+    if not (folder / CONFIG).is_file():
+        what = f"There is no {CONFIG} in {name}" if folder.is_dir() else f"There is no folder {name}"
+        raise JobError(Reason.MODEL_NOT_FOUND, f"{what}: name the folder `adapter` of a finished job.")
+    return folder
+
+
+def read_facts(
+    folder: Path, *, name: str | None = None, base: str | None = None, context_length: int | None = None
+) -> ServingFacts:
+    """The facts of the adapter in `folder`.
+
+    Args:
+        folder: with adapter_config.json.
+        name: instead of the job's in the manifest.
+        base: base model instead of the adapter's own, e.g. a path.
+        context_length: instead of the manifest's, before there is one.
+
+    Raises:
+        JobError: InvalidSpec, a file is not what it should be.
+    """
+    config = _json(folder / CONFIG)
+    manifest = _json(folder / "manifest.json", needed=False)
+    generation = _json(folder / "generation_config.json", needed=False)
+    tokenizer = _json(folder / "tokenizer.json", needed=False, limit=_TOKENIZER_BYTES)
+    declared = _declared(folder / "prompt_format.yaml")
+    tokens = _added_tokens(tokenizer)
+    ids = tuple(dict.fromkeys([*_listed(generation.get("eos_token_id"), int), *declared.stopping_tokens]))
+    known = {token["content"] for token in tokens}
+    texts = [*_listed(generation.get("stop_strings"), str), *declared.stopping_sequences]
+    found = declared.prompt_format
+    trained = manifest.get("contextLength")
+    return ServingFacts(
+        name=name or _name(manifest),
+        base=base or _matching(config.get("base_model_name_or_path"), _HUB_NAME),
+        revision=None if base else _matching(config.get("revision"), _REVISION),
+        rank=_rank(config, folder),
+        stop_ids=ids,
+        stop_texts=tuple(text for text in dict.fromkeys(texts) if text and text not in known),
+        texts_of_ids=tuple(token["content"] for token in tokens if token["id"] in ids),
+        special=frozenset(token["content"] for token in tokens if token.get("special")),
+        bos=_automatic_bos(tokenizer),
+        prompt_format=found if isinstance(found, PromptFormat) else None,
+        context_length=context_length or (trained if isinstance(trained, int) and trained > 0 else None),
+        tensors=_tensor_names(folder / "adapter_model.safetensors"),
+    )
+
+
+def _rank(config: dict[str, Any], folder: Path) -> int:
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+        raise JobError(
+            Reason.INVALID_SPEC, f"{folder / CONFIG} is no LoRA adapter's (r: {ranks[0]!r}): copy the adapter again."
+        )
+    return max(ranks)
+
+
+def _name(manifest: dict[str, Any]) -> str:
+    name = manifest.get("job")
+    return name[:_NAME_CHARACTERS] if isinstance(name, str) and name else _NO_NAME
+
+
+def _matching(value: Any, pattern: re.Pattern[str]) -> str | None:
+    return value if isinstance(value, str) and pattern.fullmatch(value) else None
+
+
+def _listed(value: Any, kind: type) -> list[Any]:
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, kind) and not isinstance(each, bool)]
+
+
+def _declared(path: Path) -> GenerationConfig:
+    data = _bytes(path, _SMALL_BYTES)
+    if data is None:
+        return GenerationConfig()
+    try:
+        declared = GenerationConfig.model_validate(yaml.safe_load(data.decode()))
+        # YAML can name half of a surrogate pair, which is no text.
+        declared.model_dump_json()
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise _unreadable(path) from error
+    return declared
+
+
+def _added_tokens(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        token
+        for token in _listed(tokenizer.get("added_tokens"), dict)
+        if isinstance(token.get("content"), str) and token["content"].strip() and isinstance(token.get("id"), int)
+    ]
+
+
+def _automatic_bos(tokenizer: dict[str, Any]) -> str | None:
+    """The special token that the tokenizer's post-processor puts before a text."""
+    processor = tokenizer.get("post_processor")
+    steps = [processor, *_listed(processor.get("processors"), dict)] if isinstance(processor, dict) else []
+    for step in steps:
+        if step.get("type") == "TemplateProcessing" and isinstance(step.get("single"), list) and step["single"]:
+            first = step["single"][0]
+            token = first.get("SpecialToken") if isinstance(first, dict) else None
+            text = token.get("id") if isinstance(token, dict) else None
+        elif step.get("type") in ("RobertaProcessing", "BertProcessing") and isinstance(step.get("cls"), list):
+            text = step["cls"][0] if step["cls"] else None
+        else:
+            continue
+        if isinstance(text, str) and text:
+            return text
+    return None
+
+
+def _tensor_names(path: Path) -> tuple[str, ...]:
+    """From the head of the file alone."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            head = json.loads(file.read(size)) if size <= _HEADER_BYTES else {}
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path) from error
+    return tuple(name for name in head if name != "__metadata__") if isinstance(head, dict) else ()
+
+
+def _json(path: Path, *, needed: bool = True, limit: int = _SMALL_BYTES) -> dict[str, Any]:
+    data = _bytes(path, limit)
+    if data is None:
+        if needed:
+            raise _unreadable(path)
+        return {}
+    try:
+        content = orjson.loads(data)
+    except ValueError as error:
+        raise _unreadable(path) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path)
+    return content
+
+
+def _bytes(path: Path, limit: int) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(path) from error
+    if len(data) > limit:
+        raise _unreadable(path)
+    return data
+
+
+def _unreadable(path: Path) -> JobError:
+    return JobError(Reason.INVALID_SPEC, f"{path} cannot be read: copy the adapter again.")
