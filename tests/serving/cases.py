@@ -58,6 +58,13 @@ _ATTENTION = {"target_modules": ["q_proj", "v_proj"]}
 _MISTRAL = native_format("mistralai/Mistral-7B-Instruct-v0.1")
 
 CASES = (
+    Case(
+        *("pass-through", "llama", "`{instruction} </s>`, a token to nobody there", _declared(GUARD_2, "</s>"), 16),
+        lora=_ATTENTION,
+        learning_rate=2e-2,
+        epochs=120,
+        by_text=True,
+    ),
     Case("chatml", "llama", "ChatML", _declared(CHATML), 8),
     Case(
         "own-template",
@@ -65,13 +72,6 @@ CASES = (
         "the tokenizer's own template",
         {"prompt_format": {"use_hugging_face_chat_template": True}},
         24,
-    ),
-    Case(
-        *("pass-through", "llama", "`{instruction} </s>`, a token to nobody there", _declared(GUARD_2, "</s>"), 16),
-        lora=_ATTENTION,
-        learning_rate=2e-2,
-        epochs=120,
-        by_text=True,
     ),
     Case("llama-3", "untied-llama", "Llama 3 headers", _declared(LLAMA_3, "<|eot_id|>"), 12),
     Case(
@@ -87,7 +87,8 @@ CASES = (
     Case("inst", "mistral", "`[INST]`, system in user, ` {instruction} </s>`", _declared(INST, "</s>"), 3),
     Case("mistral", "mistral", "Mistral's built-in", _declared(_MISTRAL), 24),
     Case("wrapper", "gemma-3", "ChatML", _declared(CHATML), 12, epochs=80),
-    Case("mixture", "qwen-3-moe", "ChatML", _declared(CHATML), 8, epochs=80, learning_rate=2e-2),
+    Case("mixture", "qwen-3-moe", "ChatML", _declared(CHATML), 8, learning_rate=2e-2, epochs=80),
+    Case("mixture-experts", "qwen-3-moe", "ChatML", _declared(CHATML), 8, {"experts": True}),
 )
 
 

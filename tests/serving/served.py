@@ -18,8 +18,13 @@ from tests.serving.server import Server
 OPTIONS: dict[str, tuple[str, ...]] = {
     # Text only: the model that sees is not set up.
     "gemma-3": ("--limit-mm-per-prompt", '{"image": 0}'),
+    # Adapters of experts lie beside others in the form that PEFT writes.
+    "qwen-3-moe": ("--enable-mixed-moe-lora-format",),
 }
 """What a base model needs beside the usual."""
+
+ENVIRONMENT = {"qwen-3-moe": {"PYTHONPATH": str(Path(__file__).parent / "experts_in_torch")}}
+"""Variables of a base model's server."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Servers:
         folder = self._folder / base
         model = BASES[base](folder / "base")
         adapters = [train(case, model, folder / case.name) for case in cases.of_base(base)]
-        self._server = Server(command(adapters), folder / "server.log").start()
+        self._server = Server(command(adapters), folder / "server.log", environment=ENVIRONMENT.get(base)).start()
         self._running = base
         self._served = {
             adapter.case.name: Served(adapter, self._server, leads=adapter is adapters[0]) for adapter in adapters
