@@ -83,8 +83,9 @@ def test_the_adapter_names_its_base_by_a_name_that_others_know_or_not_at_all(
     tmp_path: Path, model_id: str | None
 ) -> None:
     """Not by a path of the machine that trained, wherever the weights came from."""
-    path = str(tiny_model())
-    job = TinyJob(tmp_path, **({"model_id": model_id, "initial_base_model_ckpt_path": path} if model_id else {}))
+    job = TinyJob(tmp_path)
+    if model_id is not None:
+        job.spec |= {"model_id": model_id, "initial_base_model_ckpt_path": str(tiny_model())}
     message = job.run()
     adapter = job.output / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())
