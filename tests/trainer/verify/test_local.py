@@ -17,7 +17,7 @@ from finetune_trainer.launch.environment import TERMINATION_MESSAGE_PATH
 from finetune_trainer.published.base import Base
 from finetune_trainer.published.folder import open_adapter
 from finetune_trainer.storage import write_manifest
-from finetune_trainer.verify.command import last_words, main
+from finetune_trainer.verify.command import main
 from finetune_trainer.verify.golden import read_golden
 from finetune_trainer.verify.local import verify_locally
 from finetune_trainer.verify.report import Report
@@ -178,10 +178,3 @@ def test_an_adapter_in_an_object_store_is_verified_where_it_lies(
     light = open_adapter(f"{address}/adapter", tmp_path / "light", weights=False)
     assert read_golden(light.path)
     assert not (light.path / WEIGHTS).exists()
-
-
-def test_last_words_fit_and_are_whole() -> None:
-    assert json.loads(last_words(True, "Fine.")) == {"verified": True, "message": "Fine."}
-    data = last_words(False, "é\udcff" * 9000)
-    assert len(data) <= 4096
-    assert json.loads(data)["message"].endswith("…")

@@ -7,7 +7,6 @@ told. Exit codes: 0 as trained, 1 not as trained, 2 not known.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -18,12 +17,13 @@ from pathlib import Path
 
 from finetune_api.defaults import effective_job
 from finetune_api.load import load_job_file
-from finetune_api.outcome import TERMINATION_MESSAGE_LIMIT_BYTES, Reason
+from finetune_api.outcome import Reason
+from finetune_api.verification import VerificationMessage
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.environment import TERMINATION_MESSAGE_PATH
 from finetune_trainer.launch.failures import quoted, redact
 from finetune_trainer.pins import model_source
-from finetune_trainer.verify.report import EXIT_CODES, Report
+from finetune_trainer.verify.report import Report
 
 _POD_FILE = Path("/dev/termination-log")
 """Where Kubernetes expects last words unless the container says otherwise."""
@@ -83,25 +83,15 @@ def _quiet_libraries() -> None:
 
 def announce(verified: bool | None, message: str) -> int:
     """Leave the last words, on standard error and in the pod's file; the exit code that goes with them."""
-    message = redact(message, os.environ)
-    print(message, file=sys.stderr, flush=True)
+    words = VerificationMessage(verified=verified, message=redact(message, os.environ))
+    print(words.message, file=sys.stderr, flush=True)
     path = _last_words_file()
     if path is not None:
         try:
-            path.write_bytes(last_words(verified, message))
+            path.write_bytes(words.to_bytes())
         except OSError as error:
             print(f"The last words could not be written to {path}: {error.strerror}.", file=sys.stderr)
-    return EXIT_CODES[verified]
-
-
-def last_words(verified: bool | None, message: str) -> bytes:
-    """JSON of at most TERMINATION_MESSAGE_LIMIT_BYTES; a longer message is cut."""
-    message = message.encode(errors="replace").decode()
-    cut = message
-    while len(data := json.dumps({"verified": verified, "message": cut}).encode()) > TERMINATION_MESSAGE_LIMIT_BYTES:
-        message = message[: len(message) * 3 // 4]
-        cut = message + "…"
-    return data
+    return words.exit_code
 
 
 def _last_words_file() -> Path | None:
