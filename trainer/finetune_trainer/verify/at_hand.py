@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_trainer.verify.answers import Judgement, Kind, judge_answers
-from finetune_trainer.verify.compare import (
-    Answer,
-    Likeness,
-    PromptLikeness,
-    first_difference,
-    logprob_distance,
-    trained_answer,
-)
+from finetune_trainer.verify.compare import Answer, Likeness, logprob_distance, trained_answer
 from finetune_trainer.verify.golden import GOLDEN, GoldenCase
+from finetune_trainer.verify.prompts import PromptLikeness, first_difference
 from finetune_trainer.verify.report import CaseResult, Check, Report, Status, one_line
 
 

@@ -9,17 +9,10 @@ from typing import Any
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.published.folder import AdapterFolder
-from finetune_trainer.verify.compare import (
-    Answer,
-    Decode,
-    Likeness,
-    PromptLikeness,
-    match,
-    match_prompt,
-    trained_answer,
-)
+from finetune_trainer.verify.compare import Answer, Decode, Likeness, match, trained_answer
 from finetune_trainer.verify.golden import GOLDEN, GoldenCase, read_golden
 from finetune_trainer.verify.http import RefusedError, Server, ServerError
+from finetune_trainer.verify.prompts import PromptLikeness, match_prompt
 from finetune_trainer.verify.report import Report
 from finetune_trainer.verify.served import Asked, Served, judge
 
