@@ -7,7 +7,7 @@ import json
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from finetune_api.outcome import Reason
+from finetune_api.storage_uri import UriError, parse_output
 from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.model.adapter_state import put_tensors
 from finetune_trainer.model.load import load_config, load_model
 from finetune_trainer.storage import MANIFEST_NAME, open_store
+from finetune_trainer.storage.hub import download_snapshot
 from finetune_trainer.storage.manifest import parse_manifest, verify_tree
 
 CONFIG = "adapter_config.json"
@@ -57,7 +59,7 @@ class BaseModel:
 
 @contextmanager
 def adapter_at(name: str) -> Iterator[AdapterFolder]:
-    """The adapter that `name` stands for: its folder, its job's output folder, or an s3:// or pvc:// address.
+    """The adapter that `name` stands for: its folder, its job's output folder, or an s3://, pvc:// or hf:// address.
 
     Raises:
         JobError: ModelNotFound, there is none; InvalidSpec, it is of a kind that cannot be merged; StorageNotFound, it
@@ -65,7 +67,9 @@ def adapter_at(name: str) -> Iterator[AdapterFolder]:
     """
     with tempfile.TemporaryDirectory(prefix="finetune-merge-") as scratch:
         folder = Path(name).expanduser()
-        if "://" in name:
+        if name.startswith("hf://"):
+            folder = _from_hub(name)
+        elif "://" in name:
             folder = Path(scratch) / "adapter"
             open_store(name).download_tree("", folder)
         if not (folder / CONFIG).is_file() and (folder / "adapter" / CONFIG).is_file():
@@ -76,6 +80,19 @@ def adapter_at(name: str) -> Iterator[AdapterFolder]:
         if (manifest := folder / MANIFEST_NAME).is_file():
             verify_tree(folder, parse_manifest(manifest.read_bytes(), str(manifest)), name)
         yield _described(folder, name)
+
+
+def _from_hub(name: str) -> Path:
+    """The files at the top of a model repository, where its adapter is. Nothing is written there."""
+    try:
+        address = parse_output(name)
+    except UriError as error:
+        raise JobError(Reason.INVALID_SPEC, str(error)) from error
+
+    def top(paths: Iterable[str]) -> list[str]:
+        return [path for path in paths if "/" not in path and not path.startswith(".")]
+
+    return download_snapshot(address.container, address.revision, top, key="the adapter").path
 
 
 def _described(folder: Path, name: str) -> AdapterFolder:
