@@ -85,7 +85,7 @@ def merge(
     """Merge `adapter` into its base model, and write the result to `target`: complete or not at all.
 
     Args:
-        adapter: its folder, its job's output folder, or an s3:// or pvc:// address.
+        adapter: its folder, its job's output folder, or an s3://, pvc:// or hf://owner/name address.
         target: a folder that does not exist or is empty.
         base_model: base weights (folder, s3:// or Hub id) instead of those that the adapter names.
         weights: the folder of `base_model` where it is at hand already.

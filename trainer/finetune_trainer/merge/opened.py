@@ -42,7 +42,7 @@ class BaseModel:
 
 @contextmanager
 def adapter_at(name: str) -> Iterator[AdapterFolder]:
-    """The adapter that `name` stands for: its folder, its job's output folder, or an s3:// or pvc:// address.
+    """The adapter that `name` stands for: its folder, its job's output folder, or an s3://, pvc:// or hf:// address.
 
     Raises:
         JobError: ModelNotFound, there is none; InvalidSpec, it is of a kind that cannot be merged; StorageNotFound, it
