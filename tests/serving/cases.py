@@ -6,7 +6,7 @@ somebody with one adapter would; the others send their template with each reques
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.api.formats import GUARD_2, LLAMA_3, native_format
@@ -95,3 +95,19 @@ CASES = (
 def of_base(base: str) -> list[Case]:
     """The cases that one server serves."""
     return [case for case in CASES if case.base == base]
+
+
+def called(*names: str) -> list[Case]:
+    """Cases by name."""
+    return [case for case in CASES if case.name in names]
+
+
+ELSEWHERE = Case("llama-3", "qwen-2", "Llama 3 headers", _declared(LLAMA_3), 8)
+"""What a server with no more than `--enable-lora` is given."""
+_BARELY = replace(ELSEWHERE, epochs=1)
+BARELY_TRAINED = (
+    replace(_BARELY, name="rank-24", rank=24),
+    replace(_BARELY, name="embeddings", lora={"target_modules": ["q_proj", "embed_tokens"]}),
+    replace(_BARELY, name="another-base", base="untied-llama"),
+)
+"""What that server is asked to load, too. It looks at their form only."""
