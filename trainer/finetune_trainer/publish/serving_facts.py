@@ -144,10 +144,12 @@ def read_facts(
     texts = [*_listed(generation.get("stop_strings"), str), *declared.stopping_sequences]
     found = declared.prompt_format
     trained = manifest.get("contextLength")
+    own = _matching(config.get("base_model_name_or_path"), _HUB_NAME)
     return ServingFacts(
         name=name or _name(manifest),
-        base=base or _matching(config.get("base_model_name_or_path"), _HUB_NAME),
-        revision=None if base else _matching(config.get("revision"), _REVISION),
+        base=base or own,
+        # A commit of another model means nothing to this one.
+        revision=_matching(config.get("revision"), _REVISION) if base in (None, own) else None,
         rank=_rank(config, folder),
         stop_ids=ids,
         stop_texts=tuple(text for text in dict.fromkeys(texts) if text and text not in known),
@@ -228,7 +230,8 @@ def _tensor_names(path: Path) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            head = json.loads(file.read(size)) if size <= _HEADER_BYTES else {}
+            # Cut off, it is no JSON.
+            head = json.loads(file.read(min(size, _HEADER_BYTES)))
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, RecursionError) as error:
