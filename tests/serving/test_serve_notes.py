@@ -62,7 +62,7 @@ def printed(request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: 
 
 @pytest.fixture(scope="module")
 def alone(printed: Printed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of this adapter alone."""
+    """The server of this adapter alone. Tests that start another come before those that use it."""
     command = printed.command("vllm serve", "--chat-template")
     with Server.from_text(command, tmp_path_factory.mktemp("alone") / "server.log") as server:
         yield server
@@ -75,20 +75,6 @@ def _asked(command: str, server: Server) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(done.stdout)
     assert "choices" in found, found
     return found
-
-
-def test_the_printed_server_and_requests_answer_as_trained(printed: Printed, alone: Server) -> None:
-    chat = _asked(printed.command("curl", "/v1/chat/completions"), alone)["choices"][0]
-    assert chat["finish_reason"] == "stop"
-    assert chat["message"]["content"].strip() == "safe"
-    completed = _asked(printed.command("curl", "/v1/completions"), alone)["choices"][0]
-    assert (completed["finish_reason"], completed["text"]) == ("stop", chat["message"]["content"])
-
-
-def test_what_comes_back_is_said_to_come_back(printed: Printed, alone: Server) -> None:
-    chat = _asked(printed.command("curl", "/v1/chat/completions"), alone)["choices"][0]
-    shown = finetune("serve-notes", str(printed.adapter.path), "--for", "vllm").stdout
-    assert json.dumps(chat["message"]["content"].replace("safe", "ANSWER")) in shown
 
 
 def test_the_printed_client_brings_template_and_stops_to_a_shared_server(printed: Printed, tmp_path: Path) -> None:
@@ -108,3 +94,17 @@ def test_the_printed_snippet_for_transformers_answers_as_trained(printed: Printe
     assert done.returncode == 0, done.stderr[-2000:]
     said = "safe </s>" if printed.adapter.case.by_text else "safe"
     assert done.stdout.strip() == said
+
+
+def test_the_printed_server_and_requests_answer_as_trained(printed: Printed, alone: Server) -> None:
+    chat = _asked(printed.command("curl", "/v1/chat/completions"), alone)["choices"][0]
+    assert chat["finish_reason"] == "stop"
+    assert chat["message"]["content"].strip() == "safe"
+    completed = _asked(printed.command("curl", "/v1/completions"), alone)["choices"][0]
+    assert (completed["finish_reason"], completed["text"]) == ("stop", chat["message"]["content"])
+
+
+def test_what_comes_back_is_said_to_come_back(printed: Printed, alone: Server) -> None:
+    chat = _asked(printed.command("curl", "/v1/chat/completions"), alone)["choices"][0]
+    shown = finetune("serve-notes", str(printed.adapter.path), "--for", "vllm").stdout
+    assert json.dumps(chat["message"]["content"].replace("safe", "ANSWER")) in shown

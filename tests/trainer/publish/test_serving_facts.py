@@ -13,7 +13,8 @@ from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.data.load_tokenizer import save_tokenizer
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
-from finetune_trainer.publish.serving_facts import ServingFacts, adapter_folder, read_facts
+from finetune_trainer.publish.serving_facts import ServingFacts
+from finetune_trainer.publish.serving_folder import adapter_folder, read_facts
 from tests.real_tokenizers import llama_3, mistral, smollm2
 from tests.trainer.publish.serving import BOS, write_adapter
 

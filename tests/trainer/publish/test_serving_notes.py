@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from finetune_trainer.publish.serving_facts import read_facts
+from finetune_trainer.publish.serving_folder import read_facts
 from finetune_trainer.publish.serving_notes import read_template, serving_notes, write_serving_notes
 from finetune_trainer.publish.serving_targets import Target
 from tests.api.formats import texts
@@ -81,8 +81,8 @@ def test_the_whole_page(tmp_path: Path, pytestconfig: pytest.Config) -> None:
             "Send the token ids of",
             "/v1/completions \\",
         ),
-        ({"stopping_sequences": ("</s>",)}, Target.TRANSFORMERS, '`tokenizer=` is needed for `"</s>"`', None),
-        ({}, Target.TRANSFORMERS, "generation_config=generation", "is needed for"),
+        ({"stopping_sequences": ("</s>",)}, Target.TRANSFORMERS, "stop_strings=['</s>'],", None),
+        ({}, Target.TRANSFORMERS, "generation_config=generation", "stop_strings="),
         ({}, Target.KSERVE, "Checked against the resource definitions of KServe 0.20, not run.", None),
         ({}, Target.RAY, '"stop_token_ids": [2]', None),
         ({}, Target.KAITO, "Checked against the resource definitions of KAITO 0.12, not run.", None),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -89,7 +90,7 @@ def publish_best(
     write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
     _write_golden(folder, job, prepared, around, trainer, trained)
     write_serving_notes(folder, name=job.metadata.name, context_length=prepared.model.context_length)
-    details = {
+    details: dict[str, Any] = {
         "job": job.metadata.name,
         "run": published_identity(prepared.identity),
         "baseModel": parts.base.name,
