@@ -7,6 +7,7 @@ whose versions stand beside them; every other field is refused.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -37,7 +38,8 @@ def _list(item: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": item}
 
 
-_NAME = {"type": "string", "pattern": r"^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}
+_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+_NAME = {"type": "string", "pattern": _LABEL, "maxLength": 63}
 _METADATA = _object(name=_NAME)
 _RESOURCES = _object(limits={"type": "object", "additionalProperties": _TEXT})
 
@@ -125,7 +127,7 @@ RAY = _object(
 
 
 def _facts(**more: Any) -> ServingFacts:
-    return ServingFacts(**({"name": "guard", "base": "acme/model", "rank": 12} | more))
+    return replace(ServingFacts(name="guard", base="acme/model", rank=12), **more)
 
 
 @pytest.mark.parametrize("facts", [_facts(), _facts(base=None), _facts(revision="abc", name="Ünder_score!")])
@@ -180,7 +182,7 @@ def test_rays_template_is_the_adapters(template: str) -> None:
 @given(name=texts)
 def test_any_name_becomes_one_that_kubernetes_takes(name: str) -> None:
     found = cluster.resource_name(name)
-    assert re.fullmatch(_NAME["pattern"], found)
+    assert re.fullmatch(_LABEL, found)
     assert len(found) <= 50
 
 

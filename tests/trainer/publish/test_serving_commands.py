@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def _as_bash_reads(command: str) -> list[str]:
 
 
 def _facts(**more: Any) -> ServingFacts:
-    return ServingFacts(**({"name": "guard", "base": "acme/model", "rank": 8, "stop_ids": (2,)} | more))
+    return replace(ServingFacts(name="guard", base="acme/model", rank=8, stop_ids=(2,)), **more)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ PLACE = '/models/my "guard"'
 
 
 def _facts(prompt_format: PromptFormat | None, **more: Any) -> ServingFacts:
-    return ServingFacts(**({"name": "guard", "rank": 8, "prompt_format": prompt_format} | more))
+    return replace(ServingFacts(name="guard", rank=8, prompt_format=prompt_format), **more)
 
 
 def _as_ollama_reads(asked: Sequence[tuple[ServingFacts, list[Message]]]) -> list[dict[str, Any]]:

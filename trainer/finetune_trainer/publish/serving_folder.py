@@ -92,10 +92,11 @@ def read_facts(
 
 def _rank(config: dict[str, Any], folder: Path) -> int:
     pattern = config.get("rank_pattern")
-    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
-    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+    values = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    ranks = [value for value in values if isinstance(value, int) and value > 0]
+    if len(ranks) < len(values):
         raise JobError(
-            Reason.INVALID_SPEC, f"{folder / CONFIG} is no LoRA adapter's (r: {ranks[0]!r}): copy the adapter again."
+            Reason.INVALID_SPEC, f"{folder / CONFIG} is no LoRA adapter's (r: {values[0]!r}): copy the adapter again."
         )
     return max(ranks)
 
