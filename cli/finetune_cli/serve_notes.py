@@ -24,7 +24,7 @@ def serve_notes(
 ) -> None:
     """Print how to serve an adapter so that it answers as it was trained."""
     from finetune_trainer.errors import JobError
-    from finetune_trainer.publish.serving_facts import adapter_folder, read_facts
+    from finetune_trainer.publish.serving_folder import adapter_folder, read_facts
     from finetune_trainer.publish.serving_notes import read_template, serving_notes
 
     try:

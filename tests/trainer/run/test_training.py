@@ -56,7 +56,10 @@ def test_a_run_ends_with_a_complete_adapter_and_says_where_it_is(tmp_path: Path)
         "generation_config.json",
         "prompt_format.yaml",
         "report.html",
+        "SERVING.md",
     } <= set(published.files)
+    assert "--lora-modules tiny=ADAPTER_DIR" in (job.output / "adapter" / "SERVING.md").read_text()
+    assert published.details["job"] == "tiny"
     assert message.dataset is not None
     assert message.dataset.rows == 24
     assert message.metrics is not None

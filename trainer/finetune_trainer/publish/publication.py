@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -90,7 +91,7 @@ def publish_best(
     _write_golden(folder, job, prepared, around, trainer, trained)
     write_serving_notes(folder, name=job.metadata.name, context_length=prepared.model.context_length)
     run = published_identity(prepared.identity)
-    details = {
+    details: dict[str, Any] = {
         "job": job.metadata.name,
         "run": run,
         "baseModel": parts.base.name,

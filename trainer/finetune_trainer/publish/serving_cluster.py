@@ -159,5 +159,16 @@ def _rank(facts: ServingFacts) -> int:
     return facts.server_rank or facts.rank
 
 
+class _Readable(yaml.SafeDumper):
+    """Texts of several lines as such, where YAML can."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _text)
+
+
 def _yaml(*documents: Any) -> str:
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=10_000)
+    return yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, width=10_000)

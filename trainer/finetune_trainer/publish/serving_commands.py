@@ -82,6 +82,7 @@ print(answer.choices[0].message.content)
 def transformers_snippet(facts: ServingFacts, place: str) -> str:
     """One answer with Transformers and PEFT."""
     revision = f", revision={facts.revision!r}" if facts.base and facts.revision else ""
+    stops = f"    stop_strings={list(facts.stop_texts)!r},\n" if facts.stop_texts else ""
     return f"""\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -98,7 +99,7 @@ output = model.generate(
     **inputs.to(model.device),
     generation_config=generation,
     tokenizer=tokenizer,
-    do_sample=False,
+{stops}    do_sample=False,
     max_new_tokens={_LONGEST_ANSWER},
 )
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

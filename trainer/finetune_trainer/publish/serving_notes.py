@@ -13,7 +13,8 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from finetune_trainer.publish import serving_cluster, serving_commands, serving_ollama
-from finetune_trainer.publish.serving_facts import TEMPLATE, ServingFacts, read_facts
+from finetune_trainer.publish.serving_facts import TEMPLATE, ServingFacts
+from finetune_trainer.publish.serving_folder import read_facts
 from finetune_trainer.publish.serving_targets import Target
 
 NAME = "SERVING.md"
