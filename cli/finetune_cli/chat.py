@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune_cli.output import SHARED_CPU, OutputFormat, OutputOption, fail, print_json
+from finetune_cli.served import USAGE, ApiKeyOption, ModelOption, ServerOption, bearer_token, check_together
 
-USAGE = 2
 UNREACHABLE = 1
 
 if TYPE_CHECKING:
@@ -35,16 +35,9 @@ def chat(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the base model run code of its own.")
     ] = False,
-    server: Annotated[
-        str | None, typer.Option("--server", metavar="URL", help="Ask an OpenAI-compatible server instead.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="The name under which it serves the adapter.")
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option("--api-key-env", metavar="VAR", help="Environment variable with the server's bearer token."),
-    ] = None,
+    server: ServerOption = None,
+    model: ModelOption = None,
+    api_key_env: ApiKeyOption = None,
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Talk to a fine-tuned model: with --message once, otherwise until end of input (Ctrl-D)."""
@@ -53,10 +46,7 @@ def chat(
     from finetune_trainer.conversation import Conversation
     from finetune_trainer.errors import JobError
 
-    if (server is None) != (model is None):
-        raise fail("--server and --model go together: name both, or neither.", exit_code=USAGE)
-    if server is None and api_key_env is not None:
-        raise fail("--api-key-env is for a server: name it with --server.", exit_code=USAGE)
+    check_together(server, model, api_key_env)
     if server is not None and (base_model is not None or no_adapter or trust_remote_code):
         raise fail(
             "--base-model, --no-adapter and --trust-remote-code are for a model on this machine: leave --server out.",
@@ -93,11 +83,8 @@ def _answerer(
         from finetune_trainer.conversation import Served
         from finetune_trainer.verify.http import Server, ServerError
 
-        token = os.environ.get(api_key_env) if api_key_env else None
-        if api_key_env and not token:
-            raise fail(f"The variable {api_key_env} is not set: put the server's token into it.", exit_code=USAGE)
         try:
-            with Server(url, token=token) as server:
+            with Server(url, token=bearer_token(api_key_env)) as server:
                 yield Served.of(adapter, server, name)
         except ServerError as error:
             raise fail(str(error), exit_code=UNREACHABLE) from error

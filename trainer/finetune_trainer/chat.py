@@ -101,12 +101,7 @@ class ChatModel:
         max_new_tokens: int = 256,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """The model's next message.
-
-        Args:
-            messages: `{"role", "content"}` each, the last one the user's.
-            max_new_tokens: longest answer, in tokens.
-            on_text: receives the answer piece by piece while it is generated.
+        """As `Answerer.answer`.
 
         Raises:
             JobError: InvalidSpec, the template cannot render `messages`; ContextTooLong, they do not fit the model.
