@@ -14,6 +14,7 @@ from finetune_cli.merge import merge
 from finetune_cli.preview import preview
 from finetune_cli.render import render
 from finetune_cli.run import run
+from finetune_cli.serve_notes import serve_notes
 from finetune_cli.validate import validate
 from finetune_cli.verify import verify
 
@@ -32,6 +33,7 @@ app.command()(render)
 app.command()(chat)
 app.command()(verify)
 app.command()(merge)
+app.command("serve-notes")(serve_notes)
 
 
 def _print_version(asked: bool) -> None:

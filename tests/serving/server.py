@@ -58,7 +58,8 @@ class Server:
     @classmethod
     def from_text(cls, command: str, log: Path, *, environment: Mapping[str, str] | None = None) -> Self:
         """The same from a line as it is printed for people: `vllm serve …`, with or without line breaks."""
-        words = shlex.split(command)
+        # To shlex a line that goes on is no line's end.
+        words = [word for word in shlex.split(command) if word != "\n"]
         assert words[0] == "vllm", command
         return cls(words[1:], log, environment=environment)
 

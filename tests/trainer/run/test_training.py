@@ -56,7 +56,10 @@ def test_a_run_ends_with_a_complete_adapter_and_says_where_it_is(tmp_path: Path)
         "generation_config.json",
         "prompt_format.yaml",
         "report.html",
+        "SERVING.md",
     } <= set(published.files)
+    assert "--lora-modules tiny=ADAPTER_DIR" in (job.output / "adapter" / "SERVING.md").read_text()
+    assert published.details["job"] == "tiny"
     assert message.dataset is not None
     assert message.dataset.rows == 24
     assert message.metrics is not None
@@ -83,8 +86,9 @@ def test_the_adapter_names_its_base_by_a_name_that_others_know_or_not_at_all(
     tmp_path: Path, model_id: str | None
 ) -> None:
     """Not by a path of the machine that trained, wherever the weights came from."""
-    path = str(tiny_model())
-    job = TinyJob(tmp_path, **({"model_id": model_id, "initial_base_model_ckpt_path": path} if model_id else {}))
+    job = TinyJob(tmp_path)
+    if model_id is not None:
+        job.spec |= {"model_id": model_id, "initial_base_model_ckpt_path": str(tiny_model())}
     message = job.run()
     adapter = job.output / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())

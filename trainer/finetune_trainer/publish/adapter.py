@@ -5,6 +5,7 @@ tokenizer files, chat_template.jinja             render the trained prompt
 generation_config.json                           the ids that end an answer
 prompt_format.yaml                               the declared format and stops, for people and other servers
 README.md, report.html                           what was trained on what, for people
+SERVING.md                                       how to serve it, for people
 manifest.json                                    digests, written last
 """
 
@@ -101,7 +102,8 @@ def publish_adapter(
     Args:
         store: the job's output.
         folder: the finished adapter folder.
-        details: goes into the manifest: `run`, `baseModel`, `baseModelRevision`, `targets`, `metrics`, `dataset`, ….
+        details: goes into the manifest: `job`, `run`, `baseModel`, `baseModelRevision`, `targets`, `metrics`,
+            `dataset`, ….
         verify: proves the copy that was read back.
 
     Raises:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -34,6 +35,7 @@ from finetune_trainer.publish.report import (
     library_versions,
     write_report,
 )
+from finetune_trainer.publish.serving_notes import write_serving_notes
 from finetune_trainer.train.checkpoint import ADAPTER, Checkpoint
 from finetune_trainer.train.trainer import StepTrainer
 from finetune_trainer.verify.golden import GOLDEN
@@ -87,8 +89,11 @@ def publish_best(
     licence = read_licence(trainer.peft_model.get_base_model())
     write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
     _write_golden(folder, job, prepared, around, trainer, trained)
-    details = {
-        "run": published_identity(prepared.identity),
+    write_serving_notes(folder, name=job.metadata.name, context_length=prepared.model.context_length)
+    run = published_identity(prepared.identity)
+    details: dict[str, Any] = {
+        "job": job.metadata.name,
+        "run": run,
         "baseModel": parts.base.name,
         "baseModelRevision": parts.base.revision,
         "contextLength": prepared.model.context_length,
@@ -122,7 +127,7 @@ def publish_best(
             folder,
             base_name=parts.base.name,
             weights=fetch_weights(spec, prepared.pins),
-            identity=details["run"],
+            identity=run,
             scratch=around.scratch,
             device=trainer.args.device,
             trust_remote_code=spec.trust_remote_code,

@@ -1,0 +1,137 @@
+"""Commands and snippets that serve an adapter as it was trained, complete as they are printed.
+
+Whatever comes from the adapter's folder is quoted for where it goes: the shell, JSON or Python.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune_trainer.publish.serving_facts import QUESTION, TEMPLATE, ServingFacts
+
+BASE_PLACEHOLDER = "BASE_MODEL"
+SERVER = "http://localhost:8000"
+"""Where `vllm serve` listens."""
+
+_MESSAGES = [{"role": "user", "content": QUESTION}]
+_LONGEST_ANSWER = 256
+
+
+def vllm_command(facts: ServingFacts, place: str) -> str:
+    """The server of this adapter alone, with its template and its stops.
+
+    Args:
+        facts: the adapter's.
+        place: its folder.
+    """
+    own = [["--chat-template", f"{place}/{TEMPLATE}"], ["--generation-config", place]]
+    return _shell(_vllm(facts, place) + own)
+
+
+def vllm_shared_command(facts: ServingFacts, place: str) -> str:
+    """A server of several adapters, whose requests bring their template and their stops."""
+    return _shell([*_vllm(facts, place), ["--trust-request-chat-template"]])
+
+
+def chat_request(facts: ServingFacts, *, model: str | None = None, **more: Any) -> str:
+    """A request to /v1/chat/completions.
+
+    Args:
+        facts: the adapter's.
+        model: what the server calls it, if not by its name.
+        more: further keys of the request.
+    """
+    body = {"model": model or facts.name, "messages": _MESSAGES, "temperature": 0, **_stop(facts), **more}
+    return _curl("/v1/chat/completions", body)
+
+
+def completions_request(facts: ServingFacts) -> str | None:
+    """A request to /v1/completions with the rendered prompt; None where only the template can render it."""
+    prompt = facts.example_prompt
+    if prompt is None:
+        return None
+    body = {"model": facts.name, "prompt": prompt, "add_special_tokens": False, "temperature": 0, **_stop(facts)}
+    return _curl("/v1/completions", {**body, "max_tokens": _LONGEST_ANSWER})
+
+
+def client_snippet(facts: ServingFacts, place: str) -> str:
+    """A request that brings the adapter's template and stops, with OpenAI's client."""
+    stops = f"    stop={list(facts.stop_texts)!r},\n" if facts.stop_texts else ""
+    return f"""\
+from pathlib import Path
+
+from openai import OpenAI
+
+client = OpenAI(base_url="{SERVER}/v1", api_key="none")
+answer = client.chat.completions.create(
+    model={facts.name!r},
+    messages={_MESSAGES!r},
+    temperature=0,
+{stops}    extra_body={{
+        "chat_template": Path({f"{place}/{TEMPLATE}"!r}).read_text(encoding="utf-8"),
+        "stop_token_ids": {list(facts.stop_ids)!r},
+    }},
+)
+print(answer.choices[0].message.content)
+"""
+
+
+def transformers_snippet(facts: ServingFacts, place: str) -> str:
+    """One answer with Transformers and PEFT."""
+    revision = f", revision={facts.revision!r}" if facts.base and facts.revision else ""
+    stops = f"    stop_strings={list(facts.stop_texts)!r},\n" if facts.stop_texts else ""
+    return f"""\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+adapter = {place!r}
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+base = AutoModelForCausalLM.from_pretrained({(facts.base or BASE_PLACEHOLDER)!r}{revision}, dtype="auto")
+model = PeftModel.from_pretrained(base, adapter).eval()
+generation = GenerationConfig.from_pretrained(adapter)
+
+messages = {_MESSAGES!r}
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+output = model.generate(
+    **inputs.to(model.device),
+    generation_config=generation,
+    tokenizer=tokenizer,
+{stops}    do_sample=False,
+    max_new_tokens={_LONGEST_ANSWER},
+)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+
+
+def lora_module(name: str, place: str) -> str:
+    """An adapter as vLLM's --lora-modules takes it: NAME=PATH, or JSON where that would be read otherwise."""
+    if name and not set("=,") & {*name, *place}:
+        return f"{name}={place}"
+    # A comma makes vLLM read JSON.
+    return json.dumps({"name": name, "path": place})
+
+
+def _vllm(facts: ServingFacts, place: str) -> list[list[str]]:
+    """A line of the command each."""
+    revision = ["--revision", facts.revision] if facts.base and facts.revision else []
+    rank = ["--max-lora-rank", str(facts.server_rank or facts.rank)]
+    return [
+        ["vllm", "serve", facts.base or BASE_PLACEHOLDER, *revision],
+        ["--enable-lora", *rank],
+        ["--lora-modules", lora_module(facts.name, place)],
+    ]
+
+
+def _stop(facts: ServingFacts) -> dict[str, Any]:
+    return {"stop": list(facts.stop_texts)} if facts.stop_texts else {}
+
+
+def _curl(path: str, body: Mapping[str, Any]) -> str:
+    return _shell([["curl", SERVER + path], ["-H", "Content-Type: application/json"], ["-d", json.dumps(body)]])
+
+
+def _shell(lines: Sequence[Sequence[str]]) -> str:
+    return " \\\n  ".join(shlex.join(line) for line in lines)
