@@ -113,6 +113,7 @@ def test_the_folders_own_copy_names_no_place(tmp_path: Path) -> None:
 
 
 @given(name=texts, stop=texts, template=texts, target=st.sampled_from(list(Target)))
+@example(name="a\n```\n# no", stop="", template="", target=Target.VLLM)
 @example(name="```\n# no", stop="\n````\n", template="\n```\n", target=Target.RAY)
 @example(name="`", stop="``", template="", target=Target.VLLM)
 def test_no_name_breaks_out_of_its_place(
