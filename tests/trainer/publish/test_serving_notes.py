@@ -81,7 +81,7 @@ def test_the_whole_page(tmp_path: Path, pytestconfig: pytest.Config) -> None:
             "Send the token ids of",
             "/v1/completions \\",
         ),
-        ({"stopping_sequences": ("</s>",)}, Target.TRANSFORMERS, "stop_strings=['</s>'],", None),
+        ({"stopping_sequences": ("</s>",)}, Target.TRANSFORMERS, 'stop_strings=["</s>"],', None),
         ({}, Target.TRANSFORMERS, "generation_config=generation", "stop_strings="),
         ({}, Target.KSERVE, "Checked against the resource definitions of KServe 0.20, not run.", None),
         ({}, Target.RAY, '"stop_token_ids": [2]', None),
