@@ -27,7 +27,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 LOADING = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 """Adapters can be loaded by a request."""
 
-ENVIRONMENT = {"qwen-3-moe": {"PYTHONPATH": str(Path(__file__).parent / "experts_in_torch")}}
+ENVIRONMENT = {"qwen-3-moe": {"PYTHONPATH": str(Path(__file__).parent / "experts_in_torch"), **LOADING}}
 """Variables of a base model's server."""
 
 
