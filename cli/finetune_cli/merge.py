@@ -25,7 +25,10 @@ class Precision(StrEnum):
 
 def merge(
     adapter: Annotated[
-        str, typer.Argument(metavar="ADAPTER", help="Adapter folder, its job's output folder, or s3:// or pvc://.")
+        str,
+        typer.Argument(
+            metavar="ADAPTER", help="Adapter folder, its job's output folder, s3://, pvc:// or hf://owner/name."
+        ),
     ],
     target: Annotated[
         Path, typer.Option("--output", "--output-dir", metavar="DIR", help="Folder for the model; it must not exist.")

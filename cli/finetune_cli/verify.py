@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune_cli.output import SHARED_CPU, OutputFormat, OutputOption, fail, print_json
+from finetune_cli.served import ApiKeyOption, ModelOption, ServerOption, bearer_token, check_together
 
 if TYPE_CHECKING:
     from finetune_trainer.verify.report import Report
@@ -21,16 +22,9 @@ def verify(
     adapter: Annotated[
         str, typer.Argument(metavar="ADAPTER", help="Adapter folder, a finished job's folder, s3:// or a Hub name.")
     ],
-    server: Annotated[
-        str | None, typer.Option("--server", metavar="URL", help="An OpenAI-compatible server, e.g. http://host:8000.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="The name under which it serves the adapter.")
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option("--api-key-env", metavar="VAR", help="Environment variable with the server's bearer token."),
-    ] = None,
+    server: ServerOption = None,
+    model: ModelOption = None,
+    api_key_env: ApiKeyOption = None,
     base_model: Annotated[
         str | None, typer.Option("--base-model", help="Without --server: base model instead of the adapter's own.")
     ] = None,
@@ -45,12 +39,9 @@ def verify(
     """
     for name, value in {**SHARED_CPU, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
         os.environ.setdefault(name, value)
-    if (server is None) != (model is None):
-        raise fail("--server and --model go together: name both, or neither.", exit_code=CANNOT_TELL)
+    check_together(server, model, api_key_env)
     if server is not None and base_model is not None:
         raise fail("--base-model is for a verification on this machine: leave --server out.", exit_code=CANNOT_TELL)
-    if server is None and api_key_env is not None:
-        raise fail("--api-key-env is for a server: name it with --server.", exit_code=CANNOT_TELL)
     with tempfile.TemporaryDirectory(prefix="finetune-verify-") as scratch:
         if server is not None and model is not None:
             report = _of_server(adapter, Path(scratch), server, model, api_key_env)
@@ -62,17 +53,12 @@ def verify(
 
 def _of_server(adapter: str, scratch: Path, url: str, model: str, api_key_env: str | None) -> Report:
     from finetune_trainer.errors import JobError
-    from finetune_trainer.verify.folder import open_adapter
+    from finetune_trainer.published.folder import open_adapter
     from finetune_trainer.verify.http import Server, ServerError
     from finetune_trainer.verify.server import verify_server
 
-    token = None
-    if api_key_env is not None:
-        token = os.environ.get(api_key_env)
-        if not token:
-            raise fail(f"The variable {api_key_env} is not set: put the server's token into it.", exit_code=CANNOT_TELL)
     try:
-        with Server(url, token=token) as server:
+        with Server(url, token=bearer_token(api_key_env)) as server:
             return verify_server(open_adapter(adapter, scratch, weights=False), server, model)
     except ServerError as error:
         raise fail(str(error), exit_code=CANNOT_TELL) from error
@@ -81,10 +67,11 @@ def _of_server(adapter: str, scratch: Path, url: str, model: str, api_key_env: s
 
 
 def _of_this_machine(adapter: str, scratch: Path, base_model: str | None, *, trust_remote_code: bool) -> Report:
-    from finetune_trainer.chat import quiet_libraries
     from finetune_trainer.errors import JobError
-    from finetune_trainer.verify.folder import open_adapter
-    from finetune_trainer.verify.local import Base, verify_locally
+    from finetune_trainer.published.base import Base
+    from finetune_trainer.published.folder import open_adapter
+    from finetune_trainer.quiet import quiet_libraries
+    from finetune_trainer.verify.local import verify_locally
 
     base = Base(base_model) if base_model is not None else None
     try:

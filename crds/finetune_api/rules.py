@@ -16,7 +16,7 @@ from finetune_api.llmforge import refused_keys
 from finetune_api.native_models import native_generation_config
 from finetune_api.problem import Problem
 from finetune_api.rules_lora import lora_problems
-from finetune_api.storage_uri import Scheme, UriError, parse
+from finetune_api.storage_uri import Scheme, UriError, parse, parse_output
 from finetune_api.workers import Workers
 
 GPUS_PER_NODE_LIMIT = 8
@@ -147,8 +147,8 @@ def _address_problems(spec: FineTuneJobSpec) -> Iterator[Problem]:
         "valid_path": (spec.valid_path, None),
         "initial_base_model_ckpt_path": (spec.initial_base_model_ckpt_path, "write {repo_id: owner/name}"),
         "initial_adapter_model_ckpt_path": (spec.initial_adapter_model_ckpt_path, "write {repo_id: owner/name}"),
-        "output_dir": (spec.output_dir, "write an s3:// or pvc:// address or a local folder"),
-        "output.uri": (spec.output.uri if spec.output else None, "write an s3:// or pvc:// address or a local folder"),
+        "output_dir": (spec.output_dir, None),
+        "output.uri": (spec.output.uri if spec.output else None, None),
     }
     for path, (address, instead_of_hub) in addresses.items():
         if not isinstance(address, str):
@@ -157,7 +157,7 @@ def _address_problems(spec: FineTuneJobSpec) -> Iterator[Problem]:
             yield Problem(path, f"hf:// addresses are for data sets: {instead_of_hub}.")
             continue
         try:
-            uri = parse(address)
+            uri = (parse_output if path in ("output_dir", "output.uri") else parse)(address)
         except UriError as error:
             yield Problem(path, str(error))
             continue

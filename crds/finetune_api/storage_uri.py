@@ -12,10 +12,12 @@ from enum import StrEnum
 
 
 class Scheme(StrEnum):
-    """Kinds of address that are read."""
+    """Kinds of address."""
 
     S3 = "s3"
     HUB_DATASET = "hf"
+    HUB_MODEL = "hf-model"
+    """A model repository of the Hub, for results only: models that are read are named without a scheme."""
     PVC = "pvc"
     LOCAL = "file"
 
@@ -25,6 +27,7 @@ READABLE = "s3://bucket/key, hf://datasets/owner/name/file, pvc://claim/path, fi
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{1,62}$")
 _CLAIM = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+_HUB_MODEL = re.compile(r"^(?!datasets/|spaces/|models/)([\w.-]+/[\w.-]+)(?:@([A-Za-z0-9][\w.-]{0,127}))?/?$")
 _HUB_DATASET = re.compile(r"^datasets/([\w.-]+/[\w.-]+|[\w.-]+)(?:@([^/]+))?/(.+)$")
 
 
@@ -38,11 +41,11 @@ class StorageUri:
 
     scheme: Scheme
     container: str
-    """Bucket (s3), claim name (pvc), `owner/name` (hf); empty for local paths."""
+    """Bucket (s3), claim name (pvc), `owner/name` (the Hub's); empty for local paths."""
     path: str
     """Key, file in the repository, path in the volume, or the local path; without a trailing slash."""
     revision: str | None = None
-    """Branch, tag or commit of a hub dataset."""
+    """Branch, tag or commit of a hub dataset; branch of a hub model."""
 
     def __str__(self) -> str:
         match self.scheme:
@@ -51,6 +54,9 @@ class StorageUri:
             case Scheme.HUB_DATASET:
                 revision = f"@{self.revision}" if self.revision else ""
                 return f"hf://datasets/{self.container}{revision}/{self.path}"
+            case Scheme.HUB_MODEL:
+                revision = f"@{self.revision}" if self.revision else ""
+                return f"hf://{self.container}{revision}"
             case _:
                 return f"{self.scheme}://{self.container}/{self.path}".rstrip("/")
 
@@ -85,6 +91,20 @@ def parse(uri: str) -> StorageUri:
             return _hub_dataset(uri, rest)
         case _:
             raise UriError(f"{scheme}:// addresses are not read: copy it to one of {READABLE}.")
+
+
+def parse_output(uri: str) -> StorageUri:
+    """Take the address of an output apart: as `parse`, and hf://owner/name or hf://owner/name@branch.
+
+    Raises:
+        UriError: nothing can be written there, or the address is malformed.
+    """
+    if not uri.lower().startswith("hf://"):
+        return parse(uri)
+    match = _HUB_MODEL.match(uri[len("hf://") :])
+    if match is None:
+        raise UriError(f"{uri!r} holds no results: write hf://owner/name, or hf://owner/name@branch.")
+    return StorageUri(Scheme.HUB_MODEL, match.group(1), "", match.group(2))
 
 
 def _in_container(scheme: Scheme, uri: str, rest: str, pattern: re.Pattern[str], form: str) -> StorageUri:

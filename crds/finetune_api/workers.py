@@ -233,7 +233,10 @@ class Output(KubernetesModel):
 
     uri: Address = Field(
         description="uri is where adapter, checkpoints and report are written: s3://bucket/prefix, pvc://claim/path, "
-        "or a local folder. In a cluster the job's own folder below it is <namespace>/<name>/<first 8 of uid>."
+        "or a local folder. In a cluster the job's own folder below it is <namespace>/<name>/<first 8 of uid>. "
+        "hf://owner/name[@branch] pushes the adapter to the top of a model repository of the Hub, which is made "
+        "private where there is none, and keeps the rest on a branch of the job's own; the token of "
+        "secrets.huggingFace must be allowed to write there."
     )
     golden: bool = Field(
         default=True,

@@ -220,7 +220,7 @@ class Reconciler:
             noticed=known.ending_since,
             progress=progress,
             reported=reported,
-            verification=await self._verifications.read(known) if awaited else None,
+            verification=await self._verifications.read(known, status) if awaited else None,
         )
 
     async def _wishes(self, raw: Raw, known: Known, status: FineTuneJobStatus) -> Wishes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.attempts import Attempts, NameTaken, is_owned, name_taken
 from finetune_operator.cluster import Cluster
 from finetune_operator.creation import hindered_seconds
@@ -15,7 +16,7 @@ from finetune_operator.names import verification_name
 from finetune_operator.policy.decide import problems_sentence
 from finetune_operator.policy.observed import VerificationView, read_verification
 from finetune_operator.policy.plan import Patience, Plan, Seen
-from finetune_operator.policy.verification import give_up, note_created, note_hindered
+from finetune_operator.policy.verification import give_up, is_under_way, note_created, note_hindered
 from finetune_operator.settings import OperatorSettings
 
 
@@ -27,10 +28,16 @@ class Verifications:
         self._settings = settings
         self._attempts = attempts
 
-    async def read(self, known: Known) -> VerificationView | None:
+    async def read(self, known: Known, status: FineTuneJobStatus) -> VerificationView | None:
         """The Job of a job's verification, if there is one of ours, and its pods."""
         namespace = known.key.namespace
-        found = await self._cluster.get_batch_job(namespace, verification_name(known.key.name, known.uid))
+        try:
+            found = await self._cluster.get_batch_job(namespace, verification_name(known.key.name, known.uid))
+        except Forbidden:
+            if is_under_way(status):
+                raise
+            # Whoever lacks this right lacks the other one too, and says so when it tries to create the Job.
+            return None
         if found is None or not is_owned(found, known.uid):
             return None
         pods = self._cluster.list_batch_job_pods(namespace, uid=found["metadata"]["uid"])

@@ -168,7 +168,7 @@ def test_every_key_that_peft_knows_has_a_fate() -> None:
         ({"valid_path": "s3://example-bucket"}, "valid_path", "names no file"),
         ({"model_id": f"hf://{'meta-llama/Llama-3.2-1B'}"}, "model_id", "write the model's name as owner/name"),
         ({"initial_base_model_ckpt_path": "hf://a/b"}, "initial_base_model_ckpt_path", "{repo_id: owner/name}"),
-        ({"output": {"uri": "hf://a/b"}}, "output.uri", "write an s3:// or pvc:// address"),
+        ({"output": {"uri": "hf://datasets/a/b"}}, "output.uri", "write hf://owner/name"),
     ],
 )
 def test_a_contradiction_is_explained(changes: dict[str, Any], path: str, part: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.job import Metadata
-from finetune_api.output import output_address
+from finetune_api.output import output_address, working_name
 from tests.api.jobs import job
 
 UID = "0123abcd-4567-89ab-cdef-0123456789ab"
@@ -30,6 +30,8 @@ UID = "0123abcd-4567-89ab-cdef-0123456789ab"
         ({"output": {"uri": "s3://bucket/"}}, {"namespace": "team", "uid": UID}, "s3://bucket/team/guard/0123abcd"),
         ({"output": {"uri": "pvc://claim"}}, {"uid": UID}, "pvc://claim/default/guard/0123abcd"),
         ({"output_dir": "/mnt/out"}, {"uid": UID}, "/mnt/out/default/guard/0123abcd"),
+        ({"output": {"uri": "hf://owner/name"}}, {}, "hf://owner/name"),
+        ({"output": {"uri": "hf://owner/name@v2"}}, {"namespace": "team", "uid": UID}, "hf://owner/name@v2"),
     ],
 )
 def test_where_results_go(spec: dict[str, Any], metadata: dict[str, Any], address: str | None) -> None:
@@ -42,3 +44,16 @@ def test_jobs_of_one_name_in_one_namespace_do_not_meet() -> None:
     uids = [UID, UID.replace("0123abcd", "0123abce")]
     addresses = {output_address(base.model_copy(update={"metadata": Metadata(name="guard", uid=uid)})) for uid in uids}
     assert len(addresses) == 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "name"),
+    [
+        ({}, "finetune-guard"),
+        ({"namespace": "team"}, "finetune-guard"),
+        ({"uid": UID}, "finetune-guard-0123abcd"),
+        ({"namespace": "team", "uid": UID}, "finetune-team-guard-0123abcd"),
+    ],
+)
+def test_a_jobs_branch_on_the_hub_is_its_own(metadata: dict[str, Any], name: str) -> None:
+    assert working_name(job().model_copy(update={"metadata": Metadata(name="guard", **metadata)})) == name

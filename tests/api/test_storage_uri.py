@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.storage_uri import READABLE, Scheme, StorageUri, UriError, parse
+from finetune_api.storage_uri import READABLE, Scheme, StorageUri, UriError, parse, parse_output
 
 READ: list[tuple[str, StorageUri, str]] = [
     ("s3://bucket/a/b.jsonl", StorageUri(Scheme.S3, "bucket", "a/b.jsonl"), "s3://bucket/a/b.jsonl"),
@@ -152,3 +152,40 @@ def read_or_sentence(uri: str) -> StorageUri | str:
         return parse(uri)
     except UriError as error:
         return str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "repository", "branch"),
+    [
+        ("hf://owner/name", "owner/name", None),
+        ("hf://owner/na-me.v2/", "owner/na-me.v2", None),
+        ("hf://owner/name@v1.0", "owner/name", "v1.0"),
+    ],
+)
+def test_results_go_to_a_model_repository(text: str, repository: str, branch: str | None) -> None:
+    found = parse_output(text)
+    assert (found.scheme, found.container, found.path, found.revision) == (Scheme.HUB_MODEL, repository, "", branch)
+    assert parse_output(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://name",
+        "hf://owner/name/adapter",
+        "hf://datasets/owner",
+        "hf://datasets/owner/name/file.jsonl",
+        "hf://spaces/owner",
+        "hf://owner/name@",
+        "hf://owner/name@a/b",
+        "hf://",
+    ],
+)
+def test_what_is_no_model_repository_holds_no_results(text: str) -> None:
+    with pytest.raises(UriError, match="holds no results: write hf://owner/name"):
+        parse_output(text)
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/jobs", "pvc://claim/jobs", "/mnt/out", "out"])
+def test_other_outputs_are_read_as_everything_else(text: str) -> None:
+    assert parse_output(text) == parse(text)

@@ -261,7 +261,8 @@ def _job(folder: Path, base: Path) -> Path:
 def _with_output(job: Path, output: Path) -> Path:
     spec = yaml.safe_load(job.read_text())["spec"]
     path = job.with_name(f"{output.name}.yaml")
-    _write_job(path, spec | {"output": {"uri": str(output)}})
+    # The first run's golden prompts are enough.
+    _write_job(path, spec | {"output": {"uri": str(output), "golden": False}})
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from finetune_trainer.chat import ChatModel
+from finetune_trainer.storage import write_manifest
 from tests.cli.command import finetune, finetune_json
 from tests.models import random_llama
 
@@ -32,7 +34,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(1)
         get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    # As the trainer writes it, for servers; PEFT warns of a key it does not know.
+    # As other writers leave it; PEFT warns of a key it does not know.
     declared = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(declared | {"context_length": 512}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
@@ -91,15 +93,100 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(base: Path) -> None:
     assert "".join(pieces) == answer.text
 
 
+def test_several_messages_are_shown_as_the_conversation_they_are(base: Path) -> None:
+    shown = finetune("chat", str(base), "-m", "One", "-m", "Two", "--max-new-tokens", "3").stdout
+    assert shown.startswith("user: One\nassistant: ")
+    assert "\n\nuser: Two\nassistant: " in shown
+    assert "user:" not in finetune("chat", str(base), "-m", "One", "--max-new-tokens", "3").stdout
+
+
+def test_the_folder_of_a_job_is_as_good_as_the_adapter_in_it(base: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "job" / "adapter")
+    ask = ("-m", "Hello", "--max-new-tokens", "4")
+    answer = finetune_json("chat", str(tmp_path / "job"), *ask)
+    assert answer == finetune_json("chat", str(adapter), *ask)
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def holding(name: str, content: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).write_text(content)
+
+    return write
+
+
+def published(folder: Path) -> None:
+    """As a job leaves it, and edited afterwards."""
+    write_manifest(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
+def with_base(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        declared = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(declared | {"base_model_name_or_path": name}))
+
+    return change
+
+
 @pytest.mark.parametrize(
-    ("folder", "sentence"),
-    [("none", "There is no folder"), ("empty", "neither an adapter")],
+    ("damage", "sentence"),
+    [
+        (shutil.rmtree, "There is nothing at"),
+        (without("adapter_config.json"), "There is no adapter_config.json in"),
+        (holding("adapter_config.json", "{"), "adapter_config.json cannot be read: copy the adapter again"),
+        (without("adapter_model.safetensors"), "does not fit"),
+        (holding("adapter_model.safetensors", "torn"), "does not fit"),
+        (without("tokenizer.json"), "The tokenizer in"),
+        (holding("tokenizer.json", "{}"), "The tokenizer in"),
+        (holding("generation_config.json", "[]"), "generation_config.json is not what it should be"),
+        (holding("prompt_format.yaml", "prompt_format: {system: 1}"), "cannot be read as a generation_config"),
+        (published, "chat_template.jinja is not as published: copy the adapter again; or remove manifest.json"),
+        (with_base("/none"), "correct it with --base-model"),
+        (with_base(""), "names no base model: give one with --base-model"),
+    ],
 )
-def test_a_wrong_folder_is_refused_with_a_sentence(tmp_path: Path, folder: str, sentence: str) -> None:
-    (tmp_path / "empty").mkdir()
-    result = finetune("chat", str(tmp_path / folder), "-m", "Hello")
-    assert result.exit_code == 12
+def test_a_damaged_adapter_is_refused_with_a_sentence(
+    adapter: Path, tmp_path: Path, damage: Callable[[Path], None], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    damage(folder)
+    result = finetune("chat", str(folder), "-m", "Hello")
+    assert result.exit_code not in (0, 1, 2), result.output
     assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (shutil.rmtree, "correct --base-model"),
+        (without("config.json"), "correct --base-model"),
+        (without("model.safetensors"), "check that it is one and that its folder is complete"),
+        (holding("model.safetensors", "torn"), "damaged model.safetensors"),
+    ],
+)
+def test_a_damaged_base_model_is_refused_with_a_sentence(
+    base: Path, adapter: Path, tmp_path: Path, damage: Callable[[Path], None], sentence: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    damage(folder)
+    result = finetune("chat", str(adapter), "--base-model", str(folder), "-m", "Hello")
+    assert result.exit_code not in (0, 1, 2), result.output
+    assert sentence in result.stderr
+
+
+def test_a_base_model_of_another_shape_is_refused_with_a_sentence(adapter: Path, tmp_path: Path) -> None:
+    other = random_llama(tmp_path / "wide", hidden=48)
+    result = finetune("chat", str(adapter), "--base-model", str(other), "-m", "Hello")
+    assert result.exit_code == 10
+    assert "give the base model that it was trained on with --base-model" in result.stderr
 
 
 def test_a_conversation_longer_than_the_model_is_refused(base: Path) -> None:

@@ -42,7 +42,10 @@ def anything(call: Call) -> bool:
     return True
 
 
-REFUSALS: Mapping[str, tuple[Callable[[Call], bool], Refusal, int]] = {
+Refusals = Mapping[str, tuple[Callable[[Call], bool], Refusal, int]]
+"""Name of a job -> which requests about it are refused, how, and how many of them."""
+
+REFUSALS: Refusals = {
     "everything-503": (anything, Refusal(503), 5),
     "everything-403": (anything, Refusal(403, "is forbidden: not yet"), 5),
     "everything-401": (anything, Refusal(401), 3),
@@ -63,19 +66,29 @@ REFUSALS: Mapping[str, tuple[Callable[[Call], bool], Refusal, int]] = {
     "event-500": (creates("events"), Refusal(500), 99),
     "event-403": (creates("events"), Refusal(403), 99),
 }
-"""Name of a job -> which requests about it are refused, how, and how many of them."""
+
+NO_RIGHT = Refusal(403, 'jobs.batch is forbidden: User "finetune-operator" cannot do that')
+REFUSALS_OF_VERIFICATIONS: Refusals = {
+    "verify-none": (lambda call: call.resource == "jobs", NO_RIGHT, 6),
+    "verify-get-403": (lambda call: (call.verb, call.resource) == ("get", "jobs"), NO_RIGHT, 4),
+    "verify-create-403": (creates("jobs"), NO_RIGHT, 3),
+    "verify-create-429": (creates("jobs"), Refusal(429, retry_after_seconds=1), 2),
+    "verify-create-500": (creates("jobs"), Refusal(500), 3),
+    "verify-create-webhook": (creates("jobs"), Refusal(500, WEBHOOK), 3),
+}
 
 
 class Refusing:
     """Refuses the first requests about each job, as the table says."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusals: Refusals = REFUSALS) -> None:
+        self._refusals = refusals
         self.refused: Counter[str] = Counter()
-        self.times: dict[str, list[float]] = {name: [] for name in REFUSALS}
+        self.times: dict[str, list[float]] = {name: [] for name in refusals}
         """Monotonic seconds."""
 
     def __call__(self, call: Call) -> Refusal | None:
-        concerns, refusal, count = REFUSALS.get(call.job, (anything, Refusal(500), 0))
+        concerns, refusal, count = self._refusals.get(call.job, (anything, Refusal(500), 0))
         if not concerns(call) or self.refused[call.job] >= count:
             return None
         self.refused[call.job] += 1
@@ -105,7 +118,43 @@ def test_jobs_get_through_whatever_the_server_refuses_for_a_while(unlucky: Unluc
         wait_until(lambda name=name: stage.ending(name), lambda seen: seen == expected)  # type: ignore[misc]
         assert stage.history(name) == stage.history("undisturbed"), name
         assert refusing.refused[name] == count or count == 99, name
-    earlier, later = refusing.times["create-429"]
+    assert_heeded(refusing.times["create-429"])
+
+
+def test_verifications_get_through_whatever_the_server_refuses_for_a_while(
+    unlucky: UnluckyOperator, stage: Stage
+) -> None:
+    story = STORIES["verification"]
+    unlucky.proxy.refuse = refusing = Refusing(REFUSALS_OF_VERIFICATIONS)
+    scenes = stage.begin(story, ["undisturbed", *REFUSALS_OF_VERIFICATIONS])
+    stage.play(story, scenes)
+    expected = wait_until(lambda: stage.ending("undisturbed"))
+    for name, (_, _, count) in REFUSALS_OF_VERIFICATIONS.items():
+        wait_until(lambda name=name: stage.ending(name), lambda seen: seen == expected)  # type: ignore[misc]
+        assert stage.history(name) == stage.history("undisturbed"), name
+        assert refusing.refused[name] == count, name
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason", "says"),
+    [
+        (NO_RIGHT, "VerificationPending", "may not be created (jobs.batch is forbidden"),
+        (Refusal(500, WEBHOOK), "VerificationPending", "Whoever is asked about Jobs (such as Kueue) does not answer"),
+        (Refusal(422, "spec is wrong"), "VerificationFailed", "refuses the Job of the verification: spec is wrong"),
+    ],
+)
+def test_why_a_verification_cannot_begin_is_said(
+    unlucky: UnluckyOperator, scene: Scene, refusal: Refusal, reason: str, says: str
+) -> None:
+    unlucky.proxy.refuse = lambda call: refusal if call.resource == "jobs" and call.verb == "create" else None
+    scene.apply(output=STORIES["verification"].spec["output"])
+    scene.kubelet.succeed(scene.pods()[0], success())
+    scene.wait_verified("Unknown", reason, says)
+
+
+def assert_heeded(times: list[float]) -> None:
+    """The server asked to be left alone for a second."""
+    earlier, later = times
     assert later - earlier >= 1, "the server's wish to be left alone was not heeded"
 
 

@@ -28,6 +28,8 @@ def jobs_in_every_state(api: Api, kubelet: Kubelet) -> dict[str, str]:
     scene("running").run()
     scene("done").apply()
     kubelet.succeed(scene("done").pods()[0], success())
+    scene("verifying").apply(output={"uri": "s3://models/team-a", "verify": True})
+    kubelet.succeed(scene("verifying").pods()[0], success())
     scene("failed").apply(ttlSecondsAfterFinished=3600)
     kubelet.fail(scene("failed").pods()[0], 11, failure(Reason.DATA_INVALID))
     scene("crowded").apply(activeDeadlineSeconds=3600)
@@ -43,6 +45,7 @@ def jobs_in_every_state(api: Api, kubelet: Kubelet) -> dict[str, str]:
     states = {
         "running": "Preparing Preparing",
         "done": "Succeeded Succeeded",
+        "verifying": "Succeeded Succeeded",
         "failed": "Failed DataInvalid",
         "crowded": "Pending Unschedulable",
         "no-image": "Starting ImagePullFailed",
@@ -54,6 +57,8 @@ def jobs_in_every_state(api: Api, kubelet: Kubelet) -> dict[str, str]:
         phase, reason = state.split()
         scene(name).wait_reason(reason)
         assert scene(name).wait_phase(phase)
+    kubelet.pull_fails(scene("verifying").verifying_pod(), "trainer:none")
+    scene("verifying").wait_verified("Unknown", "Verifying", "trainer:none")
     return states
 
 

@@ -84,7 +84,7 @@ def test_the_workers_read_the_effective_job_from_a_config_map(scene: Scene) -> N
     config_map, workers = scene.api.get("ConfigMap", name), scene.api.get("PyTorchJob", name)
     assert config_map["immutable"]
     effective = yaml.safe_load(config_map["data"]["job.yaml"])["spec"]
-    assert (effective["learning_rate"], effective["output"]) == (0.0001, {"uri": "s3://models/team-a"})
+    assert (effective["learning_rate"], effective["output"]["uri"]) == (0.0001, "s3://models/team-a")
     for child in (config_map, workers):
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"]) == (job["metadata"]["uid"], True)

@@ -72,7 +72,8 @@ def gemma_3(folder: Path) -> Path:
     )
     text = {**_sizes(tokenizer), "sliding_window": 64, "query_pre_attn_scalar": HEAD, "pad_token_id": None}
     vision = {"hidden_size": HIDDEN, "intermediate_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Gemma3Config(
+    config_class: Any = Gemma3Config
+    config = config_class(
         text_config=text,
         vision_config={**vision, "image_size": 32, "patch_size": 8},
         mm_tokens_per_image=4,

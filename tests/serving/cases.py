@@ -6,7 +6,7 @@ somebody with one adapter would; the others send their template with each reques
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.api.formats import GUARD_2, LLAMA_3, native_format
@@ -58,6 +58,13 @@ _ATTENTION = {"target_modules": ["q_proj", "v_proj"]}
 _MISTRAL = native_format("mistralai/Mistral-7B-Instruct-v0.1")
 
 CASES = (
+    Case(
+        *("pass-through", "llama", "`{instruction} </s>`, a token to nobody there", _declared(GUARD_2, "</s>"), 16),
+        lora=_ATTENTION,
+        learning_rate=2e-2,
+        epochs=120,
+        by_text=True,
+    ),
     Case("chatml", "llama", "ChatML", _declared(CHATML), 8),
     Case(
         "own-template",
@@ -65,13 +72,6 @@ CASES = (
         "the tokenizer's own template",
         {"prompt_format": {"use_hugging_face_chat_template": True}},
         24,
-    ),
-    Case(
-        *("pass-through", "llama", "`{instruction} </s>`, a token to nobody there", _declared(GUARD_2, "</s>"), 16),
-        lora=_ATTENTION,
-        learning_rate=2e-2,
-        epochs=120,
-        by_text=True,
     ),
     Case("llama-3", "untied-llama", "Llama 3 headers", _declared(LLAMA_3, "<|eot_id|>"), 12),
     Case(
@@ -87,10 +87,27 @@ CASES = (
     Case("inst", "mistral", "`[INST]`, system in user, ` {instruction} </s>`", _declared(INST, "</s>"), 3),
     Case("mistral", "mistral", "Mistral's built-in", _declared(_MISTRAL), 24),
     Case("wrapper", "gemma-3", "ChatML", _declared(CHATML), 12, epochs=80),
-    Case("mixture", "qwen-3-moe", "ChatML", _declared(CHATML), 8, epochs=80, learning_rate=2e-2),
+    Case("mixture", "qwen-3-moe", "ChatML", _declared(CHATML), 8, learning_rate=2e-2, epochs=80),
+    Case("mixture-experts", "qwen-3-moe", "ChatML", _declared(CHATML), 8, {"experts": True}),
 )
 
 
 def of_base(base: str) -> list[Case]:
     """The cases that one server serves."""
     return [case for case in CASES if case.base == base]
+
+
+def called(*names: str) -> list[Case]:
+    """Cases by name."""
+    return [case for case in CASES if case.name in names]
+
+
+ELSEWHERE = Case("llama-3", "qwen-2", "Llama 3 headers", _declared(LLAMA_3), 8)
+"""What a server with no more than `--enable-lora` is given."""
+_BARELY = replace(ELSEWHERE, epochs=1)
+BARELY_TRAINED = (
+    replace(_BARELY, name="rank-24", rank=24),
+    replace(_BARELY, name="embeddings", lora={"target_modules": ["q_proj", "embed_tokens"]}),
+    replace(_BARELY, name="another-base", base="untied-llama"),
+)
+"""What that server is asked to load, too. It looks at their form only."""

@@ -28,18 +28,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `served` runs for every adapter."""
-    if "served" in metafunc.fixturenames:
+    """A test that asks for `served` runs for every adapter, unless it names some."""
+    named = any("served" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "served" in metafunc.fixturenames and not named:
         metafunc.parametrize("served", CASES, ids=lambda case: case.name, indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of a base model one after another, so that its server starts once."""
+    """All tests of a base model one after another, so that its server starts once; the page last."""
 
     def place(item: pytest.Item) -> int:
         callspec = getattr(item, "callspec", None)
         case = callspec.params.get("served") if callspec else None
-        return _BASES.index(case.base) if case else len(_BASES)
+        if case is not None:
+            return _BASES.index(case.base)
+        return len(_BASES) + ("results" in item.name)
 
     items.sort(key=place)
 
@@ -54,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(page)
     target = config.getoption(_WRITE)
     if target and results.complete:
-        Path(target).write_text(page)
+        Path(target).write_text(page, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ class Results:
     """Filled by the tests."""
 
     cells: dict[tuple[str, str], str] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
-    """What a server cannot do, and what it says."""
+    words: dict[str, str] = field(default_factory=dict)
+    """What a server does not do, and what it says."""
 
     @contextmanager
     def measured(self, case: Case, check: str, held: str = "yes") -> Iterator[None]:
@@ -48,16 +48,16 @@ class Results:
         return [
             "# Served by a real vLLM",
             "",
-            f"vLLM {version} on a CPU in float32; tiny random base models with real tokenizers; every adapter was trained by",
-            "`make serve-test`, which writes this page, on four conversations of three turns: twelve answers each.",
+            f"vLLM {version} on a CPU in float32; tiny random base models with real tokenizers. Every adapter was",
+            "trained by `make serve-test` on four conversations of three turns: twelve answers each.",
             "",
             "- *prompt ids*: what the server makes of the messages is `finetune preview`'s `inference_ids`.",
             "- *chat*, *completions*: the tokens of `/v1/chat/completions` and `/v1/completions` are PEFT's, greedily.",
             "  Text is sent with `add_special_tokens: false`.",
-            "- *ends without `stop`*: the request names no stop. *by text*: no token of the model ends an answer, so the",
-            "  request has to name it.",
-            "- *three turns*: each answer is sent back as it came, and each prompt begins with the ids of the prompt and",
-            "  the answer before.",
+            "- *ends without `stop`*: the request names no stop. *by text*: no token of the model ends an answer, so",
+            "  the request has to name it: vLLM does not read `stop_strings`.",
+            "- *three turns*: each answer is sent back as it came, and each prompt begins with the ids of the prompt",
+            "  and the answer before.",
             "",
         ]
 
@@ -71,7 +71,7 @@ class Results:
             yield f"| {' | '.join([*about, *cells])} |"
 
     def _refusals(self) -> Iterator[str]:
-        if self.refusals:
-            yield from ("", "## What it does not do, in its own words", "")
-        for what, answer in self.refusals.items():
-            yield f"- {what}: {answer}"
+        if self.words:
+            yield from ("", "## What it does not do, and what it says", "")
+        for what in sorted(self.words):
+            yield f"- {what}: {self.words[what]}"

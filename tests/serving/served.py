@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +19,16 @@ from tests.serving.server import Server
 OPTIONS: dict[str, tuple[str, ...]] = {
     # Text only: the model that sees is not set up.
     "gemma-3": ("--limit-mm-per-prompt", '{"image": 0}'),
+    # Adapters of experts as PEFT writes them.
+    "qwen-3-moe": ("--enable-mixed-moe-lora-format",),
 }
 """What a base model needs beside the usual."""
+
+LOADING = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+"""Adapters can be loaded by a request."""
+
+ENVIRONMENT = {"qwen-3-moe": {"PYTHONPATH": str(Path(__file__).parent / "experts_in_torch"), **LOADING}}
+"""Variables of a base model's server."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class Servers:
         self._running: str | None = None
         self._server: Server | None = None
         self._served: dict[str, Served] = {}
+        self._failed: dict[str, BaseException] = {}
 
     def serving(self, case: cases.Case) -> Served:
         """The adapter of `case` at a server that runs.
@@ -120,10 +130,35 @@ class Servers:
         Raises:
             StartError: the server does not start.
         """
+        if case.base in self._failed:
+            raise self._failed[case.base]
         if self._running != case.base:
             self.stop()
-            self._start(case.base)
+            try:
+                self._start(case.base)
+            except BaseException as error:
+                # Nobody waits for the same failure once more.
+                self._failed[case.base] = error
+                raise
         return self._served[case.name]
+
+    def alone(self, command: Sequence[str], name: str, **environment: str) -> Server:
+        """A server of somebody else's, in the place of the one that runs.
+
+        Raises:
+            StartError: it does not start.
+        """
+        self.stop()
+        self._running, self._server = name, Server(command, self._folder / f"{name}.log", environment=environment)
+        return self._server.start()
+
+    def trained(self, case: cases.Case) -> Adapter:
+        """The adapter of a case that nobody serves yet."""
+        folder = self._folder / case.name
+        model = self._folder / f"{case.base}-alone"
+        if not model.exists():
+            BASES[case.base](model)
+        return train(case, model, folder)
 
     def stop(self) -> None:
         """End the server that runs, if one does."""
@@ -135,7 +170,7 @@ class Servers:
         folder = self._folder / base
         model = BASES[base](folder / "base")
         adapters = [train(case, model, folder / case.name) for case in cases.of_base(base)]
-        self._server = Server(command(adapters), folder / "server.log").start()
+        self._server = Server(command(adapters), folder / "server.log", environment=ENVIRONMENT.get(base)).start()
         self._running = base
         self._served = {
             adapter.case.name: Served(adapter, self._server, leads=adapter is adapters[0]) for adapter in adapters
@@ -147,8 +182,16 @@ def command(adapters: Sequence[Adapter]) -> list[str]:
     first = adapters[0]
     rank = next(rank for rank in VLLM_RANKS if rank >= max(adapter.case.rank for adapter in adapters))
     words = ["serve", str(first.base), "--enable-lora", "--max-lora-rank", str(rank)]
-    words += ["--lora-modules", *(f"{adapter.case.name}={adapter.path}" for adapter in adapters)]
+    words += ["--lora-modules", *map(module, adapters)]
     words += ["--chat-template", str(first.template_file), "--generation-config", str(first.path)]
     if len(adapters) > 1:
         words.append("--trust-request-chat-template")
     return [*words, *OPTIONS.get(first.case.base, ())]
+
+
+def module(adapter: Adapter) -> str:
+    """The adapter as --lora-modules takes it: as JSON where its experts lie in one tensor, as PEFT has them."""
+    name, path = adapter.case.name, str(adapter.path)
+    if not adapter.case.lora.get("experts"):
+        return f"{name}={path}"
+    return json.dumps({"name": name, "path": path, "is_3d_lora_weight": True})

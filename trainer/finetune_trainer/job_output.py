@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 
 from finetune_api.job import FineTuneJob
 from finetune_api.outcome import Reason
-from finetune_api.output import output_address
+from finetune_api.output import output_address, working_name
 from finetune_trainer.errors import JobError
 from finetune_trainer.publish.report import curves_from_metrics
 from finetune_trainer.storage import ObjectStore, open_store
@@ -64,7 +64,7 @@ def open_output(job: FineTuneJob, scratch: Path, ranks: Ranks) -> JobOutput:
     address = output_address(job)
     if address is None:
         raise JobError(Reason.INVALID_SPEC, "The job names no output: write output.uri, or run it with --output-dir.")
-    return JobOutput(open_store(address), scratch, is_first=ranks.is_first)
+    return JobOutput(open_store(address, work=working_name(job)), scratch, is_first=ranks.is_first)
 
 
 def _lock(store: LocalStore) -> FileLock:

@@ -140,7 +140,8 @@ def _finished(
     result = adapter_result(store, manifest)
     message = f"This job is finished, its adapter is at {result.uri}: nothing was trained."
     around.console.phase(message)
-    if wants_merged(spec) and not has_merged(store, manifest.details["run"]):
+    # Of a model that GPUs shared no attempt makes one.
+    if wants_merged(spec) and spec.sharding != "fsdp" and not has_merged(store, manifest.details["run"]):
         message = f"{message} {_merged_afterwards(spec, around, manifest, device)}"
     around.reporter.finish()
     return TerminationMessage(

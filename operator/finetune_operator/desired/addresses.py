@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
-from finetune_api.storage_uri import Scheme, StorageUri, parse
+from finetune_api.storage_uri import Scheme, StorageUri, parse, parse_output
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 """`gpt2` or `owner/name`: looked up on the hub where no such folder exists, which it never does in a pod."""
@@ -36,7 +36,7 @@ def job_addresses(job: FineTuneJob) -> Iterator[JobAddress]:
         if isinstance(address, str) and not _HUB_NAME.match(address):
             yield JobAddress(f"spec.{key}", parse(address), written=False)
     if spec.output is not None:
-        yield JobAddress("spec.output.uri", parse(spec.output.uri), written=True)
+        yield JobAddress("spec.output.uri", parse_output(spec.output.uri), written=True)
 
 
 def claims(job: FineTuneJob) -> dict[str, bool]:

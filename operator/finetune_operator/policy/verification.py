@@ -43,6 +43,12 @@ def awaits_verdict(status: FineTuneJobStatus, *, verify: bool) -> bool:
     return found is None or found.reason in _UNDECIDED
 
 
+def is_under_way(status: FineTuneJobStatus) -> bool:
+    """Whether status says that the Job was made, and nothing of its end."""
+    found = condition(status, ConditionType.VERIFIED)
+    return found is not None and found.reason == VerificationReason.VERIFYING
+
+
 def begin(plan: Plan, seen: Seen, now: datetime) -> None:
     """Enter into the plan of a job that has just succeeded that its verification comes next."""
     if awaits_verdict(plan.status, verify=seen.wishes.verify):
@@ -54,10 +60,9 @@ def follow(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
     """What is to be done about the verification of a job that has succeeded, and whose verdict is awaited."""
     found = seen.verification
     if found is None:
-        before = condition(plan.status, ConditionType.VERIFIED)
         if plan.status.adapter is None:
             give_up(plan, seen, now, "Status names no adapter that could be verified.")
-        elif before is not None and before.reason == VerificationReason.VERIFYING:
+        elif is_under_way(plan.status):
             give_up(plan, seen, now, f"The Job of the verification was deleted by somebody else; {BY_HAND}")
         else:
             plan.verify = True

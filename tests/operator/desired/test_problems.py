@@ -38,6 +38,7 @@ def volume(**changes: Any) -> dict[str, Any]:
         (volume(mountPath="/dev/shm/x"), "spec.workers.volumes[0].mountPath", "would hide or lie in"),  # noqa: S108
         (volume(mountPath="/etc/finetune"), "spec.workers.volumes[0].mountPath", "/etc/finetune"),
         (volume(mountPath="/mnt"), None, None),
+        ({"output": {"uri": "hf://owner/name"}}, None, None),
         (volume(mountPath="/proc/x"), "spec.workers.volumes[0].mountPath", "belongs to the kernel"),
         (volume(name="finetune-job"), "spec.workers.volumes[0].name", "the operator's"),
         (volume(subPath="../x"), "spec.workers.volumes[0].subPath", "leaves the volume"),

@@ -9,15 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.answer_literals import answer_literals
 from finetune_api.generation import GenerationConfig
 from finetune_api.prompt_format import Message, PromptFormat
-from finetune_trainer.chat import Stops, _Reader
+from finetune_trainer.chat import _Reader
 from finetune_trainer.data.conversation import RowError
 from finetune_trainer.data.end_of_turn import AnswerStops, answer_stops, answer_tails
 from finetune_trainer.data.format_warnings import format_warnings
 from finetune_trainer.data.render import make_renderer
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
+from finetune_trainer.published.stops import Stops
 from tests.api.formats import GUARD_2, LLAMA_3, MISTRAL
 from tests.real_tokenizers import llama_3, mistral, published_templates, smollm2, with_template
 from tests.trainer.data.declared import TEMPLATE, declared, named
@@ -125,7 +127,8 @@ def chats(model: ModelTokenizer, generation: GenerationConfig) -> list[tuple[str
     renderer = make_renderer(generation.prompt_format, model)
     found = answer_stops(model, generation)
     tails = answer_tails(renderer)
-    stops = Stops(tuple(found.token_ids), tuple(found.texts if found.by_text else ()), tails[0] if tails else "")
+    literals = answer_literals("", tails[0] if tails else "", "")
+    stops = Stops(tuple(found.token_ids), tuple(found.texts if found.by_text else ()), literals)
     shown = []
     for roles in CONVERSATIONS:
         answers = iter(ANSWERS)

@@ -21,6 +21,7 @@ from finetune_trainer.storage import write_manifest
 from finetune_trainer.storage.manifest import parse_manifest, verify_tree
 from tests.architectures.zoo import build
 from tests.cli.command import finetune, finetune_json
+from tests.hub_server import Hub, Repo
 from tests.trainer.merge.adapters import foreign, trained
 
 STRUCTURES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -355,6 +356,14 @@ def test_the_command_takes_a_jobs_folder_and_another_base_and_answers_in_json(sm
     again = finetune("merge", str(job), "--output", str(tmp_path / "merged"), "--base-model", base)
     assert again.exit_code == 23
     assert "exists already" in again.stderr
+
+
+def test_an_adapter_is_read_from_the_hub_and_nothing_is_written_there(small: Path, tmp_path: Path, hub: Hub) -> None:
+    files = {path.name: path.read_bytes() for path in small.iterdir()}
+    hub.repos["owner/guard"] = Repo({**files, "merged/model.safetensors": b"large", ".gitattributes": b""})
+    assert merge("hf://owner/guard", tmp_path / "merged").difference < 1e-3
+    assert {method for method, _ in hub.requests} <= {"GET", "HEAD"}
+    assert "merged/model.safetensors" not in hub.downloads()
 
 
 def test_the_command_says_what_was_compared(small: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -43,8 +43,13 @@ def greedy(model: Any, stops: list[int] | None = None, **more: Any) -> Greedy:
 
 def test_the_cache_proposes_and_the_plain_pass_agrees(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    original: Callable[..., Any] = Greedy._logits
-    monkeypatch.setattr(Greedy, "_logits", lambda self, *rest: passes.append(1) or original(self, *rest))
+    original = Greedy._logits
+
+    def counted(self: Greedy, prompt: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+        passes.append(1)
+        return original(self, prompt, ids)
+
+    monkeypatch.setattr(Greedy, "_logits", counted)
     found = greedy(model).answer(PROMPT, 12)
     assert found.ids == plain(model, 12)
     assert len(passes) == 1

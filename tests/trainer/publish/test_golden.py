@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune_trainer.chat import quiet_libraries
+from finetune_trainer.quiet import quiet_libraries
 from finetune_trainer.storage import read_manifest
 from finetune_trainer.storage.local_store import LocalStore
 from finetune_trainer.verify.golden import FILE_LIMIT_BYTES, GOLDEN, PROMPT_LIMIT_TOKENS, GoldenCase, read_golden

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -93,7 +94,7 @@ class LaunchedJob:
             time.sleep(0.02)
 
 
-def run_to_end(folder: Path, *, processes: int, **spec: object) -> LaunchedJob:
+def run_to_end(folder: Path, *, processes: int, **spec: Any) -> LaunchedJob:
     """Run a job that is to succeed."""
     launched = LaunchedJob(TinyJob(folder, **spec), processes=processes)
     assert launched.end() == 0, launched.log()

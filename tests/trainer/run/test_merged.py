@@ -94,6 +94,19 @@ def test_an_adapter_that_cannot_be_merged_is_still_a_result_and_the_job_says_why
     assert not (job.output / "merged").exists()
 
 
+def test_a_merge_that_does_not_fit_the_memory_costs_the_job_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any, **_kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    job = _job(tmp_path)
+    monkeypatch.setattr(merged, "merge", full)
+    result = job.run()
+    assert result.succeeded
+    assert f"Run `finetune merge {job.output}/adapter` elsewhere." in result.message
+
+
 def test_a_job_that_does_not_ask_gets_no_merged_model(tmp_path: Path) -> None:
     job = TinyJob(tmp_path)
     job.run()

@@ -86,8 +86,9 @@ def test_the_adapter_names_its_base_by_a_name_that_others_know_or_not_at_all(
     tmp_path: Path, model_id: str | None
 ) -> None:
     """Not by a path of the machine that trained, wherever the weights came from."""
-    path = str(tiny_model())
-    job = TinyJob(tmp_path, **({"model_id": model_id, "initial_base_model_ckpt_path": path} if model_id else {}))
+    job = TinyJob(tmp_path)
+    if model_id is not None:
+        job.spec |= {"model_id": model_id, "initial_base_model_ckpt_path": str(tiny_model())}
     message = job.run()
     adapter = job.output / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -124,14 +125,16 @@ def test_the_stop_that_a_chat_template_trains_is_written_beside_another_eos(tmp_
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.save_pretrained(base)
-    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id}))
+    own = {"eos_token_id": tokenizer.eos_token_id, "repetition_penalty": 1.3, "do_sample": True, "temperature": 0.6}
+    (base / "generation_config.json").write_text(json.dumps(own))
     prompt_format = {"use_hugging_face_chat_template": True}
     job = TinyJob(tmp_path, model_id=str(base), generation_config={"prompt_format": prompt_format}, num_epochs=1)
     job.run()
     generation = json.loads((job.output / "adapter" / "generation_config.json").read_text())
     stops = ["<|endoftext|>", "<|im_end|>"]
     assert generation["eos_token_id"] == tokenizer.convert_tokens_to_ids(stops)
-    assert "stop_strings" not in generation
+    assert generation["temperature"] == 0.6
+    assert not {"stop_strings", "repetition_penalty"} & set(generation)
 
 
 def test_a_stop_that_no_token_ends_is_written_as_text(tmp_path: Path) -> None:

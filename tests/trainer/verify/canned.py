@@ -112,6 +112,10 @@ class Setup:
         ids = [each + 1 for each in ids] if self.other_tokenizer else ids
         return {"double": [BOS, *ids], "missing": ids[1:]}.get(self.template, ids)
 
+    def prompt_tokens(self, prompt: list[int]) -> int:
+        """How many it says there are."""
+        return len(prompt)
+
     def answer(self, model: str, prompt: list[int], body: dict[str, Any]) -> tuple[list[int], list[float]]:
         """(ids, log-probs), the end of the turn included if it stops there."""
         known = next((each for each in self.golden if each.prompt_ids == prompt), None)
@@ -188,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         choice |= {"message": {"role": "assistant", "content": shown}} if chat else {"text": shown}
         answer: dict[str, Any] = {"choices": [choice]}
         if setup.usage:
-            answer["usage"] = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
+            answer["usage"] = {"prompt_tokens": setup.prompt_tokens(prompt), "completion_tokens": len(ids)}
         if setup.ids and body.get("return_token_ids"):
             choice["token_ids"] = ids
             (answer if chat else choice)["prompt_token_ids"] = prompt

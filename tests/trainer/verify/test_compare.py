@@ -8,13 +8,12 @@ from finetune_trainer.verify.compare import (
     Answer,
     Likeness,
     Match,
-    PromptLikeness,
     Reference,
     differ,
     match,
-    match_prompt,
     tolerance,
 )
+from finetune_trainer.verify.prompts import PromptLikeness, match_prompt
 from tests.trainer.verify.canned import BOS, EOS, case, text, tokenizer
 
 TRAINED = Reference([10, 60, 70, EOS], [4.0, 0.1, 4.0, 4.0], [-0.1] * 4, "w10 w60 w70", ended=True, tolerance=0.2)

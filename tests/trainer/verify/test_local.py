@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.environment import TERMINATION_MESSAGE_PATH
+from finetune_trainer.published.base import Base
+from finetune_trainer.published.folder import open_adapter
 from finetune_trainer.storage import write_manifest
-from finetune_trainer.verify.command import last_words, main
-from finetune_trainer.verify.folder import open_adapter
+from finetune_trainer.verify.command import main
 from finetune_trainer.verify.golden import read_golden
-from finetune_trainer.verify.local import Base, verify_locally
+from finetune_trainer.verify.local import verify_locally
 from finetune_trainer.verify.report import Report
 from tests.models import random_llama
 from tests.s3_server import S3Server
@@ -63,6 +64,11 @@ def publish_again(folder: Path) -> None:
     write_manifest(folder)
 
 
+def other_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("Hello")
+    publish_again(folder)
+
+
 def edit(path: Path, **keys: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
     publish_again(path.parent)
@@ -96,7 +102,7 @@ def test_a_published_adapter_is_as_trained(job: TinyJob, tmp_path: Path) -> None
         (lambda folder: edit(folder / "adapter_config.json", target_modules=["q_proj"]), "the adapter does not fit"),
         (lambda folder: edit(folder / "adapter_config.json", r=7), "PEFT cannot open it"),
         (
-            lambda folder: ((folder / "chat_template.jinja").write_text("Hello"), publish_again(folder)),
+            other_template,
             "its chat template renders 2 of 2 prompts otherwise, 'Hello' where training had '<|im_start|>",
         ),
     ],
@@ -172,10 +178,3 @@ def test_an_adapter_in_an_object_store_is_verified_where_it_lies(
     light = open_adapter(f"{address}/adapter", tmp_path / "light", weights=False)
     assert read_golden(light.path)
     assert not (light.path / WEIGHTS).exists()
-
-
-def test_last_words_fit_and_are_whole() -> None:
-    assert json.loads(last_words(True, "Fine.")) == {"verified": True, "message": "Fine."}
-    data = last_words(False, "é\udcff" * 9000)
-    assert len(data) <= 4096
-    assert json.loads(data)["message"].endswith("…")

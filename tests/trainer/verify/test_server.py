@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.errors import JobError
-from finetune_trainer.verify.folder import open_adapter
+from finetune_trainer.published.folder import open_adapter
 from finetune_trainer.verify.http import Server, ServerError
 from finetune_trainer.verify.report import Report
 from finetune_trainer.verify.server import verify_server
@@ -45,8 +45,8 @@ AS_BASE = cases(ids=[11, 12, 13], text="w11 w12 w13", finish="length", margins=[
         (Setup(golden=SPELT_OUT), True, "3 answers end where training has ended them"),
         (Setup(models={"base": "base", "other": "trained"}), False, "no model guard: it has base, other."),
         (Setup(models={}), False, "the server has no model guard: it has none."),
-        (Setup(template="none"), False, "refuses the golden prompts (default chat template is no longer allowed"),
-        (Setup(template="none"), False, "(400)); start the server with --chat-template"),
+        (Setup(template="none"), False, "refuses the golden prompts (400: default chat template is no longer"),
+        (Setup(template="none"), False, "provide a chat template); start the server with --chat-template"),
         (Setup(template="other"), False, "they have '<s> w10 [other]' where training had '<s> w10 [ask]'"),
         (Setup(template="other"), False, "given the trained prompt itself it answers as trained"),
         (Setup(template="double"), False, "'<s>' stands twice at the beginning of its prompts (a doubled BOS)"),
@@ -111,6 +111,16 @@ def test_what_a_server_does_not_report_is_said(tmp_path: Path) -> None:
         "This server does not report prompts as tokens (their number was compared), answers as tokens (texts were "
         "compared), log-probs."
     )
+
+
+def test_a_server_that_counts_only_what_it_had_not_cached_is_not_blamed(tmp_path: Path) -> None:
+    class Caching(Setup):
+        def prompt_tokens(self, prompt: list[int]) -> int:
+            return 1
+
+    report = verify(tmp_path, Caching(ids=False, completions=False))
+    assert report.verified
+    assert "it counts fewer tokens in prompts than training had" in report.message
 
 
 def test_requests_are_greedy_and_leave_room_to_run_on(tmp_path: Path) -> None:

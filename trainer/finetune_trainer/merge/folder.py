@@ -20,7 +20,8 @@ from typing import Any
 import torch
 import yaml
 
-from finetune_trainer.merge.opened import CONFIG, AdapterFolder, BaseModel
+from finetune_trainer.merge.opened import BaseModel
+from finetune_trainer.published.folder import CONFIG
 from finetune_trainer.storage import MANIFEST_NAME
 from finetune_trainer.storage.model_files import INDEX, tokenizer_files
 
@@ -99,17 +100,20 @@ def public_name(base_name: str) -> str:
     return path.name if path.is_absolute() or path.exists() else base_name
 
 
-def write_card(folder: Path, adapter: AdapterFolder, base_name: str, dtype: torch.dtype, sentence: str) -> None:
+def write_card(
+    folder: Path, adapter: Path, base_name: str, revision: str | None, dtype: torch.dtype, sentence: str
+) -> None:
     """README.md with the Hub's front matter; the licence is what the adapter's card says.
 
     Args:
         folder: the merged model's.
-        adapter: what was merged.
+        adapter: the folder of what was merged.
         base_name: into what.
+        revision: its commit on the Hub.
         dtype: of the result.
         sentence: how it was compared.
     """
-    told, title = _card(adapter.path / README)
+    told, title = _card(adapter / README)
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     named = public_name(base_name)
     if _HUB_NAME.fullmatch(named):
@@ -120,14 +124,14 @@ def write_card(folder: Path, adapter: AdapterFolder, base_name: str, dtype: torc
         key: told[key] for key in ("license", "license_name", "license_link") if isinstance(told.get(key), str)
     }
     named = metadata.get("base_model") or named
-    revision = f" at revision `{adapter.revision}`" if adapter.revision else ""
+    at_revision = f" at revision `{revision}`" if revision else ""
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
         "---",
         f"# {title or 'Merged model'}",
         "",
-        f"`{named}`{revision} with a LoRA adapter merged into its weights, in {str(dtype).removeprefix('torch.')}.",
+        f"`{named}`{at_revision} with a LoRA adapter merged into its weights, in {str(dtype).removeprefix('torch.')}.",
         sentence,
         "",
         "## Use",

@@ -11,20 +11,22 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune_api.outcome import Reason
-from finetune_trainer.chat import quiet_libraries
 from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.merge import logits as compare
 from finetune_trainer.merge.fold import fold
 from finetune_trainer.merge.folder import copy_small_files, public_name, round_weights, write_card, write_weights
-from finetune_trainer.merge.opened import AdapterFolder, adapter_at, load_base, put_adapter
-from finetune_trainer.storage import MANIFEST_NAME, FetchedModel, fetch_model, write_manifest
+from finetune_trainer.merge.opened import adapter_at, load_base
+from finetune_trainer.published.base import Base, fetch_base, put_adapter
+from finetune_trainer.published.folder import AdapterFolder
+from finetune_trainer.quiet import quiet_libraries
+from finetune_trainer.storage import MANIFEST_NAME, FetchedModel, write_manifest
 from finetune_trainer.storage.errors import human_bytes, local_errors, require_space
 from finetune_trainer.storage.manifest import parse_manifest
 
@@ -83,7 +85,7 @@ def merge(
     """Merge `adapter` into its base model, and write the result to `target`: complete or not at all.
 
     Args:
-        adapter: its folder, its job's output folder, or an s3:// or pvc:// address.
+        adapter: its folder, its job's output folder, or an s3://, pvc:// or hf://owner/name address.
         target: a folder that does not exist or is empty.
         base_model: base weights (folder, s3:// or Hub id) instead of those that the adapter names.
         weights: the folder of `base_model` where it is at hand already.
@@ -100,21 +102,20 @@ def merge(
     _check_free(target)
     device = device or torch.device("cpu")
     with quiet_libraries(), adapter_at(adapter) as found:
-        base = base_model or found.base_model
-        if base is None:
-            raise JobError(Reason.MODEL_NOT_FOUND, f"{adapter} names no base model: give one with --base-model.")
-        if base_model is not None and weights is None:
-            found = replace(found, revision=None)
         if weights is None:
-            say(f"Fetching {base}")
-            fetched = fetch_model(base, found.revision, trust_remote_code=trust_remote_code)
+            say("Fetching the base model")
+            given = Base(base_model) if base_model is not None else None
+            named, fetched = fetch_base(found, given, trust_remote_code=trust_remote_code)
+            base, revision = named.address, fetched.resolved_revision
         else:
-            fetched = FetchedModel(weights, None)
+            base, fetched, revision = base_model or "", FetchedModel(weights, None), found.base_revision
         scratch = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         with local_errors(target):
             scratch.mkdir(parents=True)
         try:
-            result = _merge(found, fetched.path, base, scratch, details, dtype, device, trust_remote_code, say)
+            result = _merge(
+                found, fetched.path, base, revision, scratch, details, dtype, device, trust_remote_code, say
+            )
             with local_errors(target):
                 scratch.chmod(0o755)
                 scratch.replace(target)
@@ -127,6 +128,7 @@ def _merge(
     adapter: AdapterFolder,
     base_folder: Path,
     base_name: str,
+    revision: str | None,
     scratch: Path,
     details: Mapping[str, Any] | None,
     dtype: torch.dtype | None,
@@ -148,14 +150,16 @@ def _merge(
     unmerged, again = compare.logits(model, rows), compare.logits(model, rows)
     with model.disable_adapter():
         effect = compare.difference(compare.logits(model, rows), unmerged)
-    merged, notices = fold(model, adapter.name)
+    merged, notices = fold(model, adapter.address)
     bound = compare.allowed(unmerged, again, computed)
     expected = compare.logits(merged, rows)
     _check(unmerged, expected, bound, "merged")
     if round_weights(merged, base, dtype):
         expected = compare.logits(merged, rows)
     if not effect.largest > bound:
-        notices.append(f"{adapter.name} changes no logit by more than rounding ({effect.largest:.1g}): is it trained?")
+        notices.append(
+            f"{adapter.address} changes no logit by more than rounding ({effect.largest:.1g}): is it trained?"
+        )
     rounded = compare.difference(unmerged, expected)
     if not rounded.mean <= _MOST_OF_THE_EFFECT * effect.mean and rounded.largest > bound:
         raise JobError(
@@ -187,8 +191,8 @@ def _merge(
         notices=(*base.notices, *notices),
     )
     with local_errors(scratch):
-        write_card(scratch, adapter, base_name, dtype, result.sentence())
-        manifest = write_manifest(scratch, _details(adapter, result) | dict(details or {}))
+        write_card(scratch, adapter.path, base_name, revision, dtype, result.sentence())
+        manifest = write_manifest(scratch, _details(adapter, revision, result) | dict(details or {}))
     return {**vars(result), "size_bytes": manifest.size_bytes, "sha256": manifest.sha256()}
 
 
@@ -203,10 +207,10 @@ def _check(one: compare.Logits, other: compare.Logits, bound: float, what: str) 
         )
 
 
-def _details(adapter: AdapterFolder, result: Merged) -> dict[str, Any]:
+def _details(adapter: AdapterFolder, revision: str | None, result: Merged) -> dict[str, Any]:
     found: dict[str, Any] = {
         "baseModel": public_name(result.base_model),
-        "baseModelRevision": adapter.revision,
+        "baseModelRevision": revision,
         "dtype": result.dtype,
         "compared": result.compared(),
     }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,27 +16,14 @@ from safetensors import SafetensorError, safe_open
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError, first_line
-from finetune_trainer.model.adapter_state import put_tensors
 from finetune_trainer.model.load import load_config, load_model
-from finetune_trainer.storage import MANIFEST_NAME, open_store
+from finetune_trainer.published.folder import AdapterFolder, open_adapter
+from finetune_trainer.storage import MANIFEST_NAME
 from finetune_trainer.storage.manifest import parse_manifest, verify_tree
 
-CONFIG = "adapter_config.json"
-_CONFIG_LIMIT_BYTES = 10_000_000
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DEQUANTIZED_WHEN_LOADED = ("fp8", "mxfp4")
 _DEQUANTIZED_AFTERWARDS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
-
-
-@dataclass(frozen=True)
-class AdapterFolder:
-    """An adapter on this machine."""
-
-    path: Path
-    name: str
-    """As the user wrote it."""
-    base_model: str | None
-    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -57,48 +42,32 @@ class BaseModel:
 
 @contextmanager
 def adapter_at(name: str) -> Iterator[AdapterFolder]:
-    """The adapter that `name` stands for: its folder, its job's output folder, or an s3:// or pvc:// address.
+    """The adapter that `name` stands for: its folder, its job's output folder, or an s3://, pvc:// or hf:// address.
 
     Raises:
         JobError: ModelNotFound, there is none; InvalidSpec, it is of a kind that cannot be merged; StorageNotFound, it
             is damaged; or as fetching does.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-merge-") as scratch:
-        folder = Path(name).expanduser()
-        if "://" in name:
-            folder = Path(scratch) / "adapter"
-            open_store(name).download_tree("", folder)
-        if not (folder / CONFIG).is_file() and (folder / "adapter" / CONFIG).is_file():
-            folder = folder / "adapter"
-        if not (folder / CONFIG).is_file():
-            what = f"{name} holds no {CONFIG}" if folder.is_dir() else f"There is no folder {name}"
-            raise JobError(Reason.MODEL_NOT_FOUND, f"{what}: name the folder `adapter` of a finished job.")
-        if (manifest := folder / MANIFEST_NAME).is_file():
-            verify_tree(folder, parse_manifest(manifest.read_bytes(), str(manifest)), name)
-        yield _described(folder, name)
+        adapter = open_adapter(name, Path(scratch), weights=True)
+        if (manifest := adapter.path / MANIFEST_NAME).is_file():
+            verify_tree(adapter.path, parse_manifest(manifest.read_bytes(), str(manifest)), name)
+        _check_kind(adapter)
+        yield adapter
 
 
-def _described(folder: Path, name: str) -> AdapterFolder:
-    file = folder / CONFIG
-    try:
-        with file.open("rb") as stream:
-            # Cut off, it is no JSON.
-            content = json.loads(stream.read(_CONFIG_LIMIT_BYTES))
-        kind, base, revision = (content.get(key) for key in ("peft_type", "base_model_name_or_path", "revision"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise JobError(
-            Reason.INVALID_SPEC, f"{file} is no adapter's configuration ({first_line(error)}): copy the adapter again."
-        ) from error
+def _check_kind(adapter: AdapterFolder) -> None:
+    kind = adapter.config.get("peft_type")
     if kind != "LORA":
-        raise JobError(Reason.INVALID_SPEC, f"{name} is no LoRA adapter (peft_type: {kind}): others are not merged.")
-    if content.get("alora_invocation_tokens"):
+        raise JobError(
+            Reason.INVALID_SPEC, f"{adapter.address} is no LoRA adapter (peft_type: {kind}): others are not merged."
+        )
+    if adapter.config.get("alora_invocation_tokens"):
         raise JobError(
             Reason.INVALID_SPEC,
-            f"{name} acts only behind certain tokens (alora_invocation_tokens), which no merged weight can: serve it "
-            "as an adapter.",
+            f"{adapter.address} acts only behind certain tokens (alora_invocation_tokens), which no merged weight can: "
+            "serve it as an adapter.",
         )
-    named = [value if isinstance(value, str) and value else None for value in (base, revision)]
-    return AdapterFolder(folder, name, *named)
 
 
 def load_base(folder: Path, *, dtype: torch.dtype, name: str, trust_remote_code: bool) -> BaseModel:
@@ -158,35 +127,6 @@ def _no_floats(name: str, what: str) -> JobError:
         Reason.MODEL_UNSUPPORTED,
         f"{name} {what}: merge into the model that it was made from (--base-model), or serve the adapter as it is.",
     )
-
-
-def put_adapter(base: Any, adapter: AdapterFolder, base_name: str) -> Any:
-    """The PeftModel of `base` with the adapter on it, opened by plain PEFT.
-
-    Raises:
-        JobError: InvalidSpec, it does not fit.
-    """
-    from peft import PeftModel
-    from peft.utils.save_and_load import load_peft_weights
-
-    model: Any = None
-    try:
-        device = str(next(base.parameters()).device)
-        with warnings.catch_warnings():
-            # Of keys that others put beside PEFT's, of transposed weights, and of tied ones, which are taken apart.
-            warnings.simplefilter("ignore", UserWarning)
-            model = PeftModel.from_pretrained(base, str(adapter.path), torch_device=device)
-        mapping = getattr(base, "_checkpoint_conversion_mapping", None)
-        # PEFT only warns of tensors that found no place.
-        fault = put_tensors(model, load_peft_weights(str(adapter.path), device="cpu", key_mapping=mapping))
-    except Exception as error:  # PEFT lets whatever a foreign folder causes through.
-        fault = first_line(error)
-    if fault is not None:
-        raise JobError(
-            Reason.INVALID_SPEC,
-            f"The adapter {adapter.name} does not fit {base_name} ({fault}): check that it was trained on that model.",
-        )
-    return model.eval()
 
 
 def _use_cache(config: Any) -> bool:

@@ -184,7 +184,10 @@ def _case(model: Any, prompt: Prompt, ends: AnswerEnds, adapted: Continuation, b
     text, ended = ends.visible(adapted.ids)
     return GoldenCase(
         dtype=str(model.get_base_model().dtype).removeprefix("torch."),
-        messages=[GoldenMessage(role=message.role, content=message.content) for message in prompt.messages],
+        messages=[
+            GoldenMessage.model_validate({"role": message.role, "content": message.content})
+            for message in prompt.messages
+        ],
         prompt=prompt.text,
         prompt_ids=prompt.ids,
         ids=adapted.ids,

@@ -18,6 +18,7 @@ from finetune_api.job import FineTuneJobSpec
 from finetune_api.outcome import FIRST_RETRYABLE_EXIT_CODE
 from finetune_trainer.errors import JobError
 from finetune_trainer.merge.merge import Merged, merge
+from finetune_trainer.publish.adapter import FOLDER as ADAPTER
 from finetune_trainer.storage import ObjectStore, read_manifest
 from finetune_trainer.storage.local_store import LocalStore
 from finetune_trainer.train.console import Console
@@ -89,15 +90,23 @@ def publish_merged(
         )
         if not isinstance(store, LocalStore):
             store.upload_tree(target, FOLDER)
+    except (MemoryError, torch.OutOfMemoryError):
+        return _missing(
+            f"the memory here does not hold it. Run `finetune merge {store.uri_of(ADAPTER)}` elsewhere.", console
+        )
     except JobError as error:
         if error.exit_code >= FIRST_RETRYABLE_EXIT_CODE:
             raise
-        sentence = f"There is no merged model: {error.message}"
-        console.warning(sentence)
-        return sentence
+        return _missing(error.message, console)
     for notice in merged.notices:
         console.warning(notice)
     return _announced(merged, store.uri_of(FOLDER), console)
+
+
+def _missing(why: str, console: Console) -> str:
+    sentence = f"There is no merged model: {why}"
+    console.warning(sentence)
+    return sentence
 
 
 def _announced(merged: Merged, uri: str, console: Console) -> str:

@@ -90,9 +90,10 @@ def publish_best(
     write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
     _write_golden(folder, job, prepared, around, trainer, trained)
     write_serving_notes(folder, name=job.metadata.name, context_length=prepared.model.context_length)
+    run = published_identity(prepared.identity)
     details: dict[str, Any] = {
         "job": job.metadata.name,
-        "run": published_identity(prepared.identity),
+        "run": run,
         "baseModel": parts.base.name,
         "baseModelRevision": parts.base.revision,
         "contextLength": prepared.model.context_length,
@@ -126,7 +127,7 @@ def publish_best(
             folder,
             base_name=parts.base.name,
             weights=fetch_weights(spec, prepared.pins),
-            identity=details["run"],
+            identity=run,
             scratch=around.scratch,
             device=trainer.args.device,
             trust_remote_code=spec.trust_remote_code,

@@ -143,10 +143,10 @@ def _download_snapshot(
     api = huggingface_hub.HfApi(endpoint=endpoint())
     retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
-        retry=retry_if_exception(_is_transient),
-        wait=_wait,
+        retry=retry_if_exception(is_transient),
+        wait=seconds_to_wait,
         sleep=sleep,
-        before_sleep=_say_wait,
+        before_sleep=say_wait,
         reraise=True,
     )
     with _errors(asked):
@@ -261,13 +261,14 @@ def _answered(error: hub.HfHubHTTPError, asked: _Asked, where: str) -> JobError:
     return JobError(asked.not_found, f"The Hub at {where} answered {status} for {asked.name}: correct {asked.key}.")
 
 
-def _is_transient(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
+    """Whether another try at the Hub may succeed."""
     if isinstance(error, hub.HfHubHTTPError):
         return error.response.status_code in _BUSY
     return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.UnsupportedProtocol)
 
 
-def _wait(state: RetryCallState) -> float:
+def seconds_to_wait(state: RetryCallState) -> float:
     """Seconds until the next try: what the Hub asks for, else 1, 2, 4, 8."""
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, hub.HfHubHTTPError):
@@ -277,7 +278,8 @@ def _wait(state: RetryCallState) -> float:
     return float(min(2 ** (state.attempt_number - 1), 8))
 
 
-def _say_wait(state: RetryCallState) -> None:
+def say_wait(state: RetryCallState) -> None:
+    """Log why there is another try, and when."""
     error = state.outcome.exception() if state.outcome else None
     said = error.response.status_code if isinstance(error, hub.HfHubHTTPError) else type(error).__name__
     seconds = state.next_action.sleep if state.next_action else 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_trainer.verify.answers import Judgement, Kind, judge_answers
-from finetune_trainer.verify.compare import Answer, Likeness, PromptLikeness, first_difference
+from finetune_trainer.verify.compare import Answer, Likeness, logprob_distance, trained_answer
 from finetune_trainer.verify.golden import GOLDEN, GoldenCase
+from finetune_trainer.verify.prompts import PromptLikeness, first_difference
 from finetune_trainer.verify.report import CaseResult, Check, Report, Status, one_line
 
 
@@ -44,6 +45,7 @@ def judge_at_hand(
             base=judged.base[index].likeness,
             expected=case.text,
             found=answers[index].text,
+            logprob_difference=logprob_distance(answers[index], trained_answer(case)),
         )
         for index, case in enumerate(cases)
     ]

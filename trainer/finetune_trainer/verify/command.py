@@ -7,7 +7,6 @@ told. Exit codes: 0 as trained, 1 not as trained, 2 not known.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -18,12 +17,13 @@ from pathlib import Path
 
 from finetune_api.defaults import effective_job
 from finetune_api.load import load_job_file
-from finetune_api.outcome import TERMINATION_MESSAGE_LIMIT_BYTES, Reason
+from finetune_api.outcome import Reason
+from finetune_api.verification import VerificationMessage
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.environment import TERMINATION_MESSAGE_PATH
 from finetune_trainer.launch.failures import quoted, redact
 from finetune_trainer.pins import model_source
-from finetune_trainer.verify.report import EXIT_CODES, Report
+from finetune_trainer.verify.report import Report
 
 _POD_FILE = Path("/dev/termination-log")
 """Where Kubernetes expects last words unless the container says otherwise."""
@@ -60,47 +60,38 @@ def _verify(job_file: Path, address: str) -> Report:
     if loaded.job is None:
         raise JobError(Reason.INVALID_SPEC, "; ".join(f"{error.path}: {error.message}" for error in loaded.errors))
     # Imported late: transformers takes seconds, and a bad job should not wait for it.
-    from finetune_trainer.verify.folder import open_adapter
-    from finetune_trainer.verify.local import Base, verify_locally
+    from finetune_trainer.published.base import Base
+    from finetune_trainer.published.folder import open_adapter
+    from finetune_trainer.quiet import quiet_libraries
+    from finetune_trainer.verify.local import verify_locally
 
     spec = effective_job(loaded.job).spec
     source = model_source(spec)
     with tempfile.TemporaryDirectory(prefix="finetune-verify-") as scratch:
         folder = open_adapter(address, Path(scratch), weights=True)
-        # A branch may have moved since: the commit that was trained on is in the adapter.
-        base = Base(source.address, folder.base_revision or source.revision)
-        return verify_locally(folder, base=base, trust_remote_code=spec.trust_remote_code)
+        base = Base(source.address, source.revision)
+        with quiet_libraries():
+            return verify_locally(folder, base=base, trust_remote_code=spec.trust_remote_code)
 
 
 def _quiet_libraries() -> None:
     """The verdict is one line; bars and banners of libraries would bury it."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def announce(verified: bool | None, message: str) -> int:
     """Leave the last words, on standard error and in the pod's file; the exit code that goes with them."""
-    message = redact(message, os.environ)
-    print(message, file=sys.stderr, flush=True)
+    words = VerificationMessage(verified=verified, message=redact(message, os.environ))
+    print(words.message, file=sys.stderr, flush=True)
     path = _last_words_file()
     if path is not None:
         try:
-            path.write_bytes(last_words(verified, message))
+            path.write_bytes(words.to_bytes())
         except OSError as error:
             print(f"The last words could not be written to {path}: {error.strerror}.", file=sys.stderr)
-    return EXIT_CODES[verified]
-
-
-def last_words(verified: bool | None, message: str) -> bytes:
-    """JSON of at most TERMINATION_MESSAGE_LIMIT_BYTES; a longer message is cut."""
-    message = message.encode(errors="replace").decode()
-    cut = message
-    while len(data := json.dumps({"verified": verified, "message": cut}).encode()) > TERMINATION_MESSAGE_LIMIT_BYTES:
-        message = message[: len(message) * 3 // 4]
-        cut = message + "…"
-    return data
+    return words.exit_code
 
 
 def _last_words_file() -> Path | None:

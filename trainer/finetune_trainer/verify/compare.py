@@ -104,7 +104,7 @@ def match(answer: Answer | None, reference: Reference, decode: Decode | None = N
     if answer.ids is None:
         return _match_texts(answer, reference, decode)
     ids = answer.ids
-    at = _common(ids, reference.ids)
+    at = common_beginning(ids, reference.ids)
     if at == len(reference.ids):
         return Match(Likeness.SAME, ran_on=reference.ended and len(ids) > at)
     if at < len(ids):
@@ -128,7 +128,7 @@ def _match_texts(answer: Answer, reference: Reference, decode: Decode | None) ->
         return Match(Likeness.SAME)
     if decode is None:
         return Match(Likeness.OTHER)
-    characters = _common(text, expected)
+    characters = common_beginning(text, expected)
     lengths = [len(decode(reference.ids[: count + 1]).lstrip()) for count in range(len(reference.ids))]
     at = next((index for index, length in enumerate(lengths) if length > characters), len(lengths) - 1)
     return _parted(at, reference)
@@ -139,7 +139,7 @@ def _parted(at: int, reference: Reference) -> Match:
     return Match(Likeness.TIE if close else Likeness.OTHER, at)
 
 
-def _common(some: Sequence[object], others: Sequence[object]) -> int:
+def common_beginning(some: Sequence[object], others: Sequence[object]) -> int:
     """Length of what both begin with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))
 
@@ -148,40 +148,6 @@ def logprob_distance(answer: Answer | None, reference: Reference) -> float | Non
     """The largest difference of a log-prob among the first tokens that are the same; None where there is none."""
     if answer is None or answer.ids is None or not answer.logprobs:
         return None
-    count = _common(answer.ids, reference.ids)
+    count = common_beginning(answer.ids, reference.ids)
     pairs = list(zip(answer.logprobs[:count], reference.logprobs, strict=False))
     return max((abs(found - expected) for found, expected in pairs), default=None)
-
-
-class PromptLikeness(StrEnum):
-    """How the prompt that a server made relates to the trained one."""
-
-    SAME = "same"
-    DOUBLED_BOS = "doubled-bos"
-    MISSING_BOS = "missing-bos"
-    OTHER = "other"
-    UNKNOWN = "unknown"
-
-
-def match_prompt(answer: Answer | None, case: GoldenCase) -> PromptLikeness:
-    """The prompt behind `answer` beside the trained one, by ids or, where they are not reported, by their number."""
-    if answer is None or answer.error is not None:
-        return PromptLikeness.UNKNOWN
-    trained = case.prompt_ids
-    if answer.prompt_ids is not None:
-        found = answer.prompt_ids
-        if found == trained:
-            return PromptLikeness.SAME
-        if found[1:] == trained:
-            return PromptLikeness.DOUBLED_BOS
-        return PromptLikeness.MISSING_BOS if found == trained[1:] else PromptLikeness.OTHER
-    if answer.prompt_tokens is None:
-        return PromptLikeness.UNKNOWN
-    return PromptLikeness.SAME if answer.prompt_tokens == len(trained) else PromptLikeness.OTHER
-
-
-def first_difference(found: str, trained: str) -> tuple[str, str]:
-    """What two texts have where they first differ, a few words each."""
-    at = _common(found, trained)
-    start = max(0, at - 16)
-    return found[start : at + 32], trained[start : at + 32]

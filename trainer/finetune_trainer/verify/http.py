@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -56,7 +57,7 @@ class Server:
         url: str,
         *,
         token: str | None = None,
-        sleep: Callable[[float], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -98,7 +99,7 @@ class Server:
             stop=tenacity.stop_after_attempt(_TRIES),
             wait=tenacity.wait_exponential(multiplier=0.5, max=8),
             reraise=True,
-            **({"sleep": self._sleep} if self._sleep else {}),
+            sleep=self._sleep,
         )
         try:
             found: dict[str, Any] = retrying(self._once, method, f"{self.base}{route}", body)
@@ -136,7 +137,7 @@ class Server:
             raise ServerError(f"{self.base} redirects to {where}: give the server's final address.")
         content = _json(data)
         if status >= 400:
-            refused = RefusedError(status, f"{_sentence(content) or response.reason_phrase} ({status})")
+            refused = RefusedError(status, f"{status}: {(_sentence(content) or response.reason_phrase).rstrip('.')}")
             if status in _TRY_AGAIN:
                 raise _AgainError(refused)
             raise refused

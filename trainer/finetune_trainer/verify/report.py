@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-EXIT_CODES = {True: 0, False: 1, None: 2}
-"""Of a verification that says yes, no, or that it could not be told."""
+from finetune_api.verification import VerificationMessage
 
 
 class Status(StrEnum):
@@ -62,7 +61,7 @@ class Report:
     @property
     def exit_code(self) -> int:
         """0 as trained, 1 not as trained, 2 not known."""
-        return EXIT_CODES[self.verified]
+        return VerificationMessage(verified=self.verified).exit_code
 
     def to_json(self) -> dict[str, Any]:
         """For `-o json`."""

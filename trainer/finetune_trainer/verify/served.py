@@ -6,18 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from finetune_trainer.verify.answers import Judgement, Kind, judge_answers
-from finetune_trainer.verify.compare import (
-    Answer,
-    Decode,
-    Likeness,
-    PromptLikeness,
-    first_difference,
-    match_prompt,
-)
+from finetune_trainer.verify.compare import Answer, Decode, Likeness, logprob_distance, trained_answer
 from finetune_trainer.verify.golden import GoldenCase
+from finetune_trainer.verify.prompts import TEMPLATE_CURE, PromptLikeness, check_prompts, match_prompt, only_fewer
 from finetune_trainer.verify.report import CaseResult, Check, Report, Status, one_line
 
-TEMPLATE_CURE = "start the server with --chat-template and the adapter's chat_template.jinja"
 STOP_CURE = "start the server with --generation-config and the adapter's folder, or send stop_token_ids"
 
 
@@ -66,8 +59,11 @@ def judge(served: Served, cases: Sequence[GoldenCase], decode: Decode, *, base_m
     if all(asked.chat.error is not None for asked in served.asked):
         return Report(False, f"{_negative(served)}: {requests.message}.", [requests])
     prompts = [match_prompt(asked.chat, case) for asked, case in zip(served.asked, cases, strict=True)]
-    prompt = _prompt_check(served, cases, prompts, decode)
-    direct = prompt.status is Status.FAULT and any(asked.direct is not None for asked in served.asked)
+    prompt = check_prompts(
+        [asked.chat for asked in served.asked], cases, prompts, decode, plain_prompt_ids=served.plain_prompt_ids
+    )
+    by_ids = any(asked.chat.prompt_ids is not None for asked in served.asked)
+    direct = prompt.status is Status.FAULT and by_ids and any(asked.direct is not None for asked in served.asked)
     answers = [asked.direct if direct else asked.chat for asked in served.asked]
     judged = judge_answers(
         cases,
@@ -76,6 +72,12 @@ def judge(served: Served, cases: Sequence[GoldenCase], decode: Decode, *, base_m
         base=[asked.base for asked in served.asked] if served.base_name else [],
         decode=decode,
     )
+    if judged.kind is Kind.TRAINED and only_fewer([asked.chat for asked in served.asked], cases, prompts):
+        prompt = Check(
+            "prompts",
+            Status.UNKNOWN,
+            "it counts fewer tokens in prompts than training had, as servers do that leave out what they had cached",
+        )
     # A wrong prompt explains any answer.
     blind = prompt.status is Status.FAULT and not direct
     answer = Check("answers", Status.UNKNOWN, "") if blind else _answer_check(judged, base_model)
@@ -105,58 +107,6 @@ def _request_check(served: Served) -> Check:
     cure = f"; {TEMPLATE_CURE}" if "template" in errors[0].lower() else ""
     share = "the golden prompts" if len(errors) == len(served.asked) else f"{len(errors)} golden prompts"
     return Check("requests", Status.FAULT, f"it refuses {share} ({one_line(errors[0])[:300].rstrip('.')}){cure}")
-
-
-def _prompt_check(
-    served: Served, cases: Sequence[GoldenCase], prompts: Sequence[PromptLikeness], decode: Decode
-) -> Check:
-    name = "prompts"
-    known = [found for found in prompts if found is not PromptLikeness.UNKNOWN]
-    if not known:
-        return Check(name, Status.UNKNOWN, "the server does not say what prompts it makes")
-    wrong = [index for index, found in enumerate(prompts) if found not in (PromptLikeness.SAME, PromptLikeness.UNKNOWN)]
-    if not wrong:
-        by_number = "" if any(asked.chat.prompt_ids is not None for asked in served.asked) else " in length"
-        return Check(name, Status.OK, f"{len(known)} of {len(cases)} prompts are the trained ones{by_number}")
-    first = wrong[0]
-    found, trained = served.asked[first].chat, cases[first].prompt_ids
-    if found.prompt_ids is None:
-        return Check(name, Status.FAULT, _by_number(served, cases, wrong))
-    kinds = {prompts[index] for index in wrong}
-    bos = repr(decode(trained[:1]))
-    if kinds == {PromptLikeness.DOUBLED_BOS} and found.prompt_ids[:1] == trained[:1]:
-        sentence = (
-            f"{bos} stands twice at the beginning of its prompts (a doubled BOS): let the template write it and the "
-            f"server add none, {TEMPLATE_CURE}"
-        )
-    elif kinds == {PromptLikeness.DOUBLED_BOS}:
-        sentence = (
-            f"its prompts begin with a BOS {decode(found.prompt_ids[:1])!r} that training had not: {TEMPLATE_CURE}"
-        )
-    elif kinds == {PromptLikeness.MISSING_BOS}:
-        sentence = f"its prompts lack the BOS {bos} that training had: {TEMPLATE_CURE}"
-    elif served.plain_prompt_ids is not None and served.plain_prompt_ids != cases[0].prompt_ids:
-        sentence = "it makes other tokens of the same text, so its tokenizer is another base model's"
-    else:
-        here, there = first_difference(decode(found.prompt_ids), decode(trained))
-        sentence = (
-            f"{len(wrong)} of {len(known)} prompts are not the trained ones, they have {here!r} where training had "
-            f"{there!r} (another chat template): {TEMPLATE_CURE}"
-        )
-    return Check(name, Status.FAULT, sentence)
-
-
-def _by_number(served: Served, cases: Sequence[GoldenCase], wrong: Sequence[int]) -> str:
-    more = {(served.asked[index].chat.prompt_tokens or 0) - len(cases[index].prompt_ids) for index in wrong}
-    if more == {1}:
-        return f"each prompt has one token more than in training, as with a doubled BOS: {TEMPLATE_CURE}"
-    if more == {-1}:
-        return f"each prompt has one token less than in training, as without its BOS: {TEMPLATE_CURE}"
-    found, trained = served.asked[wrong[0]].chat.prompt_tokens, len(cases[wrong[0]].prompt_ids)
-    return (
-        f"{len(wrong)} of {len(cases)} prompts are not the trained ones, number {wrong[0] + 1} has {found} tokens "
-        f"where training had {trained} (another chat template): {TEMPLATE_CURE}"
-    )
 
 
 def _answer_check(judged: Judgement, base_model: str | None) -> Check:
@@ -256,6 +206,7 @@ def _results(
             base=judged.base[index].likeness,
             expected=case.text,
             found=_found(answers[index], asked[index].chat),
+            logprob_difference=logprob_distance(answers[index], trained_answer(case)),
             error=asked[index].chat.error,
         )
         for index, case in enumerate(cases)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
-from finetune_trainer.verify.compare import (
-    Answer,
-    Decode,
-    Likeness,
-    PromptLikeness,
-    match,
-    match_prompt,
-    trained_answer,
-)
-from finetune_trainer.verify.folder import AdapterFolder
+from finetune_trainer.published.folder import AdapterFolder
+from finetune_trainer.verify.compare import Answer, Decode, Likeness, match, trained_answer
 from finetune_trainer.verify.golden import GOLDEN, GoldenCase, read_golden
 from finetune_trainer.verify.http import RefusedError, Server, ServerError
+from finetune_trainer.verify.prompts import PromptLikeness, match_prompt
 from finetune_trainer.verify.report import Report
 from finetune_trainer.verify.served import Asked, Served, judge
 
@@ -198,7 +192,7 @@ def _completion_answer(content: dict[str, Any]) -> Answer | None:
 def _answer(content: dict[str, Any], choice: dict[str, Any], text: Any, logprobs: list[Any], prompt: Any) -> Answer:
     usage = content.get("usage")
     finish = choice.get("finish_reason")
-    numbers = [float(value) for value in logprobs if isinstance(value, int | float)]
+    numbers = [float(value) for value in logprobs if isinstance(value, int | float) and math.isfinite(value)]
     return Answer(
         text=text if isinstance(text, str) else "",
         ids=_ids(choice.get("token_ids")),

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from finetune_api.outcome import Reason
-from finetune_trainer.errors import JobError
-
-_LIMIT_BYTES = 1 << 20
+from finetune_trainer.published.stops import Stops
 
 
 @dataclass(frozen=True)
@@ -45,27 +40,7 @@ def read_ends(folder: Path, tokenizer: Any) -> AnswerEnds:
     """The stops that the generation_config.json of an adapter's folder declares.
 
     Raises:
-        JobError: InvalidSpec, the file is not what it should be.
+        JobError: InvalidSpec, a file is not what it should be.
     """
-    generation = _read(folder / "generation_config.json")
-    ids = generation.get("eos_token_id", tokenizer.eos_token_id)
-    texts = generation.get("stop_strings")
-    return AnswerEnds(tokenizer, tuple(_listed(ids, int)), tuple(_listed(texts, str)))
-
-
-def _listed(value: Any, kind: type) -> list[Any]:
-    values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, kind) and not isinstance(each, bool) and each != ""]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content = orjson.loads(file.read(_LIMIT_BYTES))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise JobError(Reason.INVALID_SPEC, f"{path} cannot be read: copy the adapter again.") from error
-    if not isinstance(content, dict):
-        raise JobError(Reason.INVALID_SPEC, f"{path} is not what it should be: copy the adapter again.")
-    return content
+    stops = Stops.read(folder, tokenizer.eos_token_id)
+    return AnswerEnds(tokenizer, stops.token_ids, stops.texts)

@@ -16,7 +16,7 @@ from finetune_api.outcome import Reason
 from finetune_api.storage_uri import Scheme
 from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.storage import ObjectStore, open_store
-from finetune_trainer.storage.addresses import local_path, parse_address
+from finetune_trainer.storage.addresses import local_path, parse_output_address
 from finetune_trainer.storage.hub import download_snapshot
 
 CONFIG = "adapter_config.json"
@@ -65,20 +65,23 @@ def open_adapter(address: str, scratch: Path, *, weights: bool) -> AdapterFolder
     """The adapter at `address`, or in the folder `adapter` there, as jobs leave it.
 
     Args:
-        address: folder, pvc:// or s3:// address, or a Hub name.
+        address: folder, pvc://, s3:// or hf:// address, or a Hub name.
         scratch: an empty folder, for what has to be fetched.
         weights: whether they are needed.
 
     Raises:
         JobError: there is no adapter, or it cannot be had.
     """
-    place = parse_address(address)
-    if place.scheme is Scheme.S3:
+    place = parse_output_address(address)
+    hub = partial(_wanted, weights=weights)
+    if place.scheme is Scheme.HUB_MODEL:
+        path = download_snapshot(place.container, place.revision, hub, key="ADAPTER").path
+    elif place.scheme is Scheme.S3:
         path = _fetched(open_store(address), scratch / "adapter", weights=weights)
     else:
         path = local_path(place)
         if not path.exists() and place.scheme is Scheme.LOCAL and _HUB_NAME.fullmatch(address):
-            path = download_snapshot(address, None, partial(_wanted, weights=weights), key="ADAPTER").path
+            path = download_snapshot(address, None, hub, key="ADAPTER").path
         if not (path / CONFIG).is_file() and (path / "adapter" / CONFIG).is_file():
             path = path / "adapter"
     return AdapterFolder(path, address, _config(path, address))

@@ -1,0 +1,1 @@
+"""Adapters that were published, as chat, merge and verify open them."""
