@@ -56,14 +56,22 @@ class Adapter:
         found: list[dict[str, Any]] = finetune_json("preview", str(file), "-n", "100")
         return found
 
-    def peft_answers(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """What PEFT generates greedily from each prompt, with the adapter's own stop tokens."""
+    def peft_answers(self, prompts: Sequence[Sequence[int]], *, without: str | None = None) -> list[list[int]]:
+        """What PEFT generates greedily from each prompt, with the adapter's own stop tokens.
+
+        Args:
+            prompts: token ids.
+            without: the adapter's part in modules with this in their names is left out.
+        """
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         base: Any = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
         base.generation_config = GenerationConfig()
         model: Any = PeftModel.from_pretrained(base, str(self.path)).eval()
+        for name, weight in model.named_parameters():
+            if without is not None and without in name and "lora_B" in name:
+                weight.data.zero_()
         config = GenerationConfig(
             do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=self.stops["eos_token_id"], pad_token_id=0
         )

@@ -51,6 +51,14 @@ def qwen_3_moe(folder: Path) -> Path:
     return _save(folder, Qwen3MoeConfig, smollm2().tokenizer, **experts)
 
 
+def mixtral(folder: Path) -> Path:
+    """A mixture of another make, with SmolLM2's tokenizer."""
+    from transformers import MixtralConfig
+
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return _save(folder, MixtralConfig, smollm2().tokenizer, sliding_window=None, **experts)
+
+
 def gemma_3(folder: Path) -> Path:
     """Gemma 3 as it is published: a text model within one that sees, with an image processor; SmolLM2's tokenizer."""
     from transformers import (
@@ -97,6 +105,7 @@ BASES: dict[str, Callable[[Path], Path]] = {
     "gemma-3": gemma_3,
     "qwen-2": qwen_2,
     "qwen-3-moe": qwen_3_moe,
+    "mixtral": mixtral,
 }
 
 

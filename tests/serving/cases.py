@@ -111,3 +111,6 @@ BARELY_TRAINED = (
     replace(_BARELY, name="another-base", base="untied-llama"),
 )
 """What that server is asked to load, too. It looks at their form only."""
+
+MIXTRAL_EXPERTS = Case("mixtral-experts", "mixtral", "ChatML", _declared(CHATML), 8, {"experts": True})
+"""What a server loads, and leaves half of aside."""

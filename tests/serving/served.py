@@ -21,13 +21,15 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "gemma-3": ("--limit-mm-per-prompt", '{"image": 0}'),
     # Adapters of experts as PEFT writes them.
     "qwen-3-moe": ("--enable-mixed-moe-lora-format",),
+    "mixtral": ("--enable-mixed-moe-lora-format",),
 }
 """What a base model needs beside the usual."""
 
 LOADING = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 """Adapters can be loaded by a request."""
 
-ENVIRONMENT = {"qwen-3-moe": {"PYTHONPATH": str(Path(__file__).parent / "experts_in_torch"), **LOADING}}
+_EXPERTS = {"PYTHONPATH": str(Path(__file__).parent / "experts_in_torch"), **LOADING}
+ENVIRONMENT = {"qwen-3-moe": _EXPERTS, "mixtral": _EXPERTS}
 """Variables of a base model's server."""
 
 

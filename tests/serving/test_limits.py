@@ -12,10 +12,10 @@ import pytest
 
 from finetune_api.rules_lora import VLLM_RANKS
 from tests.serving.adapters import MAX_TOKENS, Adapter
-from tests.serving.cases import BARELY_TRAINED, ELSEWHERE, called
+from tests.serving.cases import BARELY_TRAINED, ELSEWHERE, MIXTRAL_EXPERTS, called
 from tests.serving.environment import program
 from tests.serving.results import Results
-from tests.serving.served import LOADING, Reply, Served, Servers
+from tests.serving.served import ENVIRONMENT, LOADING, Reply, Served, Servers, command
 from tests.serving.server import Server
 
 
@@ -49,13 +49,13 @@ def plain(servers: Servers) -> Plain:
     """That server, on Qwen2 with Llama 3's tokenizer, and adapters that it does not know yet."""
     adapter = servers.trained(ELSEWHERE)
     others = {case.name: servers.trained(case) for case in BARELY_TRAINED}
-    command = ["serve", str(adapter.base), "--enable-lora", "--lora-modules", f"{adapter.case.name}={adapter.path}"]
-    return Plain(servers.alone(command, "plain", **LOADING), adapter, others)
+    words = ["serve", str(adapter.base), "--enable-lora", "--lora-modules", f"{adapter.case.name}={adapter.path}"]
+    return Plain(servers.alone(words, "plain", **LOADING), adapter, others)
 
 
 def test_the_legal_ranks_are_the_ones_we_advise(tmp_path: Path, results: Results) -> None:
-    command = [str(program()), "serve", str(tmp_path), "--enable-lora", "--max-lora-rank", "24"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = [str(program()), "serve", str(tmp_path), "--enable-lora", "--max-lora-rank", "24"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     sentence = done.stderr.strip().splitlines()[-1]
     legal = re.search(r"choose from ([\d, ]+)", sentence)
@@ -146,3 +146,15 @@ def test_adapters_of_experts_need_to_be_called_that(served: Served, results: Res
     assert "is_3d_lora_weight" in words
     results.words["an adapter of experts, named to the server without `is_3d_lora_weight: true`"] = words
     assert served.replies
+
+
+def test_the_experts_of_mixtrals_adapters_are_left_aside_without_a_word(servers: Servers, results: Results) -> None:
+    adapter = servers.trained(MIXTRAL_EXPERTS)
+    prompts = [row["inference_ids"] for row in adapter.previewed]
+    server = servers.alone(command([adapter]), "mixtral", **ENVIRONMENT["mixtral"])
+    found = [Reply.of(server.complete(adapter.case.name, ids, max_tokens=MAX_TOKENS)).ids for ids in prompts]
+    assert found == adapter.peft_answers(prompts, without=".experts.")
+    assert found != adapter.peft_answers(prompts)
+    results.words["an adapter of Mixtral's experts"] = (
+        "it is loaded, and answers as if its part in the experts were not there"
+    )
