@@ -46,7 +46,11 @@ def test_a_stop_that_is_text_is_sent_along(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "arguments", "sentence"),
     [
-        ({"template": "none"}, [], "The server refuses this conversation: default chat template is no longer allowed"),
+        (
+            {"template": "none"},
+            [],
+            "The server refuses this conversation: 400: default chat template is no longer allowed",
+        ),
         ({"token": "secret"}, [], "--api-key-env"),
         ({"html": True}, [], "no OpenAI-compatible server"),
         ({}, ["--base-model", "x"], "leave --server out"),

@@ -21,7 +21,7 @@ from tests.cli.command import finetune, finetune_json
 
 UID = "7dd8f03f-1111-2222-3333-444444444444"
 PLACEHOLDER = "00000000-0000-0000-0000-000000000000"
-NEVER_LOADED = ("torch", "transformers", "peft", "kopf", "kubernetes", "aiohttp", "boto3", "finetune_trainer")
+NEVER_LOADED = ("torch", "transformers", "peft", "numpy", "huggingface_hub", "kopf", "kubernetes", "aiohttp", "boto3")
 
 BARE = """
 model_id: meta-llama/Meta-Llama-3-8B-Instruct

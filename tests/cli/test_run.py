@@ -143,7 +143,8 @@ def test_a_stop_signal_before_the_start_reaches_the_trainer_too() -> None:
 
 
 _ATTACHED = (
-    "import os, sys; from finetune_cli.attached import end_with; print('up', flush=True); end_with(os.getppid())"
+    "import os; from finetune_cli.attached import end_with; parent = os.getppid(); print('up', flush=True); "
+    "end_with(parent)"
 )
 _PARENT = """
 import subprocess, sys, signal

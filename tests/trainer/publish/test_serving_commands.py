@@ -133,7 +133,7 @@ def test_snippets_are_python_with_what_was_meant(name: str, place: str, stops: l
 
 
 def test_a_snippet_loads_the_commit_that_was_trained_on() -> None:
-    assert "from_pretrained('acme/model', revision='abc', dtype=" in commands.transformers_snippet(
+    assert 'from_pretrained("acme/model", revision="abc", dtype=' in commands.transformers_snippet(
         _facts(revision="abc"), "/a"
     )
 

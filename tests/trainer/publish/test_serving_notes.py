@@ -81,7 +81,7 @@ def test_the_whole_page(tmp_path: Path, pytestconfig: pytest.Config) -> None:
             "Send the token ids of",
             "/v1/completions \\",
         ),
-        ({"stopping_sequences": ("</s>",)}, Target.TRANSFORMERS, "stop_strings=['</s>'],", None),
+        ({"stopping_sequences": ("</s>",)}, Target.TRANSFORMERS, 'stop_strings=["</s>"],', None),
         ({}, Target.TRANSFORMERS, "generation_config=generation", "stop_strings="),
         ({}, Target.KSERVE, "Checked against the resource definitions of KServe 0.20, not run.", None),
         ({}, Target.RAY, '"stop_token_ids": [2]', None),
@@ -113,6 +113,7 @@ def test_the_folders_own_copy_names_no_place(tmp_path: Path) -> None:
 
 
 @given(name=texts, stop=texts, template=texts, target=st.sampled_from(list(Target)))
+@example(name="a\n```\n# no", stop="", template="", target=Target.VLLM)
 @example(name="```\n# no", stop="\n````\n", template="\n```\n", target=Target.RAY)
 @example(name="`", stop="``", template="", target=Target.VLLM)
 def test_no_name_breaks_out_of_its_place(

@@ -125,14 +125,16 @@ def test_the_stop_that_a_chat_template_trains_is_written_beside_another_eos(tmp_
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.save_pretrained(base)
-    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id}))
+    own = {"eos_token_id": tokenizer.eos_token_id, "repetition_penalty": 1.3, "do_sample": True, "temperature": 0.6}
+    (base / "generation_config.json").write_text(json.dumps(own))
     prompt_format = {"use_hugging_face_chat_template": True}
     job = TinyJob(tmp_path, model_id=str(base), generation_config={"prompt_format": prompt_format}, num_epochs=1)
     job.run()
     generation = json.loads((job.output / "adapter" / "generation_config.json").read_text())
     stops = ["<|endoftext|>", "<|im_end|>"]
     assert generation["eos_token_id"] == tokenizer.convert_tokens_to_ids(stops)
-    assert "stop_strings" not in generation
+    assert generation["temperature"] == 0.6
+    assert not {"stop_strings", "repetition_penalty"} & set(generation)
 
 
 def test_a_stop_that_no_token_ends_is_written_as_text(tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ from finetune_trainer.storage import MANIFEST_NAME, Manifest, ObjectStore, build
 
 FOLDER = "adapter"
 
+_CHANGES_GREEDY_ANSWERS = (
+    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id"),
+    *("forced_eos_token_id", "exponential_decay_length_penalty", "min_length", "min_new_tokens", "guidance_scale"),
+)
+"""Keys of a generation_config.json with which the likeliest answer is no longer given; servers read some of them."""
+
 _ADDRESS_KEYS = ("model_id", "initial_base_model_ckpt_path", "initial_adapter_model_ckpt_path")
 
 
@@ -74,7 +81,9 @@ def _write_weights(folder: Path, parts: AdapterParts) -> None:
 
 
 def _write_generation_config(folder: Path, parts: AdapterParts) -> None:
-    """The base model's generation defaults, ended by every stop that is one token, the trained one among them.
+    """The base model's sampling, ended by every stop that is one token, the trained one among them.
+
+    Penalties and the like stay behind: they were set for the base model, and the trained answers come without them.
 
     Stops that are several tokens can only be matched as text. They are written only where no token ends every answer,
     because `generate` then asks its caller for the tokenizer.
@@ -83,6 +92,8 @@ def _write_generation_config(folder: Path, parts: AdapterParts) -> None:
 
     base = parts.model.get_base_model()
     config = HuggingFaceGenerationConfig.from_dict(base.generation_config.to_dict())
+    for key in _CHANGES_GREEDY_ANSWERS:
+        setattr(config, key, None)
     stops = answer_stops(parts.tokenizer, parts.generation)
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     tokenizer = parts.tokenizer.tokenizer

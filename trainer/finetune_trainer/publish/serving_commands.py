@@ -59,7 +59,7 @@ def completions_request(facts: ServingFacts) -> str | None:
 
 def client_snippet(facts: ServingFacts, place: str) -> str:
     """A request that brings the adapter's template and stops, with OpenAI's client."""
-    stops = f"    stop={list(facts.stop_texts)!r},\n" if facts.stop_texts else ""
+    stops = f"    stop={_listed(facts.stop_texts)},\n" if facts.stop_texts else ""
     return f"""\
 from pathlib import Path
 
@@ -67,11 +67,11 @@ from openai import OpenAI
 
 client = OpenAI(base_url="{SERVER}/v1", api_key="none")
 answer = client.chat.completions.create(
-    model={facts.name!r},
-    messages={_MESSAGES!r},
+    model={_literal(facts.name)},
+    messages={json.dumps(_MESSAGES)},
     temperature=0,
 {stops}    extra_body={{
-        "chat_template": Path({f"{place}/{TEMPLATE}"!r}).read_text(encoding="utf-8"),
+        "chat_template": Path({_literal(f"{place}/{TEMPLATE}")}).read_text(encoding="utf-8"),
         "stop_token_ids": {list(facts.stop_ids)!r},
     }},
 )
@@ -81,19 +81,19 @@ print(answer.choices[0].message.content)
 
 def transformers_snippet(facts: ServingFacts, place: str) -> str:
     """One answer with Transformers and PEFT."""
-    revision = f", revision={facts.revision!r}" if facts.base and facts.revision else ""
-    stops = f"    stop_strings={list(facts.stop_texts)!r},\n" if facts.stop_texts else ""
+    revision = f", revision={_literal(facts.revision)}" if facts.base and facts.revision else ""
+    stops = f"    stop_strings={_listed(facts.stop_texts)},\n" if facts.stop_texts else ""
     return f"""\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-adapter = {place!r}
+adapter = {_literal(place)}
 tokenizer = AutoTokenizer.from_pretrained(adapter)
-base = AutoModelForCausalLM.from_pretrained({(facts.base or BASE_PLACEHOLDER)!r}{revision}, dtype="auto")
+base = AutoModelForCausalLM.from_pretrained({_literal(facts.base or BASE_PLACEHOLDER)}{revision}, dtype="auto")
 model = PeftModel.from_pretrained(base, adapter).eval()
 generation = GenerationConfig.from_pretrained(adapter)
 
-messages = {_MESSAGES!r}
+messages = {json.dumps(_MESSAGES)}
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 output = model.generate(
     **inputs.to(model.device),
@@ -123,6 +123,16 @@ def _vllm(facts: ServingFacts, place: str) -> list[list[str]]:
         ["--enable-lora", *rank],
         ["--lora-modules", lora_module(facts.name, place)],
     ]
+
+
+def _literal(text: str) -> str:
+    """`text` in Python, between double quotation marks where it has none."""
+    single = repr(text)
+    return single if '"' in single else f'"{single[1:-1]}"'
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return f"[{', '.join(map(_literal, texts))}]"
 
 
 def _stop(facts: ServingFacts) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Server:
             raise ServerError(f"{self.base} redirects to {where}: give the server's final address.")
         content = _json(data)
         if status >= 400:
-            refused = RefusedError(status, f"{_sentence(content) or response.reason_phrase} ({status})")
+            refused = RefusedError(status, f"{status}: {(_sentence(content) or response.reason_phrase).rstrip('.')}")
             if status in _TRY_AGAIN:
                 raise _AgainError(refused)
             raise refused
