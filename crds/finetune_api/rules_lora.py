@@ -94,8 +94,9 @@ def lora_notices(config: LoraConfig) -> Iterator[Problem]:
     if config.experts:
         yield Problem(
             "lora_config.experts",
-            "vLLM 0.32 loads adapters of experts with --enable-mixed-moe-lora-format only, and Mixtral's without "
-            "effect on the experts: serve such an adapter with Transformers and PEFT.",
+            "vLLM 0.32 serves adapters of experts with --enable-mixed-moe-lora-format and is_3d_lora_weight: true in "
+            "--lora-modules only, and Mixtral's without effect on the experts: see SERVING.md of the adapter, or merge "
+            "it with `finetune merge`.",
         )
     if config.init_lora_weights is False:
         yield Problem(

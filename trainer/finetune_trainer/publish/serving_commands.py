@@ -106,12 +106,18 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 """
 
 
-def lora_module(name: str, place: str) -> str:
-    """An adapter as vLLM's --lora-modules takes it: NAME=PATH, or JSON where that would be read otherwise."""
-    if name and not set("=,") & {*name, *place}:
+def lora_module(name: str, place: str, *, experts: bool = False) -> str:
+    """An adapter as vLLM's --lora-modules takes it: NAME=PATH, or JSON where that would be read otherwise.
+
+    Args:
+        name: the adapter's.
+        place: its folder.
+        experts: whether it changes experts, of which vLLM has to be told.
+    """
+    if name and not experts and not set("=,") & {*name, *place}:
         return f"{name}={place}"
     # A comma makes vLLM read JSON.
-    return json.dumps({"name": name, "path": place})
+    return json.dumps({"name": name, "path": place} | ({"is_3d_lora_weight": True} if experts else {}))
 
 
 def _vllm(facts: ServingFacts, place: str) -> list[list[str]]:
@@ -120,8 +126,8 @@ def _vllm(facts: ServingFacts, place: str) -> list[list[str]]:
     rank = ["--max-lora-rank", str(facts.server_rank or facts.rank)]
     return [
         ["vllm", "serve", facts.base or BASE_PLACEHOLDER, *revision],
-        ["--enable-lora", *rank],
-        ["--lora-modules", lora_module(facts.name, place)],
+        ["--enable-lora", *rank, *(["--enable-mixed-moe-lora-format"] if facts.experts else [])],
+        ["--lora-modules", lora_module(facts.name, place, experts=facts.experts)],
     ]
 
 
