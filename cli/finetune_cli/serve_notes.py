@@ -18,18 +18,19 @@ def serve_notes(
         str | None, typer.Option("--name", help="What the server is to call it. Default: the job's name.")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option("--base-model", help="Base model: folder or Hub id. Default: the adapter's.")
+        str | None,
+        typer.Option("--base-model", help="Base model: folder or Hub id. Default: what was trained on."),
     ] = None,
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Print how to serve an adapter so that it answers as it was trained."""
     from finetune_trainer.errors import JobError
-    from finetune_trainer.publish.serving_folder import adapter_folder, read_facts
+    from finetune_trainer.publish.serving_folder import adapter_folder, read_facts, weights_here
     from finetune_trainer.publish.serving_notes import read_template, serving_notes
 
     try:
         folder = adapter_folder(adapter)
-        facts = read_facts(folder, name=name, base=base_model)
+        facts = read_facts(folder, name=name, base=base_model or weights_here(folder))
     except JobError as error:
         raise fail(f"{error.reason}: {error.message}", exit_code=error.exit_code) from error
     place, template = str(Path(folder).absolute()), read_template(folder)

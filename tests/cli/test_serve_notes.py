@@ -39,6 +39,28 @@ def test_name_and_base_are_the_users_where_they_are_given(tmp_path: Path) -> Non
     assert "'it'\"'\"'s=" in shown
 
 
+@pytest.mark.parametrize(
+    ("spec", "base"),
+    [
+        ("model_id: {here}", "{here}"),
+        ("{{model_id: acme/model, initial_base_model_ckpt_path: {here}}}", "{here}"),
+        ("model_id: acme/model", "acme/model"),
+        ("model_id: {here}/gone", "acme/model"),
+        ("model_id: s3://bucket/model", "acme/model"),
+        ("[", "acme/model"),
+    ],
+)
+def test_weights_that_the_job_beside_found_on_this_machine_are_named(tmp_path: Path, spec: str, base: str) -> None:
+    here = tmp_path / "model"
+    here.mkdir()
+    folder = write_adapter(tmp_path / "out" / "adapter")
+    rest = "train_path: a.jsonl, generation_config: {prompt_format: {use_hugging_face_chat_template: true}}"
+    body = spec.format(here=here).strip("{}")
+    (tmp_path / "out" / "job.yaml").write_text(f"{{{body}, {rest}}}" if body != "[" else body)
+    shown = finetune("serve-notes", str(folder), "--for", "vllm").stdout
+    assert f"vllm serve {base.format(here=here)} \\\n" in shown
+
+
 def test_programs_get_the_facts_and_each_part(tmp_path: Path) -> None:
     folder = str(write_adapter(tmp_path, config={"r": 24}, stopping_sequences=("###",)))
     found = finetune_json("serve-notes", folder)

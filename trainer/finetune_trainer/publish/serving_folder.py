@@ -14,12 +14,14 @@ import orjson
 import yaml
 
 from finetune_api.generation import GenerationConfig
+from finetune_api.load import load_job_file
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.errors import JobError
 from finetune_trainer.publish.serving_facts import ServingFacts
 
 CONFIG = "adapter_config.json"
+JOB_FILE = "job.yaml"
 
 _NO_NAME = "adapter"
 _SMALL_BYTES = 8 << 20
@@ -45,6 +47,19 @@ def adapter_folder(name: str) -> Path:
         what = f"There is no {CONFIG} in {name}" if folder.is_dir() else f"There is no folder {name}"
         raise JobError(Reason.MODEL_NOT_FOUND, f"{what}: name the folder `adapter` of a finished job.")
     return folder
+
+
+def weights_here(folder: Path) -> str | None:
+    """The base model's folder on this machine, as the job that `finetune run` left beside `folder` names it."""
+    beside = folder.absolute().parent / JOB_FILE
+    job = load_job_file(beside).job if beside.is_file() else None
+    if job is None:
+        return None
+    address = job.spec.initial_base_model_ckpt_path or job.spec.model_id
+    if not isinstance(address, str) or "://" in address:
+        return None
+    path = Path(address).expanduser()
+    return str(path.absolute()) if path.is_dir() else None
 
 
 def read_facts(
