@@ -212,12 +212,16 @@ def test_golden_prompts_that_are_none_are_not_needed(small: Path, golden: str, t
 
 
 REFUSALS: dict[str, tuple[Callable[[Path], object], Reason, str]] = {
-    "no adapter": (lambda folder: (folder / "adapter_config.json").unlink(), Reason.MODEL_NOT_FOUND, "name the folder"),
+    "no adapter": (
+        lambda folder: (folder / "adapter_config.json").unlink(),
+        Reason.MODEL_NOT_FOUND,
+        "name an adapter's folder",
+    ),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), Reason.INVALID_SPEC, "does not fit"),
     "no JSON": (
         lambda folder: (folder / "adapter_config.json").write_text("{"),
         Reason.INVALID_SPEC,
-        "no adapter's configuration",
+        "cannot be read: copy the adapter again",
     ),
     "another kind": (lambda folder: _set(folder, peft_type="IA3"), Reason.INVALID_SPEC, r"peft_type: IA3"),
     "no base": (lambda folder: _set(folder, base_model_name_or_path=None), Reason.MODEL_NOT_FOUND, "--base-model"),

@@ -73,7 +73,7 @@ def open_adapter(address: str, scratch: Path, *, weights: bool) -> AdapterFolder
         JobError: there is no adapter, or it cannot be had.
     """
     place = parse_output_address(address)
-    hub = partial(_wanted, weights=weights)
+    hub = partial(_on_top, weights=weights)
     if place.scheme is Scheme.HUB_MODEL:
         path = download_snapshot(place.container, place.revision, hub, key="ADAPTER").path
     elif place.scheme is Scheme.S3:
@@ -101,6 +101,11 @@ def _wanted(paths: Iterable[str], *, weights: bool) -> list[str]:
     """Those of `paths` that stay in their folder."""
     inside = [path for path in paths if not path.startswith("/") and ".." not in path.split("/")]
     return [path for path in inside if weights or not path.endswith((".safetensors", ".bin"))]
+
+
+def _on_top(paths: Iterable[str], *, weights: bool) -> list[str]:
+    """The adapter's files in a repository: what lies deeper is another model's."""
+    return _wanted([path for path in paths if "/" not in path and not path.startswith(".")], weights=weights)
 
 
 def _config(path: Path, address: str) -> dict[str, Any]:
