@@ -16,11 +16,11 @@ from tests.trainer.run.tiny_job import TinyJob, write_rows
 PLAIN = """\
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer, GenerationConfig
-folder, question = sys.argv[1:]
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+folder, base, question = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
 prompt = tokenizer.apply_chat_template(
     [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
 )
@@ -69,7 +69,10 @@ def test_the_adapter_folder_and_the_base_model_answer_as_trained(
     assert message.metrics.train_loss < 1.5
     found = json.loads(
         subprocess.run(
-            [sys.executable, "-c", PLAIN, str(job.output / "adapter"), "What is the password of room 7?"],
+            [
+                *(sys.executable, "-c", PLAIN, str(job.output / "adapter"), str(smollm2_folder())),
+                "What is the password of room 7?",
+            ],
             check=True,
             capture_output=True,
             text=True,
