@@ -41,6 +41,8 @@ NEEDED = {
     "model-00002-of-00002.safetensors",
     "model.safetensors.index.json",
 }
+CARD = {"README.md"}
+"""Comes with the weights, for its licence."""
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def test_only_the_needed_files_of_one_commit_are_fetched(hub: Hub) -> None:
     hub.repos[NAME] = Repo(MODEL)
     model = fetch_model(NAME)
     assert model.resolved_revision == COMMIT
-    assert hub.downloads() == NEEDED
-    assert {path.name for path in model.path.iterdir()} == NEEDED
+    assert hub.downloads() == NEEDED | CARD
+    assert {path.name for path in model.path.iterdir()} == NEEDED | CARD
     assert (model.path / "model-00001-of-00002.safetensors").read_bytes() == b"1" * 1000
 
 
@@ -76,7 +78,7 @@ def test_the_tokenizer_comes_without_weights(hub: Hub) -> None:
 def test_code_is_fetched_only_when_it_is_trusted(hub: Hub) -> None:
     hub.repos[NAME] = Repo(MODEL)
     fetch_model(NAME, trust_remote_code=True)
-    assert hub.downloads() == NEEDED | {"modeling_custom.py"}
+    assert hub.downloads() == NEEDED | CARD | {"modeling_custom.py"}
 
 
 def test_an_adapter_is_fetched_without_its_neighbours(hub: Hub) -> None:
@@ -97,7 +99,7 @@ def test_a_cached_tokenizer_is_not_taken_for_the_model(hub: Hub) -> None:
     hub.repos[NAME] = Repo(MODEL)
     fetch_tokenizer(NAME, COMMIT)
     model = fetch_model(NAME, COMMIT)
-    assert {path.name for path in model.path.iterdir()} == NEEDED
+    assert {path.name for path in model.path.iterdir()} == NEEDED | CARD
 
 
 def test_the_token_is_sent_but_an_empty_one_is_not(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
