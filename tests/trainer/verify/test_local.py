@@ -23,7 +23,7 @@ from finetune_trainer.verify.local import verify_locally
 from finetune_trainer.verify.report import Report
 from tests.models import random_llama
 from tests.s3_server import S3Server
-from tests.trainer.run.tiny_job import TinyJob
+from tests.trainer.run.tiny_job import TinyJob, tiny_model
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -49,7 +49,7 @@ def copy(job: TinyJob, tmp_path: Path) -> Path:
 
 
 def verify(folder: Path, tmp_path: Path, base: Base | None = None) -> Report:
-    return verify_locally(open_adapter(str(folder), tmp_path, weights=True), base=base)
+    return verify_locally(open_adapter(str(folder), tmp_path, weights=True), base=base or Base(str(tiny_model())))
 
 
 def rewrite(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
@@ -99,7 +99,7 @@ def test_a_published_adapter_is_as_trained(job: TinyJob, tmp_path: Path) -> None
             lambda folder: rewrite(folder, lambda name, tensor: tensor * (1e-6 if "lora_B" in name else 1)),
             "it answers as its base model does: the adapter does nothing",
         ),
-        (lambda folder: edit(folder / "adapter_config.json", target_modules=["q_proj"]), "the adapter does not fit"),
+        (lambda folder: edit(folder / "adapter_config.json", target_modules=["q_proj"]), "does not fit"),
         (lambda folder: edit(folder / "adapter_config.json", r=7), "PEFT cannot open it"),
         (
             other_template,
@@ -129,7 +129,7 @@ def test_a_wrong_base_is_told_from_a_wrong_adapter(job: TinyJob, tmp_path: Path)
     report = verify(job.output, tmp_path, Base(str(random_llama(tmp_path / "other", seed=5))))
     assert "does not answer as the base model that was trained: give that one with --base-model" in report.message
     report = verify(job.output, tmp_path, Base(str(random_llama(tmp_path / "wider", hidden=48))))
-    assert "the adapter does not fit" in report.message
+    assert "does not fit" in report.message
     assert report.verified is False
 
 
@@ -174,7 +174,16 @@ def test_an_adapter_in_an_object_store_is_verified_where_it_lies(
     monkeypatch.setenv("FINETUNE_CACHE_DIR", str(tmp_path / "cache"))
     address = f"s3://{s3_environment.new_bucket()}/job"
     open_store(address).upload_tree(job.output / "adapter", "adapter")
-    assert verify_locally(open_adapter(address, tmp_path / "scratch", weights=True)).verified
+    fetched = open_adapter(address, tmp_path / "scratch", weights=True)
+    assert verify_locally(fetched, base=Base(str(tiny_model()))).verified
     light = open_adapter(f"{address}/adapter", tmp_path / "light", weights=False)
     assert read_golden(light.path)
     assert not (light.path / WEIGHTS).exists()
+
+
+def test_the_base_model_is_found_in_the_job_beside_the_adapter(job: TinyJob, copy: Path, tmp_path: Path) -> None:
+    """The adapter itself names none: a path of the machine that trained means nothing to others."""
+    with pytest.raises(JobError, match="names no base model: give one with --base-model"):
+        verify_locally(open_adapter(str(copy), tmp_path, weights=True))
+    shutil.copyfile(job.file(), tmp_path / "job.yaml")
+    assert verify_locally(open_adapter(str(copy), tmp_path, weights=True)).verified
