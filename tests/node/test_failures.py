@@ -19,7 +19,8 @@ ONE: dict[str, Any] = {"nodes": 1, "gpusPerNode": 0}
 
 def test_too_little_memory_is_out_of_memory_with_advice(scene: Scenes, spec: Spec) -> None:
     job = scene("small")
-    job.apply(**spec(workers={**ONE, "resources": {"limits": {"memory": "160Mi"}}}))
+    # Less than Python's own heap with the libraries: near it, the kernel reads libraries again and again instead.
+    job.apply(**spec(workers={**ONE, "resources": {"limits": {"memory": "64Mi"}}}))
     status = job.wait_phase("Failed")
     message = job.wait_reason("OutOfMemory")
     assert "workers.resources.limits.memory" in message
