@@ -32,6 +32,10 @@ class AnswerLiterals:
     ends: tuple[str, ...]
     """What it may end with behind the message, longest first."""
 
+    def brought_by(self, content: str) -> bool:
+        """Whether `content` has some of what the format will write around it."""
+        return content.startswith(self.starts) or content.endswith(self.ends)
+
     def without(self, content: str) -> str:
         """The message in `content`: without what the format will write around it, where it is there already."""
         start = next((start for start in self.starts if content.startswith(start)), "")

@@ -226,9 +226,8 @@ class PromptFormat(BaseModel):
                 piece = self._fill(self.user, instruction=content, system=shown)
                 system = None
             else:
-                answer = literals.without(message.content)
-                brought = brought or len(answer) < len(message.content)
-                piece = literals.head + self._content(answer) + literals.tail
+                brought = brought or literals.brought_by(message.content)
+                piece = literals.head + self.message(message.content) + literals.tail
                 turns.append(Turn(length + len(self.trailing_assistant), length + len(piece)))
             pieces.append(piece)
             length += len(piece)

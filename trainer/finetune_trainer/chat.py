@@ -63,9 +63,10 @@ class ChatModel:
 
     @classmethod
     def _load(cls, address: str, scratch: Path, base_model: str | None, with_adapter: bool, trusted: bool) -> Self:
+        import torch
         from transformers import GenerationConfig
 
-        from finetune_trainer.model.load import load_model
+        from finetune_trainer.model.load import load_model, training_dtype
 
         _use_available_cores()
         found = Path(address).expanduser()
@@ -84,13 +85,14 @@ class ChatModel:
             base, fetched = fetch_base(adapter, Base(base_model) if base_model else None, trust_remote_code=trusted)
             weights, name = fetched.path, base.address
             notices += fetched.warnings
-        model = load_model(weights, dtype=_dtype(), trust_remote_code=trusted, name=name, notices=notices)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(weights, dtype=training_dtype(device), trust_remote_code=trusted, name=name, notices=notices)
         model.config.use_cache = True
         # The base model's own stops and sampling must not be merged into what the folder declares.
         model.generation_config = GenerationConfig()
         if adapter is not None and with_adapter:
             model = put_adapter(model, adapter, name)
-        model.to(_device()).eval()
+        model.to(device).eval()
         tails = answer_tails(TemplateRenderer(tokenizer))
         return cls(model, tokenizer, Stops.read(found, tokenizer.eos_token_id, tails[0] if tails else ""), notices)
 
@@ -230,16 +232,3 @@ def _use_available_cores() -> None:
     defaults = worker_defaults(NodeSettings(nproc=1, alone=True), os.environ)
     if "OMP_NUM_THREADS" in defaults:
         torch.set_num_threads(int(defaults["OMP_NUM_THREADS"]))
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype() -> torch.dtype:
-    """bfloat16 on GPUs; float32 on CPUs, most of which compute bfloat16 a hundred times more slowly."""
-    import torch
-
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from finetune_trainer.merge.opened import BaseModel
-from finetune_trainer.published.folder import CONFIG
+from finetune_trainer.published.folder import CONFIG, HUB_NAME
 from finetune_trainer.storage import MANIFEST_NAME
 from finetune_trainer.storage.model_files import INDEX, tokenizer_files
 
@@ -32,7 +32,6 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_prepr
 _NOT_THE_TOKENIZERS = {"config.json", CONFIG, GENERATION, MANIFEST_NAME, *_PROCESSORS}
 _SHARD = "5GB"
 _CARD_LIMIT_BYTES = 1_000_000
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def round_weights(model: Any, base: BaseModel, dtype: torch.dtype) -> bool:
@@ -116,7 +115,7 @@ def write_card(
     told, title = _card(adapter / README)
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     named = public_name(base_name)
-    if _HUB_NAME.fullmatch(named):
+    if HUB_NAME.fullmatch(named):
         metadata = {"base_model": named, "base_model_relation": "finetune", **metadata}
     elif isinstance(told.get("base_model"), str):
         metadata = {"base_model": told["base_model"], "base_model_relation": "finetune", **metadata}

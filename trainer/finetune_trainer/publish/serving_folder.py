@@ -14,14 +14,13 @@ import orjson
 import yaml
 
 from finetune_api.generation import GenerationConfig
-from finetune_api.load import load_job_file
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.errors import JobError
 from finetune_trainer.publish.serving_facts import ServingFacts
+from finetune_trainer.published.job_beside import job_beside
 
 CONFIG = "adapter_config.json"
-JOB_FILE = "job.yaml"
 
 _NO_NAME = "adapter"
 _SMALL_BYTES = 8 << 20
@@ -51,8 +50,7 @@ def adapter_folder(name: str) -> Path:
 
 def weights_here(folder: Path) -> str | None:
     """The base model's folder on this machine, as the job that `finetune run` left beside `folder` names it."""
-    beside = folder.absolute().parent / JOB_FILE
-    job = load_job_file(beside).job if beside.is_file() else None
+    job = job_beside(folder)
     if job is None:
         return None
     address = job.spec.initial_base_model_ckpt_path or job.spec.model_id

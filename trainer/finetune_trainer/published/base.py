@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.defaults import effective_job
-from finetune_api.load import load_job_file
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.model.adapter_state import put_tensors
 from finetune_trainer.pins import BASE, model_source
 from finetune_trainer.published.folder import AdapterFolder
+from finetune_trainer.published.job_beside import job_beside
 from finetune_trainer.storage import MANIFEST_NAME, FetchedModel, fetch_model
 from finetune_trainer.storage.content import Content, content_of
 from finetune_trainer.storage.manifest import parse_manifest
-
-JOB_FILE = "job.yaml"
-"""What `finetune run` leaves beside an adapter's folder."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,7 @@ def base_of(adapter: AdapterFolder, given: Base | None) -> Base:
         return given
     if adapter.base_model is not None:
         return Base(adapter.base_model, adapter.base_revision)
-    beside = adapter.path.parent / JOB_FILE
-    job = load_job_file(beside).job if beside.is_file() else None
+    job = job_beside(adapter.path)
     if job is not None:
         source = model_source(effective_job(job).spec)
         return Base(source.address, source.revision)

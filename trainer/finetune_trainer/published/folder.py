@@ -20,7 +20,7 @@ from finetune_trainer.storage.addresses import local_path, parse_output_address
 from finetune_trainer.storage.hub import download_snapshot
 
 CONFIG = "adapter_config.json"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _CONFIG_LIMIT_BYTES = 8 << 20
 
 
@@ -80,7 +80,7 @@ def open_adapter(address: str, scratch: Path, *, weights: bool) -> AdapterFolder
         path = _fetched(open_store(address), scratch / "adapter", weights=weights)
     else:
         path = local_path(place)
-        if not path.exists() and place.scheme is Scheme.LOCAL and _HUB_NAME.fullmatch(address):
+        if not path.exists() and place.scheme is Scheme.LOCAL and HUB_NAME.fullmatch(address):
             path = download_snapshot(address, None, hub, key="ADAPTER").path
         if not (path / CONFIG).is_file() and (path / "adapter" / CONFIG).is_file():
             path = path / "adapter"

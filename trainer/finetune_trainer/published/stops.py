@@ -64,21 +64,19 @@ def message_in(generated: str, stops: Stops, *, ended: bool, finished: bool) -> 
     if found or ended:
         said = generated[: min(found)] if found else generated
         return literals.without(said), said, True
-    begun = "" if finished else _first_piece(generated, literals.starts)
-    if begun is None:
+    if not finished and _may_become(generated, literals.starts):
         return "", generated, False
     start = next((start for start in literals.starts if generated.startswith(start)), "")
-    if finished:
-        return generated[len(start) :], generated, False
     text = generated[len(start) :]
+    if finished:
+        return text, generated, False
     held = max((_overlap(text, marker) for marker in (*stops.texts, literals.tail)), default=0)
     # Half of a multi-byte character decodes to a replacement mark until its rest arrives.
     return text[: len(text) - held].rstrip("\ufffd"), generated, False
 
 
-def _first_piece(generated: str, starts: tuple[str, ...]) -> str | None:
-    """None while `generated` may still become one of `starts`."""
-    return None if any(len(generated) < len(start) and start.startswith(generated) for start in starts) else ""
+def _may_become(generated: str, starts: tuple[str, ...]) -> bool:
+    return any(len(generated) < len(start) and start.startswith(generated) for start in starts)
 
 
 def _overlap(text: str, marker: str) -> int:
