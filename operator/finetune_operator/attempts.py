@@ -14,7 +14,7 @@ from finetune_operator.desired.fingerprint import is_edited
 from finetune_operator.errors import Conflict
 from finetune_operator.memory import Known
 from finetune_operator.names import ATTEMPT_LABEL, JOB_UID_LABEL, PLACEMENT_KEY, SPEC_KEY, child_name, pod_name
-from finetune_operator.policy.observed import PodView, WorkersView, read_pod, read_workers
+from finetune_operator.policy.observed import PodView, PyTorchJobView, read_pod, read_pytorch_job
 from finetune_operator.settings import OperatorSettings
 
 FEW_PODS = 8
@@ -36,7 +36,7 @@ class Attempts:
 
     async def read(
         self, known: Known, attempt: int, *, pods_of_finished: bool = True
-    ) -> tuple[WorkersView | None, Sequence[PodView]]:
+    ) -> tuple[PyTorchJobView | None, Sequence[PodView]]:
         """The PyTorchJob of an attempt, if there is one of ours, and its pods.
 
         Pods are read first: whoever suspends a PyTorchJob does so before its pods go, so what is seen of a pod is
@@ -49,16 +49,16 @@ class Attempts:
         """
         name = child_name(known.key.name, known.uid, attempt)
         if not pods_of_finished:
-            workers = await self._workers(known, name, attempt)
-            return workers, await self._pods(known, name, attempt) if workers else ()
+            pytorch_job = await self._workers(known, name, attempt)
+            return pytorch_job, await self._pods(known, name, attempt) if pytorch_job else ()
         pods = await self._pods(known, name, attempt)
         return await self._workers(known, name, attempt), pods
 
-    async def find(self, known: Known, attempt: int) -> WorkersView | None:
+    async def find(self, known: Known, attempt: int) -> PyTorchJobView | None:
         """The PyTorchJob of an attempt, if there is one of ours."""
         return await self._workers(known, child_name(known.key.name, known.uid, attempt), attempt)
 
-    async def create(self, job: FineTuneJob, known: Known, attempt: int) -> WorkersView:
+    async def create(self, job: FineTuneJob, known: Known, attempt: int) -> PyTorchJobView:
         """Create ConfigMap and PyTorchJob of an attempt, or find that they were.
 
         Raises:
@@ -79,16 +79,18 @@ class Attempts:
             if not is_owned(found, known.uid):
                 raise name_taken("PyTorchJob", namespace, name) from None
             made = found
-        return read_workers(made, attempt, edited=is_edited(made))
+        return read_pytorch_job(made, attempt, edited=is_edited(made))
 
-    async def release(self, known: Known, attempt: int, workers: WorkersView, *, keep_config_map: bool = False) -> None:
+    async def release(
+        self, known: Known, attempt: int, pytorch_job: PyTorchJobView, *, keep_config_map: bool = False
+    ) -> None:
         """Delete what an attempt holds. The first attempt's ConfigMap stays: it says what is trained."""
         namespace = known.key.namespace
         if attempt > 1 and not keep_config_map:
-            found = await self._cluster.get_config_map(namespace, workers.name)
+            found = await self._cluster.get_config_map(namespace, pytorch_job.name)
             if found is not None and is_owned(found, known.uid):
-                await self._cluster.delete_config_map(namespace, workers.name, uid=found["metadata"]["uid"])
-        await self._cluster.delete_pytorch_job(namespace, workers.name, uid=workers.uid)
+                await self._cluster.delete_config_map(namespace, pytorch_job.name, uid=found["metadata"]["uid"])
+        await self._cluster.delete_pytorch_job(namespace, pytorch_job.name, uid=pytorch_job.uid)
 
     async def first_config_map(self, known: Known) -> Raw | None:
         """The ConfigMap of the first attempt, if it is there and ours."""
@@ -127,11 +129,11 @@ class Attempts:
             await self._cluster.delete_config_map(namespace, name, uid=found["metadata"]["uid"])
             raise Conflict(409, "Conflict", f"ConfigMap {name} was out of date and is made anew.")
 
-    async def _workers(self, known: Known, name: str, attempt: int) -> WorkersView | None:
+    async def _workers(self, known: Known, name: str, attempt: int) -> PyTorchJobView | None:
         found = await self._cluster.get_pytorch_job(known.key.namespace, name)
         if found is None or not is_owned(found, known.uid):
             return None
-        return read_workers(found, attempt, edited=is_edited(found))
+        return read_pytorch_job(found, attempt, edited=is_edited(found))
 
     async def _pods(self, known: Known, name: str, attempt: int) -> Sequence[PodView]:
         namespace = known.key.namespace

@@ -14,8 +14,8 @@ from finetune_operator.errors import ApiError, Forbidden, Invalid, NotFound, Set
 from finetune_operator.memory import Known
 from finetune_operator.policy.conditions import stalled
 from finetune_operator.policy.decide import note_created, note_hindered
-from finetune_operator.policy.observed import WorkersView
-from finetune_operator.policy.plan import Patience, Plan, Seen
+from finetune_operator.policy.observed import PyTorchJobView
+from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.progress.authority import CertificateAuthority
 
@@ -30,13 +30,13 @@ async def create_attempt(
     number: int,
     job: FineTuneJob,
     known: Known,
-    seen: Seen,
+    observed: ObservedState,
     now: datetime,
-    patience: Patience,
+    timeouts: Timeouts,
     *,
     attempts: Attempts,
     authority: CertificateAuthority | None,
-) -> WorkersView | None:
+) -> PyTorchJobView | None:
     """Create attempt `number` and enter it into the plan's status; its PyTorchJob, or None.
 
     Raises:
@@ -45,17 +45,19 @@ async def create_attempt(
     try:
         if authority is not None:
             await _trust(authority, known)
-        workers = await attempts.create(job, known, number)
+        pytorch_job = await attempts.create(job, known, number)
     except NameTaken as error:
-        _hindered(plan, known, OperatorReason.NAME_TAKEN, str(error), seen, now)
+        _hindered(plan, known, OperatorReason.NAME_TAKEN, str(error), observed, now)
     except Invalid as error:
         sentence = f"The API server refuses the workers of this job: {error}. Change workers, or report it."
-        stalled(plan.status, Phase.PENDING, Reason.INVALID_SPEC, sentence, now=now, generation=seen.wishes.generation)
+        stalled(
+            plan.status, Phase.PENDING, Reason.INVALID_SPEC, sentence, now=now, generation=observed.desired.generation
+        )
         plan.again_at = now + timedelta(seconds=hindered_seconds(known))
     except (NotFound, Forbidden, Unavailable) as error:
         reason = _reason(error)
         if reason is not None:
-            _hindered(plan, known, reason, _SENTENCES[reason](error), seen, now)
+            _hindered(plan, known, reason, _SENTENCES[reason](error), observed, now)
         elif isinstance(error, Forbidden):
             # The namespace is being deleted, and the job with it.
             plan.again_at = now + timedelta(seconds=hindered_seconds(known))
@@ -63,8 +65,8 @@ async def create_attempt(
             raise
     else:
         known.hindered = 0
-        note_created(plan, workers, seen, now, patience)
-        return workers
+        note_created(plan, pytorch_job, observed, now, timeouts)
+        return pytorch_job
     return None
 
 
@@ -102,8 +104,10 @@ _SENTENCES: dict[OperatorReason, Callable[[ApiError], str]] = {
 }
 
 
-def _hindered(plan: Plan, known: Known, reason: OperatorReason, sentence: str, seen: Seen, now: datetime) -> None:
-    note_hindered(plan, reason, sentence, seen, now)
+def _hindered(
+    plan: Plan, known: Known, reason: OperatorReason, sentence: str, observed: ObservedState, now: datetime
+) -> None:
+    note_hindered(plan, reason, sentence, observed, now)
     plan.again_at = now + timedelta(seconds=hindered_seconds(known))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.problem import Problem
 from finetune_api.status import Phase
-from finetune_operator.policy.observed import WorkersView
+from finetune_operator.policy.observed import PyTorchJobView
 from finetune_operator.queue import Key
 
 
@@ -49,7 +49,7 @@ class Known:
     """Number of the newest attempt that was read, and of its pods."""
     ending_since: datetime | None = None
     """When it was first seen that the current attempt is ending; None while it is not."""
-    made: WorkersView | None = None
+    made: PyTorchJobView | None = None
     """PyTorchJob that was created and is not written down yet, because others were waiting for theirs."""
     hindered: int = 0
     """Tries in a row that could not create the next attempt."""

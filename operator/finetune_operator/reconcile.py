@@ -27,8 +27,8 @@ from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.deadline import exceeded
 from finetune_operator.policy.decide import attempt_is_open, decide, next_attempt, note_created
-from finetune_operator.policy.observed import WorkersView
-from finetune_operator.policy.plan import Patience, Plan, Seen, Wishes
+from finetune_operator.policy.observed import PyTorchJobView
+from finetune_operator.policy.plan import DesiredState, ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.transitions import events_between
@@ -102,7 +102,7 @@ class Reconciler:
         self._attempts = Attempts(cluster, settings)
         self._verifications = Verifications(cluster, settings, self._attempts)
         self._failures: dict[Key, int] = {}
-        self._patience = Patience(
+        self._patience = Timeouts(
             retry_base_seconds=settings.retry_base_seconds,
             retry_limit_seconds=settings.retry_limit_seconds,
             group_end_seconds=settings.group_end_seconds,
@@ -147,40 +147,42 @@ class Reconciler:
             self.forget(key)
             return None
         known = self._memory.job(raw)
-        seen = await self._observe(raw, known)
+        observed = await self._observe(raw, known)
         now = self._now()
-        plan = decide(seen, now, self._patience)
+        plan = decide(observed, now, self._patience)
         if plan.delete_job:
             await self._cluster.delete_job(raw)
             _log.info("%s/%s: deleted, ttlSecondsAfterFinished is over.", *key)
             return None
-        if plan.release and seen.workers is not None and plan.status.attempt is not None:
-            await self._attempts.release(known, plan.status.attempt, seen.workers, keep_config_map=plan.keep_config_map)
+        if plan.release and observed.pytorch_job is not None and plan.status.attempt is not None:
+            await self._attempts.release(
+                known, plan.status.attempt, observed.pytorch_job, keep_config_map=plan.keep_config_map
+            )
         if plan.verify:
-            await self._verifications.begin(plan, known, seen, now, self._patience)
-        workers = seen.workers
+            await self._verifications.begin(plan, known, observed, now, self._patience)
+        pytorch_job = observed.pytorch_job
         if plan.create is not None and known.made is not None and known.made.attempt == plan.create:
-            workers, known.made = known.made, None
-            note_created(plan, workers, seen, now, self._patience)
+            pytorch_job, known.made = known.made, None
+            note_created(plan, pytorch_job, observed, now, self._patience)
         elif plan.create is not None and known.reading is not None and known.reading.job is not None:
             job = known.reading.job
-            workers = await create_attempt(
+            pytorch_job = await create_attempt(
                 plan,
                 plan.create,
                 job,
                 known,
-                seen,
+                observed,
                 now,
                 self._patience,
                 attempts=self._attempts,
                 authority=self._authority,
             )
-            if workers is not None and self._newcomers():
-                known.made = workers
+            if pytorch_job is not None and self._newcomers():
+                known.made = pytorch_job
                 return 0.0
-        self._remember(known, seen, plan, workers, now)
-        await self._write(raw, known, seen, plan, now)
-        self._count(raw, seen, plan, now)
+        self._remember(known, observed, plan, pytorch_job, now)
+        await self._write(raw, known, observed, plan, now)
+        self._count(raw, observed, plan, now)
         return seconds_between(now, plan.again_at) if plan.again_at is not None else None
 
     def forget(self, key: Key) -> None:
@@ -190,18 +192,18 @@ class Reconciler:
             self._inbox.forget(known.uid)
         self._failures.pop(key, None)
 
-    async def _observe(self, raw: Raw, known: Known) -> Seen:
+    async def _observe(self, raw: Raw, known: Known) -> ObservedState:
         status = FineTuneJobStatus.model_validate(raw.get("status") or {})
-        wishes = await self._wishes(raw, known, status)
+        desired = await self._wishes(raw, known, status)
         finished = is_finished(status)
         unrecorded = None
-        if not finished and not attempt_is_open(status) and _holds_back(wishes, status, self._now()):
+        if not finished and not attempt_is_open(status) and _holds_back(desired, status, self._now()):
             # No attempt is to be made, so nobody would notice that one was, just before the operator was stopped.
             unrecorded = await self._attempts.find(known, next_attempt(status))
         if status.attempt is None:
-            return Seen(wishes=wishes, status=status, unrecorded=unrecorded)
-        workers, pods = await self._attempts.read(known, status.attempt, pods_of_finished=not finished)
-        awaited = awaits_verdict(status, verify=wishes.verify)
+            return ObservedState(desired=desired, status=status, unrecorded=unrecorded)
+        pytorch_job, pods = await self._attempts.read(known, status.attempt, pods_of_finished=not finished)
+        awaited = awaits_verdict(status, verify=desired.verify)
         report = None if finished else self._inbox.newest(known.uid, status.attempt)
         progress, reported = progress_of(report) if report is not None else (None, None)
         if reported is None and status.phase in REPORTED_PHASES:
@@ -211,10 +213,10 @@ class Reconciler:
             # A trainer reports as soon as it lives. One that never does is another's, and simply runs.
             quiet = seconds_between(begun, self._now())
             reported = Phase.PREPARING if quiet < FIRST_REPORT_SECONDS else None
-        return Seen(
-            wishes=wishes,
+        return ObservedState(
+            desired=desired,
             status=status,
-            workers=workers,
+            pytorch_job=pytorch_job,
             pods=pods,
             unrecorded=unrecorded,
             noticed=known.ending_since,
@@ -223,7 +225,7 @@ class Reconciler:
             verification=await self._verifications.read(known, status) if awaited else None,
         )
 
-    async def _wishes(self, raw: Raw, known: Known, status: FineTuneJobStatus) -> Wishes:
+    async def _wishes(self, raw: Raw, known: Known, status: FineTuneJobStatus) -> DesiredState:
         generation = int(raw["metadata"].get("generation") or 0)
         labels = raw["metadata"].get("labels") or {}
         reading = known.reading
@@ -238,7 +240,7 @@ class Reconciler:
         ):
             reading = known.reading = await self._read(raw, known, status)
         spec = raw.get("spec") or {}
-        return Wishes(
+        return DesiredState(
             generation=generation,
             suspend=spec.get("suspend") is True,
             backoff_limit=int(spec.get("backoffLimit", 3)),
@@ -266,50 +268,54 @@ class Reconciler:
                 notices = [PLACEMENT_CHANGED, *notices]
         return Reading(generation, labels, status.attempt, job, problems, notices)
 
-    def _remember(self, known: Known, seen: Seen, plan: Plan, workers: WorkersView | None, now: datetime) -> None:
+    def _remember(
+        self, known: Known, observed: ObservedState, plan: Plan, pytorch_job: PyTorchJobView | None, now: datetime
+    ) -> None:
         status = plan.status
         known.ending_since = (known.ending_since or now) if plan.ending else None
         known.phase = status.phase
         known.note_wait(waits_for(status), now)
-        known.verifying = awaits_verdict(status, verify=seen.wishes.verify)
+        known.verifying = awaits_verdict(status, verify=observed.desired.verify)
         known.settled = is_finished(status) and plan.again_at is None and not plan.release and not known.verifying
         is_open = not is_finished(status) and attempt_is_open(status)
         known.attempt = status.attempt if is_open else None
-        known.workers_uid = workers.uid if is_open and workers is not None else ""
-        if workers is not None:
-            known.size = (workers.attempt, workers.nodes)
+        known.workers_uid = pytorch_job.uid if is_open and pytorch_job is not None else ""
+        if pytorch_job is not None:
+            known.size = (pytorch_job.attempt, pytorch_job.nodes)
         job = known.reading.job if known.reading else None
-        running = is_open and workers is not None and not workers.suspended and workers.nodes
-        known.gpus = workers.nodes * _gpus_per_node(job) if running and workers is not None and job is not None else 0
+        running = is_open and pytorch_job is not None and not pytorch_job.suspended and pytorch_job.nodes
+        known.gpus = (
+            pytorch_job.nodes * _gpus_per_node(job) if running and pytorch_job is not None and job is not None else 0
+        )
         if not is_open:
             self._inbox.forget(known.uid)
 
-    async def _write(self, raw: Raw, known: Known, seen: Seen, plan: Plan, now: datetime) -> None:
+    async def _write(self, raw: Raw, known: Known, observed: ObservedState, plan: Plan, now: datetime) -> None:
         status = plan.status
-        if status == seen.status:
+        if status == observed.status:
             return
         body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
         if not status.attempts:
             del body["attempts"]
         written = await self._cluster.update_job_status({**raw, "status": body})
         known.written_version = written["metadata"]["resourceVersion"]
-        wishes = seen.wishes
-        events = events_between(seen.status, status, problems=wishes.problems, notices=wishes.notices)
+        desired = observed.desired
+        events = events_between(observed.status, status, problems=desired.problems, notices=desired.notices)
         await post_events(self._cluster, written, events, now)
 
-    def _count(self, raw: Raw, seen: Seen, plan: Plan, now: datetime) -> None:
-        numbers = {attempt.number for attempt in seen.status.attempts}
+    def _count(self, raw: Raw, observed: ObservedState, plan: Plan, now: datetime) -> None:
+        numbers = {attempt.number for attempt in observed.status.attempts}
         for attempt in plan.status.attempts:
             if attempt.number not in numbers:
                 self._metrics.attempt_ended(attempt.reason or OperatorReason.WORKERS_FAILED)
         created = moment(raw["metadata"].get("creationTimestamp"))
-        if seen.status.start_time is None and plan.status.start_time is not None and created is not None:
+        if observed.status.start_time is None and plan.status.start_time is not None and created is not None:
             self._metrics.started(seconds_between(created, now))
 
 
-def _holds_back(wishes: Wishes, status: FineTuneJobStatus, now: datetime) -> bool:
+def _holds_back(desired: DesiredState, status: FineTuneJobStatus, now: datetime) -> bool:
     """Whether the spec allows no further attempt just now."""
-    return wishes.suspend or bool(wishes.problems) or exceeded(status, wishes.active_deadline_seconds, now)
+    return desired.suspend or bool(desired.problems) or exceeded(status, desired.active_deadline_seconds, now)
 
 
 def _gpus_per_node(job: FineTuneJob) -> int:

@@ -14,8 +14,8 @@ from finetune_api.problem import Problem
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.policy import conditions, deadline, endings, retry, ttl, verification
 from finetune_operator.policy.failure_reason import Verdict, judge
-from finetune_operator.policy.observed import PodView, WorkersView
-from finetune_operator.policy.plan import Patience, Plan, Seen, Wishes
+from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.plan import DesiredState, ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
 from finetune_operator.policy.times import moment, rfc3339
@@ -25,17 +25,17 @@ LOOK_AGAIN_SECONDS = 5.0
 """When to look again for what an event should tell, in case it does not."""
 
 
-def decide(seen: Seen, now: datetime, patience: Patience) -> Plan:
+def decide(observed: ObservedState, now: datetime, timeouts: Timeouts) -> Plan:
     """The next step for a job."""
-    status = seen.status.model_copy(deep=True)
-    status.observed_generation = seen.wishes.generation
+    status = observed.status.model_copy(deep=True)
+    status.observed_generation = observed.desired.generation
     plan = Plan(status=status)
     if conditions.is_finished(status):
-        _after_the_end(plan, seen, now, patience)
+        _after_the_end(plan, observed, now, timeouts)
     elif attempt_is_open(status):
-        _during_an_attempt(plan, seen, now, patience)
+        _during_an_attempt(plan, observed, now, timeouts)
     else:
-        _between_attempts(plan, seen, now, patience)
+        _between_attempts(plan, observed, now, timeouts)
     return plan
 
 
@@ -50,26 +50,28 @@ def next_attempt(status: FineTuneJobStatus) -> int:
     return (status.attempts[-1].number if status.attempts else 0) + 1
 
 
-def note_created(plan: Plan, workers: WorkersView, seen: Seen, now: datetime, patience: Patience) -> None:
+def note_created(
+    plan: Plan, pytorch_job: PyTorchJobView, observed: ObservedState, now: datetime, timeouts: Timeouts
+) -> None:
     """Enter the attempt that was just created, or found to have been, into the plan's status."""
     status = plan.status
-    status.attempt = workers.attempt
-    status.attempt_start_time = rfc3339(workers.created_at or now)
+    status.attempt = pytorch_job.attempt
+    status.attempt_start_time = rfc3339(pytorch_job.created_at or now)
     status.start_time = status.start_time or status.attempt_start_time
     status.progress = None
-    _note_activity(plan, workers, (), seen, now, patience, reported=None)
+    _note_activity(plan, pytorch_job, (), observed, now, timeouts, reported=None)
 
 
-def note_hindered(plan: Plan, reason: str, message: str, seen: Seen, now: datetime) -> None:
+def note_hindered(plan: Plan, reason: str, message: str, observed: ObservedState, now: datetime) -> None:
     """Enter why the next attempt could not be created just now."""
-    conditions.progressing(plan.status, Phase.PENDING, reason, message, now=now, generation=seen.wishes.generation)
+    conditions.progressing(plan.status, Phase.PENDING, reason, message, now=now, generation=observed.desired.generation)
 
 
-def _after_the_end(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
-    workers, verify = seen.workers, seen.wishes.verify
-    expiry = ttl.expiry(plan.status, seen.wishes.ttl_seconds_after_finished)
+def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
+    pytorch_job, verify = observed.pytorch_job, observed.desired.verify
+    expiry = ttl.expiry(plan.status, observed.desired.ttl_seconds_after_finished)
     if verification.awaits_verdict(plan.status, verify=verify):
-        verification.follow(plan, seen, now, patience)
+        verification.follow(plan, observed, now, timeouts)
         # Nobody would hear the verdict of a job that is gone.
         expiry = None if verification.awaits_verdict(plan.status, verify=verify) else expiry
     elif expiry is not None and now >= expiry:
@@ -77,37 +79,39 @@ def _after_the_end(plan: Plan, seen: Seen, now: datetime, patience: Patience) ->
         return
     plan.again_at = min((time for time in (plan.again_at, expiry) if time is not None), default=None)
     plan.keep_config_map = verify
-    if workers is None or workers.deleting:
+    if pytorch_job is None or pytorch_job.deleting:
         return
     # Pods that have ended hold nothing and keep their logs; those that have not must go.
-    plan.release = any(not pod.ended for pod in seen.pods) or not (seen.pods or workers.ended)
-    if not plan.release and any(pod.holds_machine for pod in seen.pods):
+    plan.release = any(not pod.ended for pod in observed.pods) or not (observed.pods or pytorch_job.ended)
+    if not plan.release and any(pod.holds_machine for pod in observed.pods):
         # The trainer has ended, its pod has not: in a moment it will, unless a container beside it goes on for ever.
-        patience_ends = (moment(plan.status.completion_time) or now) + timedelta(seconds=patience.group_end_seconds)
-        plan.release = now >= patience_ends
+        release_at = (moment(plan.status.completion_time) or now) + timedelta(seconds=timeouts.group_end_seconds)
+        plan.release = now >= release_at
         if not plan.release:
-            plan.again_at = min(patience_ends, plan.again_at or patience_ends)
+            plan.again_at = min(release_at, plan.again_at or patience_ends)
 
 
-def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
-    status, wishes, workers = plan.status, seen.wishes, seen.workers
-    if workers is None or workers.deleting:
-        verdict: Verdict | datetime | None = endings.deleted(status.attempt, seen.pods)
+def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
+    status, desired, pytorch_job = plan.status, observed.desired, observed.pytorch_job
+    if pytorch_job is None or pytorch_job.deleting:
+        verdict: Verdict | datetime | None = endings.deleted(status.attempt, observed.pods)
         pods: Sequence[PodView] = ()
     else:
-        pods = [pod for pod in seen.pods if pod.owner_uid == workers.uid]
-        verdict = judge(workers, pods, now=now, noticed=seen.noticed, group_end_seconds=patience.group_end_seconds)
+        pods = [pod for pod in observed.pods if pod.owner_uid == pytorch_job.uid]
+        verdict = judge(
+            pytorch_job, pods, now=now, noticed=observed.noticed, group_end_seconds=timeouts.group_end_seconds
+        )
         plan.ending = isinstance(verdict, datetime)
-    limit = wishes.active_deadline_seconds
+    limit = desired.active_deadline_seconds
     if isinstance(verdict, Verdict) and verdict.succeeded:
-        endings.succeed(status, verdict, now=now, generation=wishes.generation)
-        verification.begin(plan, seen, now)
+        endings.succeed(status, verdict, now=now, generation=desired.generation)
+        verification.begin(plan, observed, now)
         plan.again_at = now
     elif isinstance(verdict, Verdict) and not verdict.retryable:
         endings.end_attempt(status, verdict, now)
-        endings.fail(status, verdict.reason, verdict.message, now=now, generation=wishes.generation)
+        endings.fail(status, verdict.reason, verdict.message, now=now, generation=desired.generation)
         plan.again_at = now
-    elif wishes.suspend:
+    elif desired.suspend:
         endings.end_attempt(status, endings.suspended(), now)
         conditions.progressing(
             status,
@@ -115,54 +119,54 @@ def _during_an_attempt(plan: Plan, seen: Seen, now: datetime, patience: Patience
             OperatorReason.SUSPENDED,
             "The job is suspended; its workers save a checkpoint and end.",
             now=now,
-            generation=wishes.generation,
+            generation=desired.generation,
         )
         plan.again_at = now
     elif limit is not None and deadline.exceeded(status, limit, now):
         sentence = deadline.deadline_sentence(limit)
         endings.end_attempt(status, endings.stopped(OperatorReason.DEADLINE_EXCEEDED, sentence), now)
-        endings.fail(status, OperatorReason.DEADLINE_EXCEEDED, sentence, now=now, generation=wishes.generation)
+        endings.fail(status, OperatorReason.DEADLINE_EXCEEDED, sentence, now=now, generation=desired.generation)
         plan.again_at = now
     elif isinstance(verdict, Verdict):
         endings.end_attempt(status, verdict, now)
-        _retry_or_fail(plan, verdict, seen, now, patience)
-    elif workers is not None:
+        _retry_or_fail(plan, verdict, observed, now, timeouts)
+    elif pytorch_job is not None:
         # One that its queue has stopped goes on from what its pods saved before they went.
         _keep_checkpoints(status, pods)
-        _note_activity(plan, workers, pods, seen, now, patience, reported=seen.reported)
-        if seen.progress is not None:
-            status.progress = seen.progress
+        _note_activity(plan, pytorch_job, pods, observed, now, timeouts, reported=observed.reported)
+        if observed.progress is not None:
+            status.progress = observed.progress
         times = [plan.again_at, verdict, deadline.deadline(status, limit)]
         plan.again_at = min((time for time in times if time is not None), default=None)
 
 
-def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
-    status, wishes = plan.status, seen.wishes
-    if seen.unrecorded is not None:
-        note_created(plan, seen.unrecorded, seen, now, patience)
+def _between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
+    status, desired = plan.status, observed.desired
+    if observed.unrecorded is not None:
+        note_created(plan, observed.unrecorded, observed, now, timeouts)
         plan.again_at = now
         return
-    left = [pod for pod in seen.pods if pod.holds_machine]
+    left = [pod for pod in observed.pods if pod.holds_machine]
     # The checkpoint of an attempt that was told to stop is known only now.
-    _keep_checkpoints(status, seen.pods)
-    if seen.workers is not None or left:
-        plan.release = seen.workers is not None and not seen.workers.deleting
+    _keep_checkpoints(status, observed.pods)
+    if observed.pytorch_job is not None or left:
+        plan.release = observed.pytorch_job is not None and not observed.pytorch_job.deleting
         plan.again_at = now + timedelta(seconds=LOOK_AGAIN_SECONDS)
-        names = ", ".join(pod.name for pod in left[:3]) or (seen.workers.name if seen.workers else "")
+        names = ", ".join(pod.name for pod in left[:3]) or (observed.pytorch_job.name if observed.pytorch_job else "")
         going = f"what is left of it is on its way out: {names}."
         orphan = next((pod.name for pod in left if not pod.owner_uid and not pod.deleting), None)
         if orphan is not None:
             going = f"nobody will delete {orphan}, since its owner is gone: `kubectl delete pod {orphan}`."
         conditions.progressing(
             status,
-            Phase.SUSPENDED if wishes.suspend else Phase.RETRYING,
-            OperatorReason.SUSPENDED if wishes.suspend else OperatorReason.PODS_STILL_ENDING,
+            Phase.SUSPENDED if desired.suspend else Phase.RETRYING,
+            OperatorReason.SUSPENDED if desired.suspend else OperatorReason.PODS_STILL_ENDING,
             f"Attempt {status.attempt} has ended; {going}",
             now=now,
-            generation=wishes.generation,
+            generation=desired.generation,
         )
         return
-    if wishes.suspend:
+    if desired.suspend:
         sentence = "The job is suspended and holds no machines: set suspend: false to go on"
         where = f" from the checkpoint of step {status.checkpoint.step}" if status.checkpoint else ""
         conditions.at_rest(
@@ -171,95 +175,95 @@ def _between_attempts(plan: Plan, seen: Seen, now: datetime, patience: Patience)
             OperatorReason.SUSPENDED,
             f"{sentence}{where}.",
             now=now,
-            generation=wishes.generation,
+            generation=desired.generation,
         )
         return
-    if wishes.problems:
+    if desired.problems:
         conditions.stalled(
             status,
             Phase.PENDING,
             Reason.INVALID_SPEC,
-            problems_sentence(wishes.problems),
+            problems_sentence(desired.problems),
             now=now,
-            generation=wishes.generation,
+            generation=desired.generation,
         )
         return
-    limit = wishes.active_deadline_seconds
+    limit = desired.active_deadline_seconds
     if limit is not None and deadline.exceeded(status, limit, now):
         endings.fail(
             status,
             OperatorReason.DEADLINE_EXCEEDED,
             deadline.deadline_sentence(limit),
             now=now,
-            generation=wishes.generation,
+            generation=desired.generation,
         )
         plan.again_at = now
         return
-    if retry.exhausted(status.failures or 0, wishes.backoff_limit):
+    if retry.exhausted(status.failures or 0, desired.backoff_limit):
         # The limit was lowered since the last attempt ended.
-        endings.give_up(status, wishes.backoff_limit, now=now, generation=wishes.generation)
+        endings.give_up(status, desired.backoff_limit, now=now, generation=desired.generation)
         plan.again_at = now
         return
-    due = _next_attempt_at(status, patience)
+    due = _next_attempt_at(status, timeouts)
     if due is not None and due > now:
         last = status.attempts[-1]
-        _note_retrying(plan, f"{last.reason}: {last.message}", due, now, wishes)
+        _note_retrying(plan, f"{last.reason}: {last.message}", due, now, desired)
         return
     plan.create = next_attempt(status)
 
 
 def _note_activity(
     plan: Plan,
-    workers: WorkersView,
+    pytorch_job: PyTorchJobView,
     pods: Sequence[PodView],
-    seen: Seen,
+    observed: ObservedState,
     now: datetime,
-    patience: Patience,
+    timeouts: Timeouts,
     *,
     reported: Phase | None,
 ) -> None:
-    wishes = seen.wishes
+    desired = observed.desired
     doing: Activity = activity(
-        workers,
+        pytorch_job,
         pods,
-        queue=wishes.queue,
+        queue=desired.queue,
         now=now,
-        pods_expected_seconds=patience.pods_expected_seconds,
+        pods_expected_seconds=timeouts.pods_expected_seconds,
         reported=reported,
     )
-    since = workers.resumed_at or workers.created_at or now
-    deadline.account(plan.status, active=not workers.suspended, since=now if workers.suspended else since)
+    since = pytorch_job.resumed_at or pytorch_job.created_at or now
+    deadline.account(plan.status, active=not pytorch_job.suspended, since=now if pytorch_job.suspended else since)
     plan.again_at = doing.again_at
-    if wishes.problems:
+    if desired.problems:
         # What runs goes on: it was made of a spec that was valid. The change is reported and no attempt made of it.
         conditions.stalled(
             plan.status,
             doing.phase,
             Reason.INVALID_SPEC,
-            f"{problems_sentence(wishes.problems)} The current attempt goes on as it began.",
+            f"{problems_sentence(desired.problems)} The current attempt goes on as it began.",
             now=now,
-            generation=wishes.generation,
+            generation=desired.generation,
         )
         return
-    note = f" Note: {wishes.notices[0]}" if wishes.notices else ""
-    more = f" ({len(wishes.notices) - 1} more notes: see the events.)" if len(wishes.notices) > 1 else ""
+    note = f" Note: {desired.notices[0]}" if desired.notices else ""
+    more = f" ({len(desired.notices) - 1} more notes: see the events.)" if len(desired.notices) > 1 else ""
     conditions.progressing(
-        plan.status, doing.phase, doing.reason, doing.message + note + more, now=now, generation=wishes.generation
+        plan.status, doing.phase, doing.reason, doing.message + note + more, now=now, generation=desired.generation
     )
 
 
-def _retry_or_fail(plan: Plan, verdict: Verdict, seen: Seen, now: datetime, patience: Patience) -> None:
-    status, wishes = plan.status, seen.wishes
+def _retry_or_fail(plan: Plan, verdict: Verdict, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
+    status, desired = plan.status, observed.desired
     plan.again_at = now
-    if retry.exhausted(status.failures or 0, wishes.backoff_limit):
-        endings.give_up(status, wishes.backoff_limit, now=now, generation=wishes.generation)
+    if retry.exhausted(status.failures or 0, desired.backoff_limit):
+        endings.give_up(status, desired.backoff_limit, now=now, generation=desired.generation)
         return
-    due = _next_attempt_at(status, patience) or now
-    _note_retrying(plan, f"{verdict.reason}: {verdict.message}", due, now, wishes)
+    due = _next_attempt_at(status, timeouts) or now
+    _note_retrying(plan, f"{verdict.reason}: {verdict.message}", due, now, desired)
     plan.again_at = now
 
 
-def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, wishes: Wishes) -> None:
+def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, desired: DesiredState) -> None:
     number = plan.status.attempts[-1].number
     plan.again_at = due
     conditions.progressing(
@@ -269,7 +273,7 @@ def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, wishes:
         f"Attempt {number} ended with {cause} Attempt {number + 1} starts at {rfc3339(due)} at the earliest, from the "
         "last complete checkpoint.",
         now=now,
-        generation=wishes.generation,
+        generation=desired.generation,
     )
 
 
@@ -278,9 +282,9 @@ def _keep_checkpoints(status: FineTuneJobStatus, pods: Sequence[PodView]) -> Non
         keep_checkpoint(status, pod.last_words.checkpoint if pod.last_words else None)
 
 
-def _next_attempt_at(status: FineTuneJobStatus, patience: Patience) -> datetime | None:
+def _next_attempt_at(status: FineTuneJobStatus, timeouts: Timeouts) -> datetime | None:
     return retry.next_attempt_at(
-        status.attempts, base_seconds=patience.retry_base_seconds, limit_seconds=patience.retry_limit_seconds
+        status.attempts, base_seconds=timeouts.retry_base_seconds, limit_seconds=timeouts.retry_limit_seconds
     )
 
 

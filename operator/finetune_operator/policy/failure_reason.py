@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from finetune_api.outcome import EXIT_CODES, CheckpointResult, Reason, TerminationMessage, is_retryable
 from finetune_api.status import Adapter
-from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import adapter_of
 from finetune_operator.policy.times import seconds_between
@@ -56,7 +56,7 @@ class _Weight(IntEnum):
 
 
 def judge(
-    workers: WorkersView,
+    pytorch_job: PyTorchJobView,
     pods: Sequence[PodView],
     *,
     now: datetime,
@@ -66,17 +66,17 @@ def judge(
     """How the attempt ended; None while it goes on; the time at which to judge again when its end has begun.
 
     Args:
-        workers: the attempt's PyTorchJob.
+        pytorch_job: the attempt's PyTorchJob.
         pods: those of its pods that exist.
         now: the present.
         group_end_seconds: how long the other pods may take to end after the first (seconds).
         noticed: when the operator first saw that the end has begun.
     """
-    if workers.suspended:
+    if pytorch_job.suspended:
         return None
-    pods = [pod for pod in pods if not _left_over(pod, workers)]
+    pods = [pod for pod in pods if not _left_over(pod, pytorch_job)]
     lead = next((pod for pod in pods if pod.index == 0), None)
-    first = _first_end(workers, pods)
+    first = _first_end(pytorch_job, pods)
     if first is None:
         return None
     # The pods' times come from the clocks of their nodes: one that is ahead must not put the judgement off.
@@ -96,36 +96,36 @@ def judge(
     checkpoint = next((pod.last_words.checkpoint for pod in pods if pod.last_words and pod.last_words.checkpoint), None)
     failed = [pod for pod in pods if not pod.succeeded and (pod.ended or pod.deleting)]
     if not failed:
-        return _without_failed_pod(workers, pods, checkpoint)
+        return _without_failed_pod(pytorch_job, pods, checkpoint)
     cause = min(failed, key=lambda pod: (_weight(pod), (pod.ended_at or now), pod.index))
-    return _verdict(cause, checkpoint, complete=len(pods) >= workers.nodes)
+    return _verdict(cause, checkpoint, complete=len(pods) >= pytorch_job.nodes)
 
 
-def _left_over(pod: PodView, workers: WorkersView) -> bool:
+def _left_over(pod: PodView, pytorch_job: PyTorchJobView) -> bool:
     """Whether `pod` is from before the suspension that is over now, and only takes its time to go."""
     return (
         pod.deleting
-        and workers.resumed_at is not None
+        and pytorch_job.resumed_at is not None
         and pod.created_at is not None
-        and pod.created_at <= workers.resumed_at
+        and pod.created_at <= pytorch_job.resumed_at
     )
 
 
-def _first_end(workers: WorkersView, pods: Sequence[PodView]) -> datetime | None:
+def _first_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> datetime | None:
     """When the end of the attempt began; None while it goes on. Workers that succeed wait for the others."""
     all_over = bool(pods) and all(pod.ended for pod in pods)
     begun = [pod for pod in pods if pod.deleting or (pod.ended and (not pod.succeeded or _adapter(pod) or all_over))]
     times = [pod.ended_at for pod in begun if pod.ended_at]
     if begun:
         # A pod that is being deleted has no time of its end yet: judged as soon as the others have ended.
-        return min(times) if times else _long_ago(workers)
-    if workers.ended:
-        return workers.ended_at or _long_ago(workers)
+        return min(times) if times else _long_ago(pytorch_job)
+    if pytorch_job.ended:
+        return pytorch_job.ended_at or _long_ago(pytorch_job)
     return None
 
 
-def _long_ago(workers: WorkersView) -> datetime:
-    return workers.started_at or workers.created_at or datetime.min.replace(tzinfo=UTC)
+def _long_ago(pytorch_job: PyTorchJobView) -> datetime:
+    return pytorch_job.started_at or pytorch_job.created_at or datetime.min.replace(tzinfo=UTC)
 
 
 def _adapter(pod: PodView | None) -> Adapter | None:
@@ -133,10 +133,12 @@ def _adapter(pod: PodView | None) -> Adapter | None:
     return adapter_of(words) if words is not None else None
 
 
-def _without_failed_pod(workers: WorkersView, pods: Sequence[PodView], checkpoint: CheckpointResult | None) -> Verdict:
-    if workers.end == "Failed" and len(pods) < workers.nodes:
+def _without_failed_pod(
+    pytorch_job: PyTorchJobView, pods: Sequence[PodView], checkpoint: CheckpointResult | None
+) -> Verdict:
+    if pytorch_job.end == "Failed" and len(pods) < pytorch_job.nodes:
         there = {pod.index for pod in pods}
-        gone = ", ".join(str(index) for index in range(workers.nodes) if index not in there)
+        gone = ", ".join(str(index) for index in range(pytorch_job.nodes) if index not in there)
         return Verdict(
             succeeded=False,
             reason=OperatorReason.DISRUPTED,
@@ -145,8 +147,8 @@ def _without_failed_pod(workers: WorkersView, pods: Sequence[PodView], checkpoin
             counted=False,
             checkpoint=checkpoint,
         )
-    if workers.end == "Failed":
-        text = quoted(workers.end_message).rstrip(".")
+    if pytorch_job.end == "Failed":
+        text = quoted(pytorch_job.end_message).rstrip(".")
         return Verdict(
             succeeded=False,
             reason=OperatorReason.WORKERS_FAILED,

@@ -74,7 +74,7 @@ class PodView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkersView:
+class PyTorchJobView:
     """The PyTorchJob of one attempt."""
 
     name: str
@@ -174,14 +174,14 @@ def _condition_time(condition: Mapping[str, Any] | None) -> datetime | None:
     return moment(str(condition.get("lastTransitionTime") or "")) if condition else None
 
 
-def read_workers(raw: Mapping[str, Any], attempt: int, *, edited: bool = False) -> WorkersView:
+def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = False) -> PyTorchJobView:
     """What matters of a PyTorchJob."""
     metadata, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
     conditions = {str(item.get("type")): item for item in _maps(status, "conditions")}
     true = {name: item for name, item in conditions.items() if item.get("status") == "True"}
     suspension = conditions.get("Suspended", {})
     end = next((kind for kind in ("Failed", "Succeeded") if kind in true), None)
-    return WorkersView(
+    return PyTorchJobView(
         name=str(metadata.get("name", "")),
         uid=str(metadata.get("uid", "")),
         attempt=attempt,

@@ -8,11 +8,11 @@ from datetime import datetime
 
 from finetune_api.problem import Problem
 from finetune_api.status import FineTuneJobStatus, Phase, Progress
-from finetune_operator.policy.observed import PodView, VerificationView, WorkersView
+from finetune_operator.policy.observed import PodView, PyTorchJobView, VerificationView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class Timeouts:
     """The operator's settings that decide when things happen (seconds)."""
 
     retry_base_seconds: float
@@ -24,7 +24,7 @@ class Patience:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class DesiredState:
     """What the spec says of how the job lives."""
 
     generation: int
@@ -43,14 +43,14 @@ class Wishes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What was read of a job. `workers` and `pods` belong to attempt number `status.attempt`."""
+class ObservedState:
+    """What was read of a job. `pytorch_job` and `pods` belong to attempt number `status.attempt`."""
 
-    wishes: Wishes
+    desired: DesiredState
     status: FineTuneJobStatus
-    workers: WorkersView | None = None
+    pytorch_job: PyTorchJobView | None = None
     pods: Sequence[PodView] = ()
-    unrecorded: WorkersView | None = None
+    unrecorded: PyTorchJobView | None = None
     """PyTorchJob of the attempt after `status.attempt`, where an operator was stopped before it wrote that down."""
     noticed: datetime | None = None
     """When it was first seen that the current attempt is ending."""

@@ -15,7 +15,7 @@ from finetune_api.verification import VerificationMessage
 from finetune_operator.policy.conditions import State, condition, verified
 from finetune_operator.policy.failure_reason import NEVER_STARTED, quoted
 from finetune_operator.policy.observed import VerificationView
-from finetune_operator.policy.plan import Patience, Plan, Seen
+from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import VerificationReason
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.waiting import STUCK
@@ -49,64 +49,68 @@ def is_under_way(status: FineTuneJobStatus) -> bool:
     return found is not None and found.reason == VerificationReason.VERIFYING
 
 
-def begin(plan: Plan, seen: Seen, now: datetime) -> None:
+def begin(plan: Plan, observed: ObservedState, now: datetime) -> None:
     """Enter into the plan of a job that has just succeeded that its verification comes next."""
-    if awaits_verdict(plan.status, verify=seen.wishes.verify):
+    if awaits_verdict(plan.status, verify=observed.desired.verify):
         sentence = "The verification of the adapter comes next."
-        _enter(plan, seen, now, "Unknown", VerificationReason.PENDING, sentence)
+        _enter(plan, observed, now, "Unknown", VerificationReason.PENDING, sentence)
 
 
-def follow(plan: Plan, seen: Seen, now: datetime, patience: Patience) -> None:
+def follow(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
     """What is to be done about the verification of a job that has succeeded, and whose verdict is awaited."""
-    found = seen.verification
+    found = observed.verification
     if found is None:
         if plan.status.adapter is None:
-            give_up(plan, seen, now, "Status names no adapter that could be verified.")
+            give_up(plan, observed, now, "Status names no adapter that could be verified.")
         elif is_under_way(plan.status):
-            give_up(plan, seen, now, f"The Job of the verification was deleted by somebody else; {BY_HAND}")
+            give_up(plan, observed, now, f"The Job of the verification was deleted by somebody else; {BY_HAND}")
         else:
             plan.verify = True
         return
     words = _words(found)
     if words is not None:
-        _conclude(plan, seen, now, words)
+        _conclude(plan, observed, now, words)
     elif found.deleting:
-        give_up(plan, seen, now, f"The Job {found.name} was deleted by somebody else; {BY_HAND}")
+        give_up(plan, observed, now, f"The Job {found.name} was deleted by somebody else; {BY_HAND}")
     elif found.ended:
-        give_up(plan, seen, now, _failure(found, plan.status))
+        give_up(plan, observed, now, _failure(found, plan.status))
     else:
-        _note_progress(plan, found, seen, now, patience)
+        _note_progress(plan, found, observed, now, timeouts)
 
 
-def note_created(plan: Plan, found: VerificationView, seen: Seen, now: datetime, patience: Patience) -> None:
+def note_created(
+    plan: Plan, found: VerificationView, observed: ObservedState, now: datetime, timeouts: Timeouts
+) -> None:
     """Enter into the plan that the Job was just created, or found to have been."""
-    _note_progress(plan, found, seen, now, patience)
+    _note_progress(plan, found, observed, now, timeouts)
 
 
-def note_hindered(plan: Plan, seen: Seen, now: datetime, patience: Patience, sentence: str, again_at: datetime) -> None:
+def note_hindered(
+    plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts, sentence: str, again_at: datetime
+) -> None:
     """Enter into the plan why the Job could not be created just now; what lasts too long is given up."""
     since = moment(plan.status.completion_time) or now
-    if seconds_between(since, now) >= patience.verification_seconds:
-        give_up(plan, seen, now, f"{sentence} It was tried for {patience.verification_seconds:g} s; {BY_HAND}")
+    if seconds_between(since, now) >= timeouts.verification_seconds:
+        give_up(plan, observed, now, f"{sentence} It was tried for {timeouts.verification_seconds:g} s; {BY_HAND}")
         return
-    _enter(plan, seen, now, "Unknown", VerificationReason.PENDING, f"{sentence} It is tried again and again.")
+    _enter(plan, observed, now, "Unknown", VerificationReason.PENDING, f"{sentence} It is tried again and again.")
     plan.again_at = min(again_at, plan.again_at or again_at)
 
 
-def give_up(plan: Plan, seen: Seen, now: datetime, sentence: str) -> None:
+def give_up(plan: Plan, observed: ObservedState, now: datetime, sentence: str) -> None:
     """Enter into the plan that nothing can be told of the adapter, for ever."""
-    _enter(plan, seen, now, "Unknown", VerificationReason.FAILED, sentence)
+    _enter(plan, observed, now, "Unknown", VerificationReason.FAILED, sentence)
 
 
-def _conclude(plan: Plan, seen: Seen, now: datetime, words: VerificationMessage) -> None:
+def _conclude(plan: Plan, observed: ObservedState, now: datetime, words: VerificationMessage) -> None:
     if words.verified is None:
-        give_up(plan, seen, now, f"It could not be told whether the adapter is as it was trained: {words.message}")
+        give_up(plan, observed, now, f"It could not be told whether the adapter is as it was trained: {words.message}")
     elif words.verified:
         sentence = words.message or "The adapter answers as it was trained."
-        _enter(plan, seen, now, "True", VerificationReason.AS_TRAINED, sentence)
+        _enter(plan, observed, now, "True", VerificationReason.AS_TRAINED, sentence)
     else:
         sentence = words.message or "The adapter does not answer as it was trained."
-        _enter(plan, seen, now, "False", VerificationReason.NOT_AS_TRAINED, sentence)
+        _enter(plan, observed, now, "False", VerificationReason.NOT_AS_TRAINED, sentence)
 
 
 def _words(found: VerificationView) -> VerificationMessage | None:
@@ -146,22 +150,24 @@ def _failure(found: VerificationView, status: FineTuneJobStatus) -> str:
     )
 
 
-def _note_progress(plan: Plan, found: VerificationView, seen: Seen, now: datetime, patience: Patience) -> None:
-    sentence, again_at = _doing(found, seen.wishes.queue, now, patience)
+def _note_progress(
+    plan: Plan, found: VerificationView, observed: ObservedState, now: datetime, timeouts: Timeouts
+) -> None:
+    sentence, again_at = _doing(found, observed.desired.queue, now, timeouts)
     if found.started_at is not None and not found.suspended:
-        over = found.started_at + timedelta(seconds=patience.verification_seconds)
+        over = found.started_at + timedelta(seconds=timeouts.verification_seconds)
         before = condition(plan.status, ConditionType.VERIFIED)
         if now >= over and before is not None:
             # Its pod is taken away now; what that waited for is the cause.
             sentence = before.message
         over = max(over, now) + timedelta(seconds=LOOK_AGAIN_SECONDS)
         again_at = min(over, again_at or over)
-    _enter(plan, seen, now, "Unknown", VerificationReason.VERIFYING, sentence)
+    _enter(plan, observed, now, "Unknown", VerificationReason.VERIFYING, sentence)
     plan.again_at = min((time for time in (plan.again_at, again_at) if time is not None), default=None)
 
 
 def _doing(
-    found: VerificationView, queue: str | None, now: datetime, patience: Patience
+    found: VerificationView, queue: str | None, now: datetime, timeouts: Timeouts
 ) -> tuple[str, datetime | None]:
     """What the Job does or waits for, and when to look at that again."""
     if found.suspended:
@@ -171,7 +177,7 @@ def _doing(
     pod = found.pods[-1] if found.pods else None
     running = f"The Job {found.name} opens the adapter in a process of its own."
     if pod is None:
-        expected = (found.started_at or found.created_at or now) + timedelta(seconds=patience.pods_expected_seconds)
+        expected = (found.started_at or found.created_at or now) + timedelta(seconds=timeouts.pods_expected_seconds)
         if now < expected:
             return running, expected
         return f"The Job {found.name} has no pod yet: `kubectl describe job {found.name}` says why.", None
@@ -185,5 +191,7 @@ def _doing(
     return running, None
 
 
-def _enter(plan: Plan, seen: Seen, now: datetime, state: State, reason: VerificationReason, sentence: str) -> None:
-    verified(plan.status, state, reason, sentence, now=now, generation=seen.wishes.generation)
+def _enter(
+    plan: Plan, observed: ObservedState, now: datetime, state: State, reason: VerificationReason, sentence: str
+) -> None:
+    verified(plan.status, state, reason, sentence, now=now, generation=observed.desired.generation)

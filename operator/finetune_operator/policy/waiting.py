@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.policy.conditions import condition
-from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.times import seconds_between
 
@@ -41,7 +41,7 @@ class Activity:
 
 
 def activity(
-    workers: WorkersView,
+    pytorch_job: PyTorchJobView,
     pods: Sequence[PodView],
     *,
     queue: str | None,
@@ -52,16 +52,16 @@ def activity(
     """What the attempt does.
 
     Args:
-        workers: the attempt's PyTorchJob.
+        pytorch_job: the attempt's PyTorchJob.
         pods: those of its pods that exist.
         queue: Kueue queue of the job, if it has one.
         now: the present.
         pods_expected_seconds: how long pods may be missing before that is said (seconds).
         reported: phase in the newest progress report of this attempt, if there is one.
     """
-    what, nodes = f"Attempt {workers.attempt}", workers.nodes
-    if workers.suspended:
-        return Activity(Phase.QUEUED, OperatorReason.WAITING_FOR_QUOTA, _queued(workers, queue))
+    what, nodes = f"Attempt {pytorch_job.attempt}", pytorch_job.nodes
+    if pytorch_job.suspended:
+        return Activity(Phase.QUEUED, OperatorReason.WAITING_FOR_QUOTA, _queued(pytorch_job, queue))
     for find in (_unschedulable, _container_waits):
         found = find(pods, nodes)
         if found is not None:
@@ -71,10 +71,10 @@ def activity(
         phase = reported or Phase.RUNNING
         workers_run = "the worker runs" if nodes == 1 else f"all {nodes} workers run"
         note = ""
-        if workers.edited:
+        if pytorch_job.edited:
             note = (
-                f" The PyTorchJob {workers.name} was edited by hand; the edit is left alone and the next attempt is "
-                "made without it."
+                f" The PyTorchJob {pytorch_job.name} was edited by hand; the edit is left alone and the next attempt "
+                "is made without it."
             )
         return Activity(phase, phase, f"{what}: {workers_run}.{note}")
     # The same words before and after the pods are there: that alone is not worth a write.
@@ -83,7 +83,7 @@ def activity(
     )
     if len(pods) >= nodes:
         return Activity(Phase.STARTING, Phase.STARTING, so_far)
-    since = workers.resumed_at or workers.created_at or now
+    since = pytorch_job.resumed_at or pytorch_job.created_at or now
     if seconds_between(since, now) < pods_expected_seconds:
         again_at = since + timedelta(seconds=pods_expected_seconds)
         return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=again_at)
@@ -91,7 +91,8 @@ def activity(
         Phase.STARTING,
         OperatorReason.PODS_NOT_CREATED,
         f"{what}: {len(pods)} of {nodes} pods were created after {pods_expected_seconds:g} s. `kubectl describe "
-        f"pytorchjob {workers.name}` says why: a quota, an admission policy, or a training operator that does not run.",
+        f"pytorchjob {pytorch_job.name}` says why: a quota, an admission policy, or a training operator that "
+        "does not run.",
     )
 
 
@@ -101,17 +102,17 @@ def waits_for(status: FineTuneJobStatus) -> str | None:
     return succeeded.reason if succeeded is not None and status.phase in WAITING_PHASES else None
 
 
-def _queued(workers: WorkersView, queue: str | None) -> str:
-    if queue and workers.has_run:
+def _queued(pytorch_job: PyTorchJobView, queue: str | None) -> str:
+    if queue and pytorch_job.has_run:
         return (
-            f"Attempt {workers.attempt} was stopped by its queue {queue} and waits there until Kueue admits it again; "
-            "it goes on from the last complete checkpoint."
+            f"Attempt {pytorch_job.attempt} was stopped by its queue {queue} and waits there until Kueue admits it "
+            "again; it goes on from the last complete checkpoint."
         )
     if queue:
-        return f"Attempt {workers.attempt} waits in the queue {queue} until Kueue admits it."
+        return f"Attempt {pytorch_job.attempt} waits in the queue {queue} until Kueue admits it."
     return (
-        f"The PyTorchJob {workers.name} was suspended by somebody else: set its spec.runPolicy.suspend to false to go "
-        "on, or suspend this FineTuneJob to take it back."
+        f"The PyTorchJob {pytorch_job.name} was suspended by somebody else: set its spec.runPolicy.suspend to false to "
+        "go on, or suspend this FineTuneJob to take it back."
     )
 
 

@@ -11,22 +11,22 @@ from finetune_api.problem import Problem
 from finetune_api.status import Attempt, ConditionType, FineTuneJobStatus, Phase, Progress
 from finetune_operator.policy.conditions import condition, is_finished
 from finetune_operator.policy.decide import decide, note_created, note_hindered
-from finetune_operator.policy.plan import Plan, Seen
+from finetune_operator.policy.plan import ObservedState, Plan
 from finetune_operator.policy.times import moment, rfc3339
 from tests.operator.policy.views import (
     ADAPTER,
     NOW,
     PATIENCE,
     checkpoint,
+    desired,
     ended,
     failure,
     later,
+    observed,
     pod,
+    pytorch_job,
     running,
-    seen,
     success,
-    wishes,
-    workers,
 )
 
 
@@ -55,9 +55,9 @@ def between(why: str = "HubUnavailable", ago: float = 3600, **more: Any) -> Fine
 
 
 def test_a_new_job_gets_its_first_attempt() -> None:
-    plan = decide(seen(), NOW, PATIENCE)
+    plan = decide(observed(), NOW, PATIENCE)
     assert (plan.create, plan.release, plan.delete_job) == (1, False, False)
-    note_created(plan, workers(created_at=NOW), seen(), NOW, PATIENCE)
+    note_created(plan, pytorch_job(created_at=NOW), observed(), NOW, PATIENCE)
     status = plan.status
     assert (status.attempt, status.phase, reason(status)) == (1, Phase.STARTING, "Starting")
     assert moment(status.start_time) == moment(status.active_since) == NOW
@@ -65,8 +65,8 @@ def test_a_new_job_gets_its_first_attempt() -> None:
 
 
 def test_what_hinders_the_creation_is_said_and_comes_to_no_attempt() -> None:
-    plan = decide(seen(), NOW, PATIENCE)
-    note_hindered(plan, "TrainingOperatorMissing", "It is not there.", seen(), NOW)
+    plan = decide(observed(), NOW, PATIENCE)
+    note_hindered(plan, "TrainingOperatorMissing", "It is not there.", observed(), NOW)
     assert (plan.status.phase, reason(plan.status), plan.status.attempt) == (
         Phase.PENDING,
         "TrainingOperatorMissing",
@@ -76,7 +76,7 @@ def test_what_hinders_the_creation_is_said_and_comes_to_no_attempt() -> None:
 
 def test_success_is_copied_into_status() -> None:
     status = during(progress=Progress(percent=70, loss=1.0, eta_seconds=9))
-    plan = decide(seen(status, workers(), [ended(0, 0, success(checkpoint=checkpoint(5)))]), NOW, PATIENCE)
+    plan = decide(observed(status, pytorch_job(), [ended(0, 0, success(checkpoint=checkpoint(5)))]), NOW, PATIENCE)
     made = plan.status
     assert made.adapter is not None
     assert made.adapter.uri == ADAPTER.uri
@@ -87,30 +87,30 @@ def test_success_is_copied_into_status() -> None:
 
 
 def test_a_users_mistake_is_not_tried_again() -> None:
-    plan = decide(seen(during(), workers(), [ended(0, 11, failure(Reason.DATA_INVALID))]), NOW, PATIENCE)
+    plan = decide(observed(during(), pytorch_job(), [ended(0, 11, failure(Reason.DATA_INVALID))]), NOW, PATIENCE)
     assert plan.create is None
     assert (plan.status.phase, reason(plan.status)) == (Phase.FAILED, "DataInvalid")
     assert stalled(plan.status)
 
 
 def test_the_worlds_fault_is_tried_again_after_a_wait() -> None:
-    plan = decide(seen(during(), workers(), [ended(0, 201, failure(Reason.HUB_UNAVAILABLE))]), NOW, PATIENCE)
+    plan = decide(observed(during(), pytorch_job(), [ended(0, 201, failure(Reason.HUB_UNAVAILABLE))]), NOW, PATIENCE)
     assert (plan.create, plan.release) == (None, False)
     assert (plan.status.phase, plan.status.failures) == (Phase.RETRYING, 1)
     # Recorded first; what is left of the attempt goes with the next look.
-    gone = decide(seen(plan.status, workers(), [ended(0, 201)]), NOW, PATIENCE)
+    gone = decide(observed(plan.status, pytorch_job(), [ended(0, 201)]), NOW, PATIENCE)
     assert (gone.release, gone.create) == (True, None)
-    waiting = decide(seen(gone.status), later(9), PATIENCE)
+    waiting = decide(observed(gone.status), later(9), PATIENCE)
     assert (waiting.create, waiting.again_at) == (None, later(10))
-    assert decide(seen(waiting.status), later(10), PATIENCE).create == 2
+    assert decide(observed(waiting.status), later(10), PATIENCE).create == 2
 
 
 @pytest.mark.parametrize(("failures", "limit", "over"), [(None, 0, True), (2, 3, False), (3, 3, True)])
 def test_backoff_limit_counts_failures(failures: int | None, limit: int, over: bool) -> None:
     status = during(attempt=(failures or 0) + 1, failures=failures)
-    found = workers(attempt=status.attempt or 1)
+    found = pytorch_job(attempt=status.attempt or 1)
     plan = decide(
-        seen(status, found, [ended(0, 201, failure(Reason.HUB_UNAVAILABLE))], backoff_limit=limit), NOW, PATIENCE
+        observed(status, found, [ended(0, 201, failure(Reason.HUB_UNAVAILABLE))], backoff_limit=limit), NOW, PATIENCE
     )
     assert is_finished(plan.status) is over
     if over:
@@ -123,7 +123,7 @@ def test_backoff_limit_counts_failures(failures: int | None, limit: int, over: b
 def test_disruptions_do_not_count() -> None:
     status = during(failures=3, attempt=4)
     evicted = ended(0, None, phase="Failed", disruption="Evicted")
-    plan = decide(seen(status, workers(attempt=4), [evicted]), NOW, PATIENCE)
+    plan = decide(observed(status, pytorch_job(attempt=4), [evicted]), NOW, PATIENCE)
     assert (plan.status.failures, plan.status.phase) == (3, Phase.RETRYING)
 
 
@@ -132,61 +132,61 @@ def test_disruptions_do_not_count() -> None:
 )
 def test_the_deadline_counts_all_active_time(limit: int | None, active_seconds: int | None, over: bool) -> None:
     status = during(active_seconds=active_seconds)
-    plan = decide(seen(status, workers(), [running()], active_deadline_seconds=limit), NOW, PATIENCE)
+    plan = decide(observed(status, pytorch_job(), [running()], active_deadline_seconds=limit), NOW, PATIENCE)
     assert (reason(plan.status) == "DeadlineExceeded") is over
     if limit is not None and not over:
         assert plan.again_at == later(limit - 3600 - (active_seconds or 0))
 
 
 def test_after_the_deadline_what_still_runs_goes() -> None:
-    plan = decide(seen(during(), workers(), [running()], active_deadline_seconds=5), NOW, PATIENCE)
+    plan = decide(observed(during(), pytorch_job(), [running()], active_deadline_seconds=5), NOW, PATIENCE)
     assert not plan.release
-    assert decide(seen(plan.status, workers(), [running()]), NOW, PATIENCE).release
+    assert decide(observed(plan.status, pytorch_job(), [running()]), NOW, PATIENCE).release
 
 
 def test_success_beats_deadline_and_suspension() -> None:
     pods = [ended(0, 0, success())]
-    plan = decide(seen(during(), workers(), pods, suspend=True, active_deadline_seconds=1), NOW, PATIENCE)
+    plan = decide(observed(during(), pytorch_job(), pods, suspend=True, active_deadline_seconds=1), NOW, PATIENCE)
     assert reason(plan.status) == "Succeeded"
 
 
 def test_suspension_ends_the_attempt_frees_the_machines_and_rests() -> None:
-    plan = decide(seen(during(), workers(), [running()], suspend=True), NOW, PATIENCE)
+    plan = decide(observed(during(), pytorch_job(), [running()], suspend=True), NOW, PATIENCE)
     assert plan.status.attempts[-1].reason == "Suspended"
     assert plan.status.failures is None
-    going = decide(seen(plan.status, workers(), [running()], suspend=True), NOW, PATIENCE)
+    going = decide(observed(plan.status, pytorch_job(), [running()], suspend=True), NOW, PATIENCE)
     assert (going.release, going.status.phase) == (True, Phase.SUSPENDED)
     saved = ended(0, 143, failure(Reason.TERMINATED, checkpoint=checkpoint(9)), deleting=True)
-    told = decide(seen(going.status, None, [saved], suspend=True), NOW, PATIENCE)
+    told = decide(observed(going.status, None, [saved], suspend=True), NOW, PATIENCE)
     assert told.status.checkpoint is not None
     assert told.status.checkpoint.step == 9
-    rest = decide(seen(told.status, suspend=True), NOW, PATIENCE)
+    rest = decide(observed(told.status, suspend=True), NOW, PATIENCE)
     assert (rest.create, rest.again_at) == (None, None)
     assert condition(rest.status, ConditionType.RECONCILING) is None
-    assert decide(seen(rest.status), NOW, PATIENCE).create == 2
+    assert decide(observed(rest.status), NOW, PATIENCE).create == 2
 
 
 def test_a_job_that_is_applied_suspended_makes_nothing() -> None:
-    plan = decide(seen(suspend=True), NOW, PATIENCE)
+    plan = decide(observed(suspend=True), NOW, PATIENCE)
     assert (plan.create, plan.status.phase, reason(plan.status)) == (None, Phase.SUSPENDED, "Suspended")
 
 
 def test_an_attempt_that_was_created_and_not_written_down_is_found() -> None:
-    found = Seen(wishes=wishes(suspend=True), status=FineTuneJobStatus(), unrecorded=workers())
+    found = ObservedState(desired=desired(suspend=True), status=FineTuneJobStatus(), unrecorded=pytorch_job())
     plan = decide(found, NOW, PATIENCE)
     assert (plan.status.attempt, plan.create, plan.again_at) == (1, None, NOW)
-    assert decide(seen(plan.status, workers(), [], suspend=True), NOW, PATIENCE).status.attempts[-1].number == 1
+    assert decide(observed(plan.status, pytorch_job(), [], suspend=True), NOW, PATIENCE).status.attempts[-1].number == 1
 
 
 def test_no_attempt_begins_while_pods_of_the_last_one_run() -> None:
-    plan = decide(seen(between(), None, [running(0, deleting=True)]), NOW, PATIENCE)
+    plan = decide(observed(between(), None, [running(0, deleting=True)]), NOW, PATIENCE)
     assert (plan.create, reason(plan.status)) == (None, "PodsStillEnding")
 
 
 def test_a_deleted_pytorchjob_is_no_failure() -> None:
-    plan = decide(seen(during()), NOW, PATIENCE)
+    plan = decide(observed(during()), NOW, PATIENCE)
     assert (plan.status.attempts[-1].reason, plan.status.attempts[-1].counted) == ("WorkersDeleted", False)
-    late = decide(seen(during(), None, [ended(0, 0, success())]), NOW, PATIENCE)
+    late = decide(observed(during(), None, [ended(0, 0, success())]), NOW, PATIENCE)
     assert reason(late.status) == "Succeeded"
 
 
@@ -194,29 +194,31 @@ BAD = Problem("spec.output", "output is required.")
 
 
 def test_an_invalid_spec_waits_for_somebody_and_does_not_end() -> None:
-    plan = decide(seen(problems=[BAD]), NOW, PATIENCE)
+    plan = decide(observed(problems=[BAD]), NOW, PATIENCE)
     assert (plan.create, plan.status.phase, reason(plan.status)) == (None, Phase.PENDING, "InvalidSpec")
     assert stalled(plan.status)
     assert not is_finished(plan.status)
-    assert decide(seen(plan.status), NOW, PATIENCE).create == 1
+    assert decide(observed(plan.status), NOW, PATIENCE).create == 1
 
 
 def test_what_runs_goes_on_under_a_spec_that_has_become_invalid() -> None:
-    plan = decide(seen(during(), workers(), [running()], problems=[BAD]), NOW, PATIENCE)
+    plan = decide(observed(during(), pytorch_job(), [running()], problems=[BAD]), NOW, PATIENCE)
     assert (plan.release, plan.status.phase, reason(plan.status)) == (False, Phase.RUNNING, "InvalidSpec")
-    assert decide(seen(between(), problems=[BAD]), NOW, PATIENCE).create is None
+    assert decide(observed(between(), problems=[BAD]), NOW, PATIENCE).create is None
 
 
 def test_the_queue_is_not_active_time() -> None:
-    queued = decide(seen(during(), workers(suspended=True), queue="team"), NOW, PATIENCE).status
+    queued = decide(observed(during(), pytorch_job(suspended=True), queue="team"), NOW, PATIENCE).status
     assert (queued.phase, queued.active_since, queued.active_seconds) == (Phase.QUEUED, None, 3600)
-    again = decide(seen(queued, workers(resumed_at=later(100)), [pod()]), later(130), PATIENCE).status
+    again = decide(observed(queued, pytorch_job(resumed_at=later(100)), [pod()]), later(130), PATIENCE).status
     assert (again.active_since, again.active_seconds) == (rfc3339(later(100)), 3600)
 
 
 def test_what_a_pod_saved_when_its_queue_stopped_it_is_kept() -> None:
     words = failure(Reason.TERMINATED, checkpoint=checkpoint(70))
-    stopped = decide(seen(during(), workers(suspended=True), [ended(0, 143, words)], queue="team"), NOW, PATIENCE)
+    stopped = decide(
+        observed(during(), pytorch_job(suspended=True), [ended(0, 143, words)], queue="team"), NOW, PATIENCE
+    )
     assert stopped.status.checkpoint is not None
     assert (stopped.status.checkpoint.step, stopped.status.attempts) == (70, [])
 
@@ -224,53 +226,58 @@ def test_what_a_pod_saved_when_its_queue_stopped_it_is_kept() -> None:
 @pytest.mark.parametrize(
     ("found", "pods", "release"),
     [
-        (workers(end="Succeeded"), [ended(0, 0)], False),
-        (workers(), [ended(0, 0)], False),
-        (workers(), [ended(0, 0), running(1)], True),
-        (workers(), [], True),
-        (workers(end="Failed"), [], False),
-        (workers(deleting=True), [running()], False),
+        (pytorch_job(end="Succeeded"), [ended(0, 0)], False),
+        (pytorch_job(), [ended(0, 0)], False),
+        (pytorch_job(), [ended(0, 0), running(1)], True),
+        (pytorch_job(), [], True),
+        (pytorch_job(end="Failed"), [], False),
+        (pytorch_job(deleting=True), [running()], False),
         (None, [], False),
     ],
 )
 def test_after_the_end_only_what_still_holds_machines_goes(found: Any, pods: Any, release: bool) -> None:
-    done = decide(seen(during(), workers(), [ended(0, 0, success())]), NOW, PATIENCE).status
-    plan = decide(seen(done, found, pods), NOW, PATIENCE)
+    done = decide(observed(during(), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    plan = decide(observed(done, found, pods), NOW, PATIENCE)
     assert (plan.release, plan.create) == (release, None)
     assert plan.status == done
 
 
 def test_a_sidecar_that_outlives_the_trainer_goes_after_a_while() -> None:
-    done = decide(seen(during(), workers(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    done = decide(observed(during(), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
     pods = [ended(0, 0, phase="Running")]
-    early = decide(seen(done, workers(), pods), NOW, PATIENCE)
+    early = decide(observed(done, pytorch_job(), pods), NOW, PATIENCE)
     assert (early.release, early.again_at) == (False, later(30))
-    assert decide(seen(done, workers(), pods), later(30), PATIENCE).release
+    assert decide(observed(done, pytorch_job(), pods), later(30), PATIENCE).release
 
 
 def test_the_ttl_deletes_the_job_when_it_is_over() -> None:
-    done = decide(seen(during(), workers(), [ended(0, 0, success())]), NOW, PATIENCE).status
-    early = decide(seen(done, ttl_seconds_after_finished=60), later(59), PATIENCE)
+    done = decide(observed(during(), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    early = decide(observed(done, ttl_seconds_after_finished=60), later(59), PATIENCE)
     assert (early.delete_job, early.again_at) == (False, later(60))
-    assert decide(seen(done, ttl_seconds_after_finished=60), later(60), PATIENCE).delete_job
-    assert decide(seen(done, ttl_seconds_after_finished=0), NOW, PATIENCE).delete_job
+    assert decide(observed(done, ttl_seconds_after_finished=60), later(60), PATIENCE).delete_job
+    assert decide(observed(done, ttl_seconds_after_finished=0), NOW, PATIENCE).delete_job
 
 
 def test_progress_is_the_current_attempts() -> None:
     report = Progress(percent=5, loss=2.0)
-    found = Seen(
-        wishes=wishes(), status=during(), workers=workers(), pods=[running()], progress=report, reported=Phase.PREPARING
+    found = ObservedState(
+        desired=desired(),
+        status=during(),
+        pytorch_job=pytorch_job(),
+        pods=[running()],
+        progress=report,
+        reported=Phase.PREPARING,
     )
     plan = decide(found, NOW, PATIENCE)
     assert (plan.status.progress, plan.status.phase) == (report, Phase.PREPARING)
-    fresh: Plan = decide(seen(between(progress=report)), NOW, PATIENCE)
-    note_created(fresh, workers(attempt=2), seen(), NOW, PATIENCE)
+    fresh: Plan = decide(observed(between(progress=report)), NOW, PATIENCE)
+    note_created(fresh, pytorch_job(attempt=2), observed(), NOW, PATIENCE)
     assert fresh.status.progress is None
 
 
 def test_a_notice_stands_in_the_message() -> None:
     notices = [Problem("spec.deepspeed", "deepspeed has no effect."), Problem("spec.task", "No task.")]
-    plan = decide(seen(during(), workers(), [running()], notices=notices), NOW, PATIENCE)
+    plan = decide(observed(during(), pytorch_job(), [running()], notices=notices), NOW, PATIENCE)
     found = condition(plan.status, ConditionType.SUCCEEDED)
     assert found is not None
     assert "Note: spec.deepspeed: deepspeed has no effect." in found.message

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.outcome import EXIT_CODES, Reason, is_retryable
 from finetune_operator.policy.failure_reason import Verdict, judge
-from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.observed import PodView, PyTorchJobView
 from tests.operator.policy.views import (
     NOW,
     checkpoint,
@@ -17,15 +17,15 @@ from tests.operator.policy.views import (
     failure,
     later,
     pod,
+    pytorch_job,
     running,
     success,
-    workers,
 )
 
 
-def verdict(pods: Sequence[PodView], found: WorkersView | None = None) -> Verdict:
+def verdict(pods: Sequence[PodView], found: PyTorchJobView | None = None) -> Verdict:
     """The judgement, which must have been made."""
-    made = judge(found or workers(nodes=max(1, len(pods))), pods, now=NOW, group_end_seconds=30)
+    made = judge(found or pytorch_job(nodes=max(1, len(pods))), pods, now=NOW, group_end_seconds=30)
     assert isinstance(made, Verdict), made
     return made
 
@@ -104,7 +104,7 @@ def test_an_adapter_that_status_cannot_hold_is_none() -> None:
     assert verdict([ended(0, 0, nonsense)]).reason == "ResultMissing"
 
 
-def undecided(pods: Sequence[PodView], found: WorkersView, noticed: datetime | None = None) -> datetime | None:
+def undecided(pods: Sequence[PodView], found: PyTorchJobView, noticed: datetime | None = None) -> datetime | None:
     """When to judge again; None while nothing has ended."""
     made = judge(found, pods, now=NOW, group_end_seconds=30, noticed=noticed)
     assert not isinstance(made, Verdict), made
@@ -112,47 +112,47 @@ def undecided(pods: Sequence[PodView], found: WorkersView, noticed: datetime | N
 
 
 def test_nothing_is_judged_while_the_group_runs() -> None:
-    assert undecided([running(0), running(1)], workers(nodes=2)) is None
-    assert undecided([running(0), ended(1, 0)], workers(nodes=2)) is None
-    assert undecided([], workers(nodes=2)) is None
+    assert undecided([running(0), running(1)], pytorch_job(nodes=2)) is None
+    assert undecided([running(0), ended(1, 0)], pytorch_job(nodes=2)) is None
+    assert undecided([], pytorch_job(nodes=2)) is None
 
 
 def test_the_others_get_time_to_end() -> None:
     pods = [running(0), ended(1, 203, PEER, ago=10)]
-    assert undecided(pods, workers(nodes=2)) == later(20)
+    assert undecided(pods, pytorch_job(nodes=2)) == later(20)
     assert verdict([running(0), ended(1, 203, PEER, ago=30)]).reason == "PeerFailed"
 
 
 def test_a_nodes_clock_that_is_ahead_puts_the_judgement_off_once() -> None:
     pods = [running(0), ended(1, 203, PEER, ago=-3600)]
-    assert undecided(pods, workers(nodes=2)) == later(30)
-    assert undecided(pods, workers(nodes=2), noticed=later(-20)) == later(10)
-    made = judge(workers(nodes=2), pods, now=NOW, group_end_seconds=30, noticed=later(-30))
+    assert undecided(pods, pytorch_job(nodes=2)) == later(30)
+    assert undecided(pods, pytorch_job(nodes=2), noticed=later(-20)) == later(10)
+    made = judge(pytorch_job(nodes=2), pods, now=NOW, group_end_seconds=30, noticed=later(-30))
     assert isinstance(made, Verdict)
 
 
 def test_what_somebody_else_suspended_is_not_judged() -> None:
-    assert undecided([ended(0, 143, STOPPED)], workers(suspended=True)) is None
+    assert undecided([ended(0, 143, STOPPED)], pytorch_job(suspended=True)) is None
 
 
 def test_pods_from_before_a_suspension_are_not_this_groups() -> None:
     old = running(0, deleting=True)
-    assert undecided([old], workers(resumed_at=later(-60))) is None
-    assert verdict([old], workers(resumed_at=later(-7200))).reason == "Disrupted"
+    assert undecided([old], pytorch_job(resumed_at=later(-60))) is None
+    assert verdict([old], pytorch_job(resumed_at=later(-7200))).reason == "Disrupted"
 
 
 def test_an_end_without_pods_is_nobodys_fault() -> None:
-    made = verdict([], workers(end="Failed", ended_at=later(-60)))
+    made = verdict([], pytorch_job(end="Failed", ended_at=later(-60)))
     assert (made.reason, made.counted, made.retryable) == ("Disrupted", False, True)
-    assert verdict([], workers(end="Succeeded", ended_at=later(-60))).reason == "ResultMissing"
+    assert verdict([], pytorch_job(end="Succeeded", ended_at=later(-60))).reason == "ResultMissing"
 
 
 def test_an_end_while_all_pods_run_is_the_training_operators_word() -> None:
-    made = verdict([running()], workers(end="Failed", end_message="It was asked to.", ended_at=later(-60)))
+    made = verdict([running()], pytorch_job(end="Failed", end_message="It was asked to.", ended_at=later(-60)))
     assert (made.reason, made.counted, made.retryable) == ("WorkersFailed", True, True)
     assert "It was asked to." in made.message
 
 
 def test_a_missing_worker_makes_the_others_echoes_nobodys_fault() -> None:
-    made = verdict([ended(0, 203, PEER)], workers(nodes=2))
+    made = verdict([ended(0, 203, PEER)], pytorch_job(nodes=2))
     assert (made.reason, made.counted) == ("PeerFailed", False)

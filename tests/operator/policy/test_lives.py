@@ -18,11 +18,11 @@ from finetune_api.status import Condition, ConditionType, FineTuneJobStatus
 from finetune_api.verification import VerificationMessage
 from finetune_operator.policy.conditions import condition, is_finished
 from finetune_operator.policy.decide import attempt_is_open, decide, next_attempt, note_created
-from finetune_operator.policy.observed import PodView, VerificationView, WorkersView
-from finetune_operator.policy.plan import Plan, Seen
+from finetune_operator.policy.observed import PodView, PyTorchJobView, VerificationView
+from finetune_operator.policy.plan import ObservedState, Plan
 from finetune_operator.policy.verification import awaits_verdict
 from finetune_operator.policy.verification import note_created as note_verifying
-from tests.operator.policy.views import NOW, PATIENCE, failure, pod, success, wishes, workers
+from tests.operator.policy.views import NOW, PATIENCE, desired, failure, pod, pytorch_job, success
 
 
 @dataclass
@@ -30,19 +30,19 @@ class World:
     """What exists."""
 
     now: datetime = NOW
-    children: dict[int, WorkersView] = field(default_factory=dict)
+    children: dict[int, PyTorchJobView] = field(default_factory=dict)
     pods: dict[int, PodView] = field(default_factory=dict)
     created: list[int] = field(default_factory=list)
     verification: VerificationView | None = None
     verifications: int = 0
     """How many were made."""
 
-    def create(self, attempt: int) -> WorkersView:
+    def create(self, attempt: int) -> PyTorchJobView:
         """A PyTorchJob and its pod; the one that is there already when there is one."""
         if attempt not in self.children:
             assert not [number for number, found in self.pods.items() if not found.ended and number != attempt]
             self.created.append(attempt)
-            self.children[attempt] = workers(attempt, created_at=self.now)
+            self.children[attempt] = pytorch_job(attempt, created_at=self.now)
             self.pods[attempt] = pod(0, phase="Running", running=True, created_at=self.now)
         return self.children[attempt]
 
@@ -63,7 +63,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
         self.status = FineTuneJobStatus()
-        self.wishes = wishes(backoff_limit=2, active_deadline_seconds=5000, verify=True)
+        self.desired = desired(backoff_limit=2, active_deadline_seconds=5000, verify=True)
         self.deleted = False
         self.ended_as: Condition | None = None
         self.verdict: Condition | None = None
@@ -71,15 +71,15 @@ class Life(RuleBasedStateMachine):
         """Verifications that were deleted before status said that they had been made."""
         self.active_seconds = 0
 
-    def _seen(self) -> Seen:
+    def _seen(self) -> ObservedState:
         attempt = self.status.attempt or 0
         unrecorded = None
         if not is_finished(self.status) and not attempt_is_open(self.status):
             unrecorded = self.world.children.get(next_attempt(self.status))
-        return Seen(
-            wishes=self.wishes,
+        return ObservedState(
+            desired=self.desired,
             status=self.status,
-            workers=self.world.children.get(attempt),
+            pytorch_job=self.world.children.get(attempt),
             pods=[self.world.pods[attempt]] if attempt in self.world.pods else [],
             unrecorded=unrecorded,
             verification=self.world.verification if awaits_verdict(self.status, verify=True) else None,
@@ -90,8 +90,8 @@ class Life(RuleBasedStateMachine):
         """The operator looks at the job."""
         if self.deleted:
             return
-        seen = self._seen()
-        plan: Plan = decide(seen, self.world.now, PATIENCE)
+        observed = self._seen()
+        plan: Plan = decide(observed, self.world.now, PATIENCE)
         if plan.delete_job:
             assert is_finished(self.status)
             self.deleted = True
@@ -105,12 +105,12 @@ class Life(RuleBasedStateMachine):
                 self.world.pods[self.status.attempt] = replace(left, deleting=True)
         if plan.create is not None:
             assert not is_finished(self.status)
-            note_created(plan, self.world.create(plan.create), seen, self.world.now, PATIENCE)
+            note_created(plan, self.world.create(plan.create), observed, self.world.now, PATIENCE)
         if plan.verify:
             end = condition(self.status, ConditionType.SUCCEEDED)
             assert end is not None
             assert end.status == "True"
-            note_verifying(plan, self.world.verify(), seen, self.world.now, PATIENCE)
+            note_verifying(plan, self.world.verify(), observed, self.world.now, PATIENCE)
         if crash == "no":
             self.status = plan.status
 
@@ -179,7 +179,7 @@ class Life(RuleBasedStateMachine):
     @rule(suspend=st.booleans())
     def the_user_changes_her_mind(self, suspend: bool) -> None:
         """Suspend or resume."""
-        self.wishes = replace(self.wishes, suspend=suspend, generation=self.wishes.generation + 1)
+        self.desired = replace(self.desired, suspend=suspend, generation=self.desired.generation + 1)
 
     @rule(suspend=st.booleans())
     def kueue_suspends(self, suspend: bool) -> None:
@@ -241,7 +241,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def failures_are_within_the_limit(self) -> None:
         """backoffLimit failures are repeated, one more is the last."""
-        assert (self.status.failures or 0) <= self.wishes.backoff_limit + 1
+        assert (self.status.failures or 0) <= self.desired.backoff_limit + 1
 
 
 class LifeAfterSuccess(Life):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.names import REPLICA_INDEX_LABEL
-from finetune_operator.policy.observed import read_pod, read_workers
+from finetune_operator.policy.observed import read_pod, read_pytorch_job
 from tests.operator.policy.views import later, success
 
 WORDS = success().to_bytes().decode()
@@ -75,7 +75,7 @@ def test_a_pytorchjob() -> None:
             ],
         },
     }
-    found = read_workers(raw, 2)
+    found = read_pytorch_job(raw, 2)
     assert (found.attempt, found.nodes, found.created_at) == (2, 3, later(-3600))
     assert (found.resumed_at, found.end, found.end_message, found.ended_at) == (later(0), "Failed", "why", later(0))
 
@@ -90,7 +90,7 @@ def test_a_suspension_lasts_until_the_training_operator_knows_that_it_is_over(
     """Before that nobody can say since when the job is active again, and the old pods look like failures."""
     since = "2026-01-31T12:00:00Z"
     conditions = [{"type": "Suspended", "status": done, "lastTransitionTime": since}] if done else []
-    found = read_workers({"spec": {"runPolicy": {"suspend": asked}}, "status": {"conditions": conditions}}, 1)
+    found = read_pytorch_job({"spec": {"runPolicy": {"suspend": asked}}, "status": {"conditions": conditions}}, 1)
     assert (found.suspended, found.resumed_at) == (suspended, later(0) if done == "False" else None)
 
 
@@ -98,7 +98,7 @@ def test_a_suspension_lasts_until_the_training_operator_knows_that_it_is_over(
 def test_workers_that_have_run_are_told_from_those_that_never_did(conditions: list[str], has_run: bool) -> None:
     """When it suspends a PyTorchJob that runs, the training operator leaves the condition Running, as False."""
     found = [{"type": condition, "status": "False"} for condition in conditions]
-    assert read_workers({"status": {"conditions": found}}, 1).has_run is has_run
+    assert read_pytorch_job({"status": {"conditions": found}}, 1).has_run is has_run
 
 
 KEYS = [
@@ -124,4 +124,4 @@ nonsense = st.recursive(
 @given(st.dictionaries(st.sampled_from(["metadata", "spec", "status"]), nonsense))
 def test_anything_may_stand_anywhere(raw: dict[str, Any]) -> None:
     read_pod(raw)
-    read_workers(raw, 1)
+    read_pytorch_job(raw, 1)

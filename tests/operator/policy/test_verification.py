@@ -12,7 +12,7 @@ from finetune_api.verification import VerificationMessage
 from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.decide import decide
 from finetune_operator.policy.observed import PodView, VerificationView, read_verification
-from finetune_operator.policy.plan import Plan, Seen
+from finetune_operator.policy.plan import ObservedState, Plan
 from finetune_operator.policy.reasons import VerificationReason
 from finetune_operator.policy.times import rfc3339
 from finetune_operator.policy.transitions import events_between
@@ -24,9 +24,9 @@ from tests.operator.policy.views import (
     WORKERS_UID,
     ended,
     later,
-    seen,
+    observed,
+    pytorch_job,
     success,
-    workers,
 )
 
 PENDING, VERIFYING, FAILED = VerificationReason.PENDING, VerificationReason.VERIFYING, VerificationReason.FAILED
@@ -67,7 +67,7 @@ def says(verified: bool | None, message: str = "So it is.", code: int | None = N
 
 def look(status: FineTuneJobStatus, found: VerificationView | None = None, **spec: Any) -> Plan:
     """What comes of a look."""
-    return decide(replace(seen(status, **{"verify": True, **spec}), verification=found), NOW, PATIENCE)
+    return decide(replace(observed(status, **{"verify": True, **spec}), verification=found), NOW, PATIENCE)
 
 
 def told(plan: Plan) -> tuple[str, str, str]:
@@ -78,7 +78,7 @@ def told(plan: Plan) -> tuple[str, str, str]:
 
 def test_success_and_the_coming_verification_are_written_at_once() -> None:
     status = FineTuneJobStatus(attempt=1, attempt_start_time=rfc3339(later(-3600)))
-    plan = decide(seen(status, workers(), [ended(0, 0, success())], verify=True), NOW, PATIENCE)
+    plan = decide(observed(status, pytorch_job(), [ended(0, 0, success())], verify=True), NOW, PATIENCE)
     assert plan.status.phase == Phase.SUCCEEDED
     assert told(plan)[:2] == ("Unknown", PENDING)
     assert (plan.verify, plan.again_at) == (False, NOW)
@@ -93,7 +93,7 @@ def test_the_job_is_made_after_success_was_written(reason: str | None) -> None:
 
 def test_once_made_it_is_never_made_again() -> None:
     plan = look(succeeded(PENDING))
-    note_created(plan, job(created_at=NOW, started_at=None), seen(verify=True), NOW, PATIENCE)
+    note_created(plan, job(created_at=NOW, started_at=None), observed(verify=True), NOW, PATIENCE)
     assert told(plan) == ("Unknown", VERIFYING, RUNS)
     gone = look(plan.status)
     assert not gone.verify
@@ -204,7 +204,7 @@ def test_what_it_does_is_said_once(doing: str) -> None:
 @pytest.mark.parametrize(("ago", "reason"), [(7199, PENDING), (7200, FAILED)])
 def test_what_hinders_it_is_said_and_not_for_ever(ago: float, reason: str) -> None:
     plan = look(succeeded(PENDING, ago=ago))
-    note_hindered(plan, seen(verify=True), NOW, PATIENCE, "A quota refuses it.", later(8))
+    note_hindered(plan, observed(verify=True), NOW, PATIENCE, "A quota refuses it.", later(8))
     assert told(plan)[1] == reason
     assert told(plan)[2].startswith("A quota refuses it. It ")
     assert plan.again_at == (later(8) if reason == PENDING else None)
@@ -223,10 +223,10 @@ def test_the_job_stays_until_there_is_a_verdict(found: VerificationView, deleted
 
 
 def test_the_config_map_of_an_attempt_outlives_it() -> None:
-    held = seen(succeeded(), workers(2), [replace(ended(), ended=False, running=True)], verify=True)
+    held = observed(succeeded(), pytorch_job(2), [replace(ended(), ended=False, running=True)], verify=True)
     plan = decide(replace(held, verification=job()), NOW, PATIENCE)
     assert (plan.release, plan.keep_config_map) == (True, True)
-    assert not decide(Seen(wishes=seen().wishes, status=succeeded(None)), NOW, PATIENCE).keep_config_map
+    assert not decide(ObservedState(desired=observed().desired, status=succeeded(None)), NOW, PATIENCE).keep_config_map
 
 
 @pytest.mark.parametrize(

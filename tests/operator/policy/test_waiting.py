@@ -8,13 +8,13 @@ import pytest
 
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.policy import conditions
-from finetune_operator.policy.observed import PodView, WorkersView
+from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.waiting import Activity, activity, waits_for
-from tests.operator.policy.views import NOW, ended, later, pod, running, workers
+from tests.operator.policy.views import NOW, ended, later, pod, pytorch_job, running
 
 
 def doing(
-    found: WorkersView, pods: Sequence[PodView] = (), reported: Phase | None = None, queue: str | None = None
+    found: PyTorchJobView, pods: Sequence[PodView] = (), reported: Phase | None = None, queue: str | None = None
 ) -> Activity:
     """What it does."""
     return activity(found, pods, queue=queue, now=NOW, pods_expected_seconds=30, reported=reported)
@@ -28,25 +28,25 @@ def waits(reason: str, message: str = "text of the kubelet") -> PodView:
 @pytest.mark.parametrize(
     ("found", "pods", "phase", "reason", "words"),
     [
-        (workers(suspended=True), [], "Queued", "WaitingForQuota", "waits in the queue team"),
-        (workers(suspended=True, has_run=True), [], "Queued", "WaitingForQuota", "was stopped by its queue team"),
-        (workers(), [pod(unschedulable="0/3 nodes: 3 Insufficient gpu.")], "Pending", "Unschedulable", "0/3 nodes"),
-        (workers(), [waits("ImagePullBackOff")], "Starting", "ImagePullFailed", "set workers.image"),
-        (workers(), [waits("ErrImagePull")], "Starting", "ImagePullFailed", "text of the kubelet"),
-        (workers(), [waits("InvalidImageName")], "Starting", "ImagePullFailed", "workers.image"),
-        (workers(), [waits("CreateContainerConfigError")], "Starting", "ConfigurationMissing", "create it"),
-        (workers(), [waits("CreateContainerError")], "Starting", "ContainerStartFailed", "text of the kubelet"),
-        (workers(), [waits("ContainerCreating")], "Starting", "Starting", "the worker is being started"),
-        (workers(), [], "Starting", "PodsNotCreated", "0 of 1 pods were created after 30 s"),
-        (workers(nodes=2), [running(0)], "Starting", "PodsNotCreated", "1 of 2 pods"),
-        (workers(nodes=2), [running(0), pod(1)], "Starting", "Starting", "1 of 2 workers run so far"),
-        (workers(nodes=2), [running(0), running(1)], "Running", "Running", "all 2 workers run"),
-        (workers(nodes=2), [running(0), ended(1)], "Running", "Running", "all 2 workers run"),
-        (workers(edited=True), [running()], "Running", "Running", "was edited by hand"),
+        (pytorch_job(suspended=True), [], "Queued", "WaitingForQuota", "waits in the queue team"),
+        (pytorch_job(suspended=True, has_run=True), [], "Queued", "WaitingForQuota", "was stopped by its queue team"),
+        (pytorch_job(), [pod(unschedulable="0/3 nodes: 3 Insufficient gpu.")], "Pending", "Unschedulable", "0/3 nodes"),
+        (pytorch_job(), [waits("ImagePullBackOff")], "Starting", "ImagePullFailed", "set workers.image"),
+        (pytorch_job(), [waits("ErrImagePull")], "Starting", "ImagePullFailed", "text of the kubelet"),
+        (pytorch_job(), [waits("InvalidImageName")], "Starting", "ImagePullFailed", "workers.image"),
+        (pytorch_job(), [waits("CreateContainerConfigError")], "Starting", "ConfigurationMissing", "create it"),
+        (pytorch_job(), [waits("CreateContainerError")], "Starting", "ContainerStartFailed", "text of the kubelet"),
+        (pytorch_job(), [waits("ContainerCreating")], "Starting", "Starting", "the worker is being started"),
+        (pytorch_job(), [], "Starting", "PodsNotCreated", "0 of 1 pods were created after 30 s"),
+        (pytorch_job(nodes=2), [running(0)], "Starting", "PodsNotCreated", "1 of 2 pods"),
+        (pytorch_job(nodes=2), [running(0), pod(1)], "Starting", "Starting", "1 of 2 workers run so far"),
+        (pytorch_job(nodes=2), [running(0), running(1)], "Running", "Running", "all 2 workers run"),
+        (pytorch_job(nodes=2), [running(0), ended(1)], "Running", "Running", "all 2 workers run"),
+        (pytorch_job(edited=True), [running()], "Running", "Running", "was edited by hand"),
     ],
 )
 def test_phase_reason_and_sentence(
-    found: WorkersView, pods: Sequence[PodView], phase: str, reason: str, words: str
+    found: PyTorchJobView, pods: Sequence[PodView], phase: str, reason: str, words: str
 ) -> None:
     made = doing(found, pods, queue="team")
     assert (made.phase, made.reason) == (phase, reason)
@@ -55,25 +55,25 @@ def test_phase_reason_and_sentence(
 
 
 def test_without_a_queue_somebody_suspended_it() -> None:
-    assert "suspended by somebody else" in doing(workers(suspended=True)).message
+    assert "suspended by somebody else" in doing(pytorch_job(suspended=True)).message
 
 
 def test_pods_have_time_to_be_made() -> None:
-    made = doing(workers(created_at=later(-10)))
+    made = doing(pytorch_job(created_at=later(-10)))
     assert (made.reason, made.again_at) == ("Starting", later(20))
-    assert made.message == doing(workers(created_at=later(-10)), [pod()]).message
-    assert doing(workers(resumed_at=later(-10))).again_at == later(20)
+    assert made.message == doing(pytorch_job(created_at=later(-10)), [pod()]).message
+    assert doing(pytorch_job(resumed_at=later(-10))).again_at == later(20)
 
 
 @pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING])
 def test_the_trainers_own_phase_counts_once_all_run(phase: Phase) -> None:
-    assert doing(workers(), [running()], reported=phase).phase is phase
-    assert doing(workers(), [pod()], reported=phase).phase is Phase.STARTING
+    assert doing(pytorch_job(), [running()], reported=phase).phase is phase
+    assert doing(pytorch_job(), [pod()], reported=phase).phase is Phase.STARTING
 
 
 def test_a_worker_that_waits_says_more_than_one_that_runs() -> None:
     pods = [running(0), pod(1, waiting="ImagePullBackOff")]
-    assert doing(workers(nodes=2), pods).reason == "ImagePullFailed"
+    assert doing(pytorch_job(nodes=2), pods).reason == "ImagePullFailed"
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from typing import Any
 
 from finetune_api.outcome import AdapterResult, CheckpointResult, Reason, TerminationMessage
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.policy.observed import PodView, WorkersView
-from finetune_operator.policy.plan import Patience, Seen, Wishes
+from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.plan import DesiredState, ObservedState, Timeouts
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 WORKERS_UID = "workers-uid"
 ADAPTER = AdapterResult(uri="s3://models/adapter", base_model="acme/model", sha256="0" * 64, size_bytes=1)
-PATIENCE = Patience(
+PATIENCE = Timeouts(
     retry_base_seconds=10,
     retry_limit_seconds=360,
     group_end_seconds=30,
@@ -28,10 +28,10 @@ def later(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def workers(attempt: int = 1, nodes: int = 1, **more: Any) -> WorkersView:
+def pytorch_job(attempt: int = 1, nodes: int = 1, **more: Any) -> PyTorchJobView:
     """The PyTorchJob of an attempt, an hour old."""
     made: dict[str, Any] = {"created_at": later(-3600), **more}
-    return WorkersView(name=f"guard-{attempt}", uid=WORKERS_UID, attempt=attempt, nodes=nodes, **made)
+    return PyTorchJobView(name=f"guard-{attempt}", uid=WORKERS_UID, attempt=attempt, nodes=nodes, **made)
 
 
 def pod(index: int = 0, **more: Any) -> PodView:
@@ -69,7 +69,7 @@ def checkpoint(step: int) -> CheckpointResult:
     return CheckpointResult(uri=f"s3://models/step-{step}", step=step)
 
 
-def wishes(**more: Any) -> Wishes:
+def desired(**more: Any) -> DesiredState:
     """A spec without anything special."""
     plain: dict[str, Any] = {
         "generation": 1,
@@ -79,14 +79,14 @@ def wishes(**more: Any) -> Wishes:
         "ttl_seconds_after_finished": None,
         "queue": None,
     }
-    return Wishes(**(plain | more))
+    return DesiredState(**(plain | more))
 
 
-def seen(
+def observed(
     status: FineTuneJobStatus | None = None,
-    found: WorkersView | None = None,
+    found: PyTorchJobView | None = None,
     pods: Sequence[PodView] = (),
     **spec: Any,
-) -> Seen:
+) -> ObservedState:
     """What was read of a job; keywords are of its spec."""
-    return Seen(wishes=wishes(**spec), status=status or FineTuneJobStatus(), workers=found, pods=pods)
+    return ObservedState(desired=desired(**spec), status=status or FineTuneJobStatus(), pytorch_job=found, pods=pods)
