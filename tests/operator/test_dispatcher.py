@@ -16,7 +16,7 @@ NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 KEY = Key("team", "guard")
 
 
-class DesiredState:
+class Wishes:
     """A queue that only writes down what is wished for."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.memory = Memory()
-        self.queue = DesiredState()
+        self.queue = Wishes()
         self.dispatcher = Dispatcher(self.queue, self.memory, now=lambda: NOW)  # type: ignore[arg-type]
 
 

@@ -119,11 +119,11 @@ def test_a_key_is_looked_at_again_when_its_look_asked_for_it() -> None:
 
 
 @pytest.mark.parametrize("wishes", list(itertools.permutations([7.0, 3.0, 5.0])))
-def test_the_earliest_wish_counts_and_the_others_are_void(desired: tuple[float, ...]) -> None:
+def test_the_earliest_wish_counts_and_the_others_are_void(wishes: tuple[float, ...]) -> None:
     desk = Desk()
 
     async def story() -> None:
-        for wish in desired:
+        for wish in wishes:
             desk.queue.add(A, after_seconds=wish)
 
     play(desk, story)

@@ -131,8 +131,8 @@ def _progress(settings: OperatorSettings) -> dict[str, Any]:
 
 
 def _empty_dir(*, size: int | str | None, medium: str | None = None) -> dict[str, Any]:
-    desired = {"medium": medium, "sizeLimit": size}
-    return {"emptyDir": {key: value for key, value in desired.items() if value is not None}}
+    wishes = {"medium": medium, "sizeLimit": size}
+    return {"emptyDir": {key: value for key, value in wishes.items() if value is not None}}
 
 
 def is_read_only(volume: Volume) -> bool:
