@@ -88,7 +88,7 @@ def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts:
         release_at = (moment(plan.status.completion_time) or now) + timedelta(seconds=timeouts.group_end_seconds)
         plan.release = now >= release_at
         if not plan.release:
-            plan.again_at = min(release_at, plan.again_at or patience_ends)
+            plan.again_at = min(release_at, plan.again_at or release_at)
 
 
 def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
