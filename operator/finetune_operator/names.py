@@ -15,6 +15,7 @@ PYTORCH_PLURAL = "pytorchjobs"
 BATCH_GROUP = "batch"
 BATCH_VERSION = "v1"
 BATCH_PLURAL = "jobs"
+PODS_PLURAL = "pods"
 
 MANAGER = "finetune-operator"
 """Our name in managed-by labels, in events and as the audience of progress tokens."""

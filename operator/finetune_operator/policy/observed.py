@@ -221,6 +221,13 @@ def read_verification(raw: Mapping[str, Any], pods: Iterable[Mapping[str, Any]])
     )
 
 
+def is_owned(raw: Mapping[str, Any], uid: str) -> bool:
+    """Whether the object in `raw` is controlled by the job with that uid."""
+    return any(
+        owner.get("controller") and owner.get("uid") == uid for owner in _maps(_map(raw, "metadata"), "ownerReferences")
+    )
+
+
 def _map(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     inner = value.get(key)
     return inner if isinstance(inner, Mapping) else {}

@@ -35,6 +35,7 @@ class OperatorReason(StrEnum):
     NAME_TAKEN = "NameTaken"
     TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
     TRAINING_OPERATOR_UNAVAILABLE = "TrainingOperatorUnavailable"
+    ADMISSION_UNAVAILABLE = "AdmissionUnavailable"
     CREATION_FORBIDDEN = "CreationForbidden"
 
 

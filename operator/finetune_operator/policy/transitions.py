@@ -24,6 +24,7 @@ WAITS = (
     OperatorReason.NAME_TAKEN,
     OperatorReason.TRAINING_OPERATOR_MISSING,
     OperatorReason.TRAINING_OPERATOR_UNAVAILABLE,
+    OperatorReason.ADMISSION_UNAVAILABLE,
     OperatorReason.CREATION_FORBIDDEN,
 )
 
