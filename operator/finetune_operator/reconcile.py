@@ -14,6 +14,7 @@ from typing import Any
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.attempts import Attempts
 from finetune_operator.cache import Cache, CachedJob
+from finetune_operator.children import is_newer
 from finetune_operator.cluster import Cluster
 from finetune_operator.creation import Creation
 from finetune_operator.errors import ApiError, Conflict, Unavailable
@@ -39,6 +40,8 @@ from finetune_operator.wire import Raw
 
 FIRST_BACKOFF_SECONDS, FIRST_CONFLICT_SECONDS, BACKOFF_LIMIT_SECONDS = 0.5, 0.05, 60.0
 """Wait after the first failure in a row, after the first conflict, and the longest one (seconds)."""
+STATUS_TRIES = 5
+"""Times that a status is written in one reconcile while others write the same object."""
 _KEPT_METADATA = ("name", "namespace", "uid", "generation", "creationTimestamp")
 
 _log = logging.getLogger(__name__)
@@ -146,6 +149,7 @@ class Reconciler:
             pytorch_job = await self._creation.create(plan, view, now)
             if pytorch_job is not None:
                 cached.spec = without_placement_notice(view.spec)
+                plan.again_at = now  # what has become of it was told before status knew of it
         self._remember(view, plan, pytorch_job, now)
         await self._write(view, plan, now)
         self._count(view, plan, now)
@@ -195,11 +199,28 @@ class Reconciler:
         body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
         if not status.attempts:
             del body["attempts"]
-        written = await self._cluster.update_job_status(view.raw, body)
+        written = await self._update_status(view, body)
         _keep(cached, view.raw, body, written["metadata"]["resourceVersion"])
         desired = view.observed.desired
         events = events_between(before, status, problems=desired.problems, notices=desired.notices)
         await post_events(self._cluster, view.raw, events, now)
+
+    async def _update_status(self, view: View, body: Mapping[str, Any]) -> Raw:
+        """Write status, also past somebody who writes what it does not depend on, such as labels; its new metadata.
+
+        Raises:
+            ApiError: Conflict, where what was decided by has changed; or any other.
+        """
+        raw = view.raw
+        for _ in range(STATUS_TRIES - 1):
+            try:
+                return await self._cluster.update_job_status(raw, body)
+            except Conflict:
+                newest = await self._cluster.get_job(*view.cached.key)
+                if newest is None or _decided_by(newest) != _decided_by(view.raw):
+                    raise
+                raw = newest
+        return await self._cluster.update_job_status(raw, body)
 
     def _count(self, view: View, plan: Plan, now: datetime) -> None:
         before = view.observed.status
@@ -218,9 +239,16 @@ def _is_irrevocable(plan: Plan, before: FineTuneJobStatus) -> bool:
     return ends or plan.release or plan.delete_job or plan.verify or (plan.create or 1) > 1
 
 
+def _decided_by(raw: Raw) -> tuple[Any, ...]:
+    """What of a FineTuneJob decisions depend on."""
+    metadata = raw["metadata"]
+    gone = "deletionTimestamp" in metadata
+    return metadata["uid"], metadata.get("generation"), queue_labels(raw), raw.get("status") or {}, gone
+
+
 def _keep(cached: CachedJob, raw: Raw, status: Mapping[str, Any], version: str) -> None:
     """Keep what the next reconcile needs: the newest status, without the spec, which is parsed."""
-    if cached.version != raw["metadata"]["resourceVersion"]:
+    if is_newer(cached.version, version):
         return  # a watch has told of something newer meanwhile
     cached.version = version
     metadata = {key: raw["metadata"].get(key) for key in _KEPT_METADATA}
