@@ -15,7 +15,8 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Phase
 from finetune_operator.children import Children, is_newer
-from finetune_operator.names import FINETUNE_PLURAL, JOB_NAME_LABEL, JOB_UID_LABEL
+from finetune_operator.names import FINETUNE_PLURAL, JOB_NAME_LABEL, JOB_UID_LABEL, PYTORCH_PLURAL
+from finetune_operator.policy.observed import is_owned
 from finetune_operator.policy.plan import DesiredState
 from finetune_operator.queue import Key
 from finetune_operator.wire import Raw
@@ -155,15 +156,19 @@ class Cache:
         """All jobs."""
         return list(self._jobs)
 
-    def is_current(self, kind: str, metadata: Mapping[str, Any]) -> bool:
+    def is_current(self, kind: str, raw: Raw) -> bool:
         """Whether a job or child is known as it is listed, or nobody has to know it."""
+        metadata = raw["metadata"]
         if kind == FINETUNE_PLURAL:
             cached = self._jobs.get(Key(metadata["namespace"], metadata["name"]))
             same = cached is not None and cached.uid == metadata["uid"]
             return same and not is_newer(metadata["resourceVersion"], cached.version if cached else "")
         children = self._children_of(metadata)
         cached = self._jobs.get(children.key) if children is not None else None
-        return children is None or cached is None or cached.ended or children.is_current(kind, metadata)
+        if children is None or cached is None or cached.ended:
+            return True
+        foreign = kind == PYTORCH_PLURAL and not is_owned(raw, cached.uid)
+        return foreign or children.is_current(kind, metadata)
 
     def keep_only(self, kind: str, namespaces: Sequence[str | None], listed: set[tuple[str, str]]) -> set[Key]:
         """Drop children of a kind that are not among the listed (namespace, name); the jobs that had any."""

@@ -119,7 +119,7 @@ class Resync:
                 for item in page:
                     metadata = item["metadata"]
                     names.add((metadata["namespace"], metadata["name"]))
-                    if not self._cache.is_current(kind, metadata):
+                    if not self._cache.is_current(kind, item):
                         unknown.append(item)
                     elif kind == PYTORCH_PLURAL and self._may_be_stray(item):
                         strays.append(item)
@@ -139,7 +139,7 @@ class Resync:
         waited = 0.0
         while unknown and waited < ON_ITS_WAY_SECONDS:
             await asyncio.sleep(POLL_SECONDS)
-            left = [item for item in unknown if not self._cache.is_current(kind, item["metadata"])]
+            left = [item for item in unknown if not self._cache.is_current(kind, item)]
             waited = 0.0 if len(left) < len(unknown) else waited + POLL_SECONDS
             unknown = left
         return unknown

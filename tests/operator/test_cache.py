@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,12 +10,6 @@ from finetune_operator.cache import Cache
 from finetune_operator.children import is_newer
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from tests.operator.raw import CHILD, KEY, UID, job, pod, pytorch_job
-
-
-def metadata(raw: dict[str, Any]) -> dict[str, Any]:
-    """Its metadata."""
-    found: dict[str, Any] = raw["metadata"]
-    return found
 
 
 def test_another_job_of_the_same_name_is_another_job() -> None:
@@ -114,15 +106,15 @@ def test_the_late_end_of_an_earlier_object_of_that_name_is_not_that_of_the_prese
 
 def test_what_is_listed_is_compared_by_version() -> None:
     cache = Cache()
-    assert not cache.is_current(FINETUNE_PLURAL, metadata(job()))
-    assert cache.is_current(PODS_PLURAL, metadata(pod())), "a pod of no job that is known is nobody's yet"
+    assert not cache.is_current(FINETUNE_PLURAL, job())
+    assert cache.is_current(PODS_PLURAL, pod()), "a pod of no job that is known is nobody's yet"
     cache.job_seen(job(version="7"))
-    assert cache.is_current(FINETUNE_PLURAL, metadata(job(version="7")))
-    assert not cache.is_current(FINETUNE_PLURAL, metadata(job(version="8")))
-    assert not cache.is_current(PODS_PLURAL, metadata(pod("3")))
+    assert cache.is_current(FINETUNE_PLURAL, job(version="7"))
+    assert not cache.is_current(FINETUNE_PLURAL, job(version="8"))
+    assert not cache.is_current(PODS_PLURAL, pod("3"))
     cache.child_seen(PODS_PLURAL, pod("3"), deleted=False)
-    assert cache.is_current(PODS_PLURAL, metadata(pod("3")))
-    assert not cache.is_current(PODS_PLURAL, metadata(pod("4")))
+    assert cache.is_current(PODS_PLURAL, pod("3"))
+    assert not cache.is_current(PODS_PLURAL, pod("4"))
 
 
 @given(
