@@ -1,4 +1,4 @@
-"""A look over everything: finds what no event told, at the price of a few pages of names, and each namespace for itself."""
+"""A look over everything finds what no event told, for a few pages of names, and each namespace for itself."""
 
 from __future__ import annotations
 
@@ -217,12 +217,15 @@ def test_a_pytorchjob_of_no_attempt_is_deleted_and_no_other(
     assert stage.server.deleted == [CHILD] * deleted
 
 
-def test_a_pytorchjob_of_somebody_elses_is_never_deleted() -> None:
+def test_a_pytorchjob_of_somebody_elses_is_neither_deleted_nor_missed() -> None:
     stage = Stage()
     raw = job({"phase": "Running", "attempt": 2})
     known(stage, raw)
     foreign = pytorch_job(attempt="1")
     foreign["metadata"]["ownerReferences"] = [{"uid": "somebody", "controller": True}]
     stage.server.objects |= {FINETUNE_PLURAL: [raw], PYTORCH_PLURAL: [foreign]}
-    stage.once()
+    for _ in range(3):
+        stage.once()
     assert stage.server.deleted == []
+    assert stage.added == []
+    assert stage.heartbeat.problem() is None
