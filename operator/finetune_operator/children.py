@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from finetune_operator.desired.fingerprint import is_edited
-from finetune_operator.names import ATTEMPT_LABEL, PYTORCH_PLURAL
+from finetune_operator.names import ATTEMPT_LABEL, PYTORCH_CONTAINER, PYTORCH_PLURAL, VERIFICATION_CONTAINER
 from finetune_operator.policy.observed import PodView, PyTorchJobView, is_owned, read_pod, read_pytorch_job
 from finetune_operator.queue import Key
 from finetune_operator.wire import Raw
@@ -54,7 +54,8 @@ class Children:
         attempt = _number((metadata.get("labels") or {}).get(ATTEMPT_LABEL))
         if kind == PYTORCH_PLURAL:
             return self._keep(self._pytorch_jobs, raw, attempt, self._pytorch_job_view, deleted=deleted)
-        return self._keep(self._pods, raw, attempt, lambda raw, _: read_pod(raw), deleted=deleted)
+        container = PYTORCH_CONTAINER if attempt else VERIFICATION_CONTAINER
+        return self._keep(self._pods, raw, attempt, lambda raw, _: read_pod(raw, container), deleted=deleted)
 
     def is_current(self, kind: str, metadata: Mapping[str, Any]) -> bool:
         """Whether nothing newer is listed than what is known."""

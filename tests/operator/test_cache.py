@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from finetune_operator.cache import Cache
 from finetune_operator.children import is_newer
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
-from tests.operator.raw import CHILD, KEY, UID, job, pod, pytorch_job
+from tests.operator.raw import CHILD, KEY, UID, child, job, pod, pytorch_job
 
 
 def test_another_job_of_the_same_name_is_another_job() -> None:
@@ -72,6 +72,17 @@ def test_what_says_nothing_new_to_the_policies_is_no_news() -> None:
     assert cache.child_seen(PYTORCH_PLURAL, same, deleted=False) is None
     running = pytorch_job("3", startTime="2026-01-31T12:00:00Z")
     assert cache.child_seen(PYTORCH_PLURAL, running, deleted=False) == KEY
+
+
+def test_the_pod_of_a_verification_tells_of_its_own_container() -> None:
+    cache = Cache()
+    cache.job_seen(job())
+    waiting = {"waiting": {"reason": "ErrImagePull"}}
+    for version, state, news in (("1", {}, True), ("2", {}, False), ("3", waiting, True)):
+        raw = child(
+            "guard-verify", version, attempt="", status={"containerStatuses": [{"name": "verify", "state": state}]}
+        )
+        assert (cache.child_seen(PODS_PLURAL, raw, deleted=False) is not None) is news
 
 
 @pytest.mark.parametrize("kind", [PYTORCH_PLURAL, PODS_PLURAL])
