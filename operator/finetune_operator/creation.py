@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from finetune_api.status import Phase
 from finetune_operator.attempts import Attempts, NameTaken
 from finetune_operator.cache import CachedJob
-from finetune_operator.errors import ApiError, Forbidden, NotFound, SetupProblem
+from finetune_operator.errors import ApiError, Conflict, Forbidden, NotFound, SetupProblem
 from finetune_operator.policy.conditions import stalled
 from finetune_operator.policy.decide import note_created, note_hindered
 from finetune_operator.policy.observed import PyTorchJobView
@@ -35,18 +35,19 @@ class Creation:
         self._authority = authority
         self._timeouts = timeouts
 
-    async def create(self, plan: Plan, view: View, now: datetime) -> PyTorchJobView | None:
-        """Create attempt `plan.create` and enter it into the plan's status; its PyTorchJob, or None.
+    async def create(self, plan: Plan, number: int, view: View, now: datetime) -> PyTorchJobView | None:
+        """Create attempt `number` and enter it into the plan's status; its PyTorchJob, or None.
 
         Raises:
-            ApiError: the API server does not answer, or somebody else was faster.
+            Conflict: somebody else was faster, or the spec is not kept any more: read the job.
+            ApiError: the API server does not answer.
         """
-        cached, spec = view.cached, view.spec
-        if plan.create is None or spec.job is None:
-            return None
+        cached, job = view.cached, view.spec.job
+        if job is None:
+            raise Conflict(409, "Conflict", "The spec has to be read again.")
         try:
             await self._trust(cached)
-            made = await self._attempts.create(spec.job, cached, plan.create, live=view.live)
+            made = await self._attempts.create(job, cached, number, live=view.live)
         except NameTaken as error:
             _enter(plan, view, now, Refusal(OperatorReason.NAME_TAKEN, str(error)))
         except ApiError as error:

@@ -102,8 +102,8 @@ class Observer:
             if not attempt_is_open(status) or children.must_be_read or not is_calm(pytorch_job, pods):
                 return None
         spec = await self._spec(raw, cached, status)
-        if spec is None:
-            return None
+        if spec is None or (spec.job is None and not spec.desired.problems and not attempt_is_open(status)):
+            return None  # an attempt may have to be made of what is not kept
         return await self._view(raw, cached, status, spec, pytorch_job, pods, live=False)
 
     async def live(self, key: Key) -> View | None:

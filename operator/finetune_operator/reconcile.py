@@ -146,7 +146,7 @@ class Reconciler:
             await self._verifications.begin(plan, view, now)
         pytorch_job = observed.pytorch_job
         if plan.create is not None:
-            pytorch_job = await self._creation.create(plan, view, now)
+            pytorch_job = await self._creation.create(plan, plan.create, view, now)
             if pytorch_job is not None:
                 cached.spec = without_placement_notice(view.spec)
                 plan.again_at = now  # what has become of it was told before status knew of it
