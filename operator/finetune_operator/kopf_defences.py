@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,18 @@ class ReadableResponse(aiohttp.ClientResponse):
     """An answer in which kopf finds nothing that ends it.
 
     kopf reads every list and every line of a watch with `json` and takes its shape for granted. One object that is
-    nested a thousand levels deep, a garbled line, or an ERROR other than 410 would end its watch, and with it the
-    process, at every start anew. Here the first is cut, and the others are a reason to list again.
+    nested a thousand levels deep, a garbled line, an ERROR other than 410, or a kind that is taken away would end its
+    watch, and with it the process, at every start anew. Here the first is cut, and the others are a reason to try again.
     """
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         """As aiohttp's; the content of a watch comes in whole lines that can be read."""
         await super().start(connection)
-        if self.url.query.get("watch") == "true":
+        query = self.url.query
+        if self.status == HTTPStatus.NOT_FOUND and ("watch" in query or "limit" in query):
+            # kopf gives up a watch whose kind is gone; one that is out of service it waits for.
+            self.status = HTTPStatus.SERVICE_UNAVAILABLE
+        if query.get("watch") == "true":
             self.content = _Lines(self.content)  # type: ignore[assignment]  # all that kopf asks of it
         return self
 

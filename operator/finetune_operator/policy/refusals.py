@@ -67,7 +67,7 @@ def _without_answer(kind: str, text: str) -> Refusal:
             f"Kubeflow's training operator, which is asked about PyTorchJobs, does not answer ({text}): the job starts "
             "by itself once it does.",
         )
-    who = "Kueue" if "kueue" in name else f"The admission webhook {name or 'of the cluster'}"
+    who = "Kueue" if "kueue" in text else f"The admission webhook {name or 'of the cluster'}"
     return Refusal(
         OperatorReason.ADMISSION_UNAVAILABLE,
         f"{who}, which is asked about {kind}s, does not answer ({text}): whoever runs it can help, and the job starts "
