@@ -149,7 +149,7 @@ def _placement(workers: Workers) -> dict[str, Any]:
         "imagePullSecrets": [_plain(secret) for secret in workers.image_pull_secrets],
         "nodeSelector": dict(workers.node_selector),
         "tolerations": [_plain(toleration) for toleration in workers.tolerations],
-        "affinity": workers.affinity,
+        "affinity": _plain(workers.affinity) if workers.affinity else None,
         "priorityClassName": workers.priority_class_name,
         "runtimeClassName": workers.runtime_class_name,
     }
