@@ -15,7 +15,6 @@ from typing import Any
 import kopf
 
 from finetune_operator.cluster import Credentials
-from finetune_operator.health import Heartbeat
 from finetune_operator.memory import Memory
 from finetune_operator.names import (
     FINETUNE_GROUP,
@@ -30,6 +29,7 @@ from finetune_operator.names import (
 )
 from finetune_operator.queue import Key
 from finetune_operator.resync import JOBS, Dispatcher, child_ended
+from finetune_operator.serving.health import Heartbeat
 
 LOGIN_LIFE = timedelta(minutes=30)
 """A pod's token is replaced every hour; kopf then asks again."""

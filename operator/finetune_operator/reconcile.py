@@ -22,7 +22,6 @@ from finetune_operator.creation import create_attempt
 from finetune_operator.desired import cluster_notices, job_problems
 from finetune_operator.errors import ApiError, Conflict, Unavailable
 from finetune_operator.memory import Known, Memory, Reading
-from finetune_operator.metrics import Metrics
 from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.deadline import exceeded
@@ -39,6 +38,7 @@ from finetune_operator.progress.figures import progress_of
 from finetune_operator.progress.inbox import Inbox
 from finetune_operator.queue import Key, NotBefore
 from finetune_operator.recorder import post_events
+from finetune_operator.serving.metrics import Metrics
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.verifications import Verifications
 

@@ -16,12 +16,12 @@ from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.attempts import is_owned
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, NotFound
-from finetune_operator.health import Heartbeat
 from finetune_operator.memory import Memory
 from finetune_operator.names import ATTEMPT_LABEL, JOB_NAME_LABEL
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.verification import awaits_verdict, is_asked_for
 from finetune_operator.queue import Key, WorkQueue
+from finetune_operator.serving.health import Heartbeat
 
 RETRY_SECONDS = 5.0
 """Wait after a resync that failed (seconds)."""
