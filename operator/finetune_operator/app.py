@@ -20,17 +20,18 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.dispatch import Dispatcher
 from finetune_operator.errors import ApiError, SetupProblem
 from finetune_operator.handlers import watch
-from finetune_operator.health import Heartbeat, health_app
-from finetune_operator.http_servers import counted, listening
-from finetune_operator.metrics import Metrics, metrics_app
+from finetune_operator.progress.app import progress_app
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.endpoint import ServerCertificate, endpoint_hosts, progress_endpoint
 from finetune_operator.progress.inbox import Inbox
 from finetune_operator.progress.tokens import TokenAuthorizer
-from finetune_operator.progress_server import progress_app
 from finetune_operator.queue import Key, WorkQueue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
+from finetune_operator.serving.answers import counted
+from finetune_operator.serving.health import Heartbeat, health_app
+from finetune_operator.serving.metrics import Metrics, metrics_app
+from finetune_operator.serving.port import listening
 from finetune_operator.settings import OperatorSettings
 
 SETTLE_SECONDS = 0.2

@@ -8,11 +8,11 @@ from typing import Any
 
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.cache import Cache, CachedJob
-from finetune_operator.health import Heartbeat
 from finetune_operator.names import FINETUNE_PLURAL
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.verification import awaits_verdict, is_asked_for
 from finetune_operator.queue import Key, WorkQueue
+from finetune_operator.serving.health import Heartbeat
 from finetune_operator.wire import Raw
 
 

@@ -19,7 +19,6 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.creation import Creation
 from finetune_operator.errors import ApiError, Conflict, Unavailable
 from finetune_operator.events import post_events
-from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer, queue_labels, without_placement_notice
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.decide import attempt_is_open, decide
@@ -33,6 +32,7 @@ from finetune_operator.policy.waiting import waits_for
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.inbox import Inbox
 from finetune_operator.queue import Key, NotBefore
+from finetune_operator.serving.metrics import Metrics
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.verifications import Verifications
 from finetune_operator.view import View

@@ -16,7 +16,6 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, NotFound
-from finetune_operator.health import Heartbeat
 from finetune_operator.names import (
     ATTEMPT_LABEL,
     FINETUNE_PLURAL,
@@ -27,6 +26,7 @@ from finetune_operator.names import (
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.observed import is_owned
 from finetune_operator.queue import Key, WorkQueue
+from finetune_operator.serving.health import Heartbeat
 from finetune_operator.wire import Raw
 
 RETRY_SECONDS = 5.0

@@ -20,8 +20,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from finetune_api.outcome import Reason
-from finetune_operator.metrics import Metrics
 from finetune_operator.policy.reasons import ENDS_OF_ATTEMPTS, OperatorReason
+from finetune_operator.serving.metrics import Metrics
 from tests.chart.monitoring import (
     ALERTS,
     CHART,

@@ -8,9 +8,9 @@ import pytest
 
 from finetune_operator.cache import Cache
 from finetune_operator.dispatch import Dispatcher
-from finetune_operator.health import Heartbeat
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.queue import Key
+from finetune_operator.serving.health import Heartbeat
 from tests.operator.raw import KEY, NOW, child, finished, job, pod, pytorch_job
 
 VERIFY = {"verify": True}

@@ -10,10 +10,10 @@ import pytest
 
 from finetune_operator.cache import Cache
 from finetune_operator.errors import ApiError, api_error
-from finetune_operator.health import Heartbeat
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.queue import Key
 from finetune_operator.resync import ON_ITS_WAY_SECONDS, Resync
+from finetune_operator.serving.health import Heartbeat
 from tests.operator.jumping_loop import JumpingLoop
 from tests.operator.raw import CHILD, KEY, finished, job, pod, pytorch_job
 

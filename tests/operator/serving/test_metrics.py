@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from finetune_api.status import Phase
 from finetune_operator.cache import Cache
-from finetune_operator.http_servers import listening
-from finetune_operator.metrics import Metrics, metrics_app
+from finetune_operator.serving.metrics import Metrics, metrics_app
+from finetune_operator.serving.port import listening
 
 
 @pytest.fixture
