@@ -15,6 +15,7 @@ Sentence = Annotated[str, Field(max_length=4096)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
 """RFC 3339, UTC."""
 Number = Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})]
+NodeName = Annotated[str, Field(max_length=253)]
 ATTEMPTS_KEPT = 64
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
@@ -88,6 +89,7 @@ class Attempt(StatusModel):
         default=None, description="exitCode of the worker that caused the end."
     )
     counted: bool = Field(default=True, description="counted says whether it counts against backoffLimit.")
+    node: NodeName | None = Field(default=None, description="node is where the worker ran that caused the end.")
     start_time: Time | None = Field(default=None, description="startTime of the attempt.")
     completion_time: Time | None = Field(default=None, description="completionTime of the attempt.")
 

@@ -102,6 +102,7 @@ def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeo
             pytorch_job, pods, now=now, noticed=observed.noticed, group_end_seconds=timeouts.group_end_seconds
         )
         plan.ending = isinstance(verdict, datetime)
+        verdict = endings.final(verdict, status) if isinstance(verdict, Verdict) else verdict
     limit = desired.active_deadline_seconds
     if isinstance(verdict, Verdict) and verdict.succeeded:
         endings.succeed(status, verdict, now=now, generation=desired.generation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.status import ATTEMPTS_KEPT, Attempt, FineTuneJobStatus, Progress
@@ -46,6 +47,12 @@ def stopped(reason: str, message: str) -> Verdict:
     return Verdict(succeeded=False, reason=reason, message=message, retryable=True, counted=False)
 
 
+def final(verdict: Verdict, status: FineTuneJobStatus) -> Verdict:
+    """`verdict`, not to be retried where the attempt before ended in the same way and neither is an accident now."""
+    before = status.attempts[-1].reason if status.attempts else None
+    return replace(verdict, retryable=False) if verdict.doubtful and before == verdict.reason else verdict
+
+
 def end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> None:
     """The current attempt has ended."""
     deadline.account(status, active=False, since=now)
@@ -55,6 +62,7 @@ def end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> N
         message=verdict.message[:4096],
         exit_code=verdict.exit_code,
         counted=verdict.counted,
+        node=verdict.node,
         start_time=status.attempt_start_time,
         completion_time=rfc3339(now),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 
 def rfc3339(moment: datetime) -> str:
@@ -16,9 +16,17 @@ def moment(text: str | None) -> datetime | None:
         return None
     try:
         parsed = datetime.fromisoformat(text)
-    except ValueError:
+        return parsed.astimezone(UTC) if parsed.tzinfo else None
+    except (OverflowError, ValueError):
         return None
-    return parsed.astimezone(UTC) if parsed.tzinfo else None
+
+
+def after(start: datetime, seconds: float) -> datetime:
+    """The time that many seconds after `start`, at most the last one that there is."""
+    try:
+        return start + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def seconds_between(start: datetime, end: datetime) -> float:

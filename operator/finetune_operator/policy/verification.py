@@ -13,10 +13,12 @@ from typing import Any
 from finetune_api.status import ConditionType, FineTuneJobStatus
 from finetune_api.verification import VerificationMessage
 from finetune_operator.policy.conditions import State, condition, verified
-from finetune_operator.policy.failure_reason import NEVER_STARTED, quoted
+from finetune_operator.policy.failure_reason import OOM_KILLED
 from finetune_operator.policy.observed import VerificationView
 from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
+from finetune_operator.policy.pod_ends import disk_full, never_started, out_of_memory, quoted
 from finetune_operator.policy.reasons import VerificationReason
+from finetune_operator.policy.start_errors import NEVER_STARTED
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.waiting import STUCK
 
@@ -24,6 +26,8 @@ LOOK_AGAIN_SECONDS = 5.0
 """When to look again for the end of a Job whose pod has ended, or whose time is over: no event of a pod tells it."""
 
 BY_HAND = "`finetune verify` does the same by hand."
+
+ELSEWHERE = "or run `finetune verify` where there is more"
 
 _UNDECIDED = (VerificationReason.PENDING, VerificationReason.VERIFYING)
 
@@ -133,16 +137,12 @@ def _failure(found: VerificationView, status: FineTuneJobStatus) -> str:
     if pod is None:
         how = quoted(found.end_message or found.end_reason).rstrip(".") or "its pod was deleted"
         return f"The Job {found.name} ended without a result ({how}); {BY_HAND}"
-    if pod.ended_reason == "OOMKilled":
-        return (
-            "The verification used more main memory than its limit and was killed: raise "
-            "workers.resources.limits.memory in a new FineTuneJob, or run `finetune verify` where there is more."
-        )
-    if pod.ended_reason in NEVER_STARTED:
-        return (
-            f"The verification could not be started ({quoted(pod.ended_message)}): check that workers.image is a "
-            "trainer of this operator."
-        )
+    if pod.init_container is not None or pod.ended_reason in NEVER_STARTED:
+        return f"{never_started('The verification', pod)} {BY_HAND}"
+    if pod.disk_limit is not None:
+        return disk_full("The verification", pod.disk_limit, ELSEWHERE)
+    if pod.ended_reason == OOM_KILLED:
+        return out_of_memory("The verification", pod, ELSEWHERE)
     code = f"with exit code {pod.exit_code}" if pod.exit_code is not None else f"({quoted(pod.ended_message)})"
     return (
         f"The verification ended {code} and did not say why: read the last lines of `kubectl logs {pod.name}`, and "

@@ -120,6 +120,23 @@ def test_backoff_limit_counts_failures(failures: int | None, limit: int, over: b
         assert "HubUnavailable" in last.message
 
 
+OOM = ended(0, 137, ended_reason="OOMKilled", memory_limit=None, node="node-7")
+
+
+@pytest.mark.parametrize(
+    ("before", "over"),
+    [([], False), (["TrainerCrashed"], False), (["OutOfMemory"], True), (["OutOfMemory", "Disrupted"], False)],
+)
+def test_what_may_be_the_nodes_fault_is_tried_once_more(before: list[str], over: bool) -> None:
+    ends = [Attempt(number=number, reason=why) for number, why in enumerate(before, 1)]
+    status = during(attempt=len(ends) + 1, attempts=ends, failures=len(ends))
+    plan = decide(observed(status, pytorch_job(attempt=len(ends) + 1), [OOM], backoff_limit=9), NOW, PATIENCE)
+    assert is_finished(plan.status) is over
+    end = plan.status.attempts[-1]
+    assert (end.reason, end.counted, end.node) == ("OutOfMemory", True, "node-7")
+    assert reason(plan.status) == "OutOfMemory"
+
+
 def test_disruptions_do_not_count() -> None:
     status = during(failures=3, attempt=4)
     evicted = ended(0, None, phase="Failed", disruption="Evicted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,14 @@ def doing(
     return activity(found, pods, queue=queue, now=NOW, pods_expected_seconds=30, reported=reported)
 
 
-def waits(reason: str, message: str = "text of the kubelet") -> PodView:
+def waits(reason: str, message: str = "text of the kubelet", **more: Any) -> PodView:
     """A pod whose container waits."""
-    return pod(0, waiting=reason, waiting_message=message)
+    return pod(0, waiting=reason, waiting_message=message, **more)
+
+
+def mesh_waits(reason: str) -> PodView:
+    """A pod with an init container of somebody else's that waits."""
+    return waits(reason, init_container="mesh")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +42,34 @@ def waits(reason: str, message: str = "text of the kubelet") -> PodView:
         (pytorch_job(), [waits("InvalidImageName")], "Starting", "ImagePullFailed", "workers.image"),
         (pytorch_job(), [waits("CreateContainerConfigError")], "Starting", "ConfigurationMissing", "create it"),
         (pytorch_job(), [waits("CreateContainerError")], "Starting", "ContainerStartFailed", "text of the kubelet"),
+        (
+            pytorch_job(),
+            [mesh_waits("ErrImagePull")],
+            "Starting",
+            "ImagePullFailed",
+            "The image of the init container mesh of worker 0 cannot be pulled (ErrImagePull: text of the kubelet)",
+        ),
+        (
+            pytorch_job(),
+            [mesh_waits("CreateContainerConfigError")],
+            "Starting",
+            "ConfigurationMissing",
+            "The init container mesh of worker 0 refers to a Secret",
+        ),
+        (
+            pytorch_job(),
+            [mesh_waits("CrashLoopBackOff")],
+            "Starting",
+            "ContainerStartFailed",
+            "The init container mesh of worker 0 cannot be started (CrashLoopBackOff: text of the kubelet). It is not",
+        ),
+        (
+            pytorch_job(),
+            [waits("RunContainerError")],
+            "Starting",
+            "ContainerStartFailed",
+            "The container of worker 0 cannot be started (RunContainerError: text of the kubelet).",
+        ),
         (pytorch_job(), [waits("ContainerCreating")], "Starting", "Starting", "the worker is being started"),
         (pytorch_job(), [], "Starting", "PodsNotCreated", "0 of 1 pods were created after 30 s"),
         (pytorch_job(nodes=2), [running(0)], "Starting", "PodsNotCreated", "1 of 2 pods"),
