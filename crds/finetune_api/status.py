@@ -220,6 +220,15 @@ class FineTuneJobStatus(StatusModel):
     failures: Number | None = Field(
         default=None, description="failures is the number of attempts that count against backoffLimit."
     )
+    attempts_without_progress: Number | None = Field(
+        default=None,
+        description="attemptsWithoutProgress is the number of attempts in a row that were taken away since training "
+        "last got further; the job fails when there are too many.",
+    )
+    resumed_step: Number | None = Field(
+        default=None,
+        description="resumedStep is the newest optimizer step that an attempt is known to have gone on from.",
+    )
     active_seconds: Number | None = Field(
         default=None,
         description="activeSeconds is how long the job was active before activeSince, over all attempts, in seconds.",

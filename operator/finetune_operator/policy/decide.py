@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
 from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_operator.policy import conditions, deadline, endings, retry, ttl, verification
-from finetune_operator.policy.failure_reason import Verdict, judge
+from finetune_operator.policy import advance, conditions, deadline, endings, retry, ttl, verification
+from finetune_operator.policy.failure_reason import Verdict, judge, newest_checkpoint
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.plan import DesiredState, ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
@@ -48,6 +48,20 @@ def attempt_is_open(status: FineTuneJobStatus) -> bool:
 def next_attempt(status: FineTuneJobStatus) -> int:
     """Number of the attempt after the last one that has ended."""
     return (status.attempts[-1].number if status.attempts else 0) + 1
+
+
+def holds_back(desired: DesiredState, status: FineTuneJobStatus, now: datetime) -> bool:
+    """Whether no further attempt is made just now, for another reason than that one has to wait for its time.
+
+    Nobody would notice then that one was made, just before the operator was stopped.
+    """
+    return (
+        desired.suspend
+        or bool(desired.problems)
+        or deadline.exceeded(status, desired.active_deadline_seconds, now)
+        or advance.is_stuck(status)
+        or retry.exhausted(status.failures or 0, desired.backoff_limit)
+    )
 
 
 def note_created(
@@ -103,6 +117,8 @@ def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeo
         )
         plan.ending = isinstance(verdict, datetime)
         verdict = endings.final(verdict, status) if isinstance(verdict, Verdict) else verdict
+    if observed.progress is not None:
+        advance.note_report(status, observed.progress)
     limit = desired.active_deadline_seconds
     if isinstance(verdict, Verdict) and verdict.succeeded:
         endings.succeed(status, verdict, now=now, generation=desired.generation)
@@ -133,7 +149,7 @@ def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeo
         _retry_or_fail(plan, verdict, observed, now, timeouts)
     elif pytorch_job is not None:
         # One that its queue has stopped goes on from what its pods saved before they went.
-        _keep_checkpoints(status, pods)
+        keep_checkpoint(status, newest_checkpoint(pods))
         _note_activity(plan, pytorch_job, pods, observed, now, timeouts, reported=observed.reported)
         if observed.progress is not None:
             status.progress = observed.progress
@@ -147,9 +163,11 @@ def _between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeou
         note_created(plan, observed.unrecorded, observed, now, timeouts)
         plan.again_at = now
         return
+    if desired.suspend:
+        advance.note_suspension(status)
     left = [pod for pod in observed.pods if pod.holds_machine]
     # The checkpoint of an attempt that was told to stop is known only now.
-    _keep_checkpoints(status, observed.pods)
+    keep_checkpoint(status, newest_checkpoint(observed.pods))
     if observed.pytorch_job is not None or left:
         plan.release = observed.pytorch_job is not None and not observed.pytorch_job.deleting
         plan.again_at = now + timedelta(seconds=LOOK_AGAIN_SECONDS)
@@ -198,6 +216,12 @@ def _between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeou
             now=now,
             generation=desired.generation,
         )
+        plan.again_at = now
+        return
+    if advance.is_stuck(status):
+        # Only now: what the last pods said of their checkpoint may have come after the end was written down.
+        sentence = advance.stuck_sentence(status)
+        endings.fail(status, OperatorReason.NO_PROGRESS, sentence, now=now, generation=desired.generation)
         plan.again_at = now
         return
     if retry.exhausted(status.failures or 0, desired.backoff_limit):
@@ -276,11 +300,6 @@ def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, desired
         now=now,
         generation=desired.generation,
     )
-
-
-def _keep_checkpoints(status: FineTuneJobStatus, pods: Sequence[PodView]) -> None:
-    for pod in pods:
-        keep_checkpoint(status, pod.last_words.checkpoint if pod.last_words else None)
 
 
 def _next_attempt_at(status: FineTuneJobStatus, timeouts: Timeouts) -> datetime | None:

@@ -103,13 +103,18 @@ def judge(
             words=lead.last_words,
             checkpoint=lead.last_words.checkpoint,
         )
-    saved = [pod.last_words.checkpoint for pod in pods if pod.last_words and pod.last_words.checkpoint]
-    checkpoint = max(saved, key=lambda found: found.step, default=None)
+    checkpoint = newest_checkpoint(pods)
     failed = [pod for pod in pods if not pod.succeeded and (pod.ended or pod.deleting)]
     if not failed:
         return _without_failed_pod(pytorch_job, pods, checkpoint)
     cause = min(failed, key=lambda pod: (_weight(pod), (pod.ended_at or now), pod.index))
     return _verdict(cause, checkpoint, complete=len(pods) >= pytorch_job.nodes)
+
+
+def newest_checkpoint(pods: Sequence[PodView]) -> CheckpointResult | None:
+    """The newest of the checkpoints that pods name in their last words."""
+    saved = [pod.last_words.checkpoint for pod in pods if pod.last_words and pod.last_words.checkpoint]
+    return max(saved, key=lambda found: found.step, default=None)
 
 
 def _left_over(pod: PodView, pytorch_job: PyTorchJobView) -> bool:

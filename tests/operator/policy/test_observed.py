@@ -120,7 +120,8 @@ def test_an_init_container_that_failed_is_the_end_of_its_pod(message: str, text:
 
 def test_a_sidecar_that_is_stopped_behind_the_trainer_tells_nothing() -> None:
     sidecar = init("mesh", terminated={"exitCode": 143, "reason": "Error"})
-    for state in ({"running": {}}, {"terminated": {"exitCode": 0, "reason": "Completed"}}):
+    states: list[dict[str, Any]] = [{"running": {}}, {"terminated": {"exitCode": 0, "reason": "Completed"}}]
+    for state in states:
         found = read_pod(raw_pod({"phase": "Running", "initContainerStatuses": [sidecar], **container(**state)}))
         assert found.init_container is None
 
