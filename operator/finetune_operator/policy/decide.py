@@ -18,7 +18,7 @@ from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.plan import DesiredState, ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
-from finetune_operator.policy.times import moment, rfc3339
+from finetune_operator.policy.times import after, believed_if_recent, moment, rfc3339
 from finetune_operator.policy.waiting import Activity, activity
 
 LOOK_AGAIN_SECONDS = 5.0
@@ -70,7 +70,7 @@ def note_created(
     """Enter the attempt that was just created, or found to have been, into the plan's status."""
     status = plan.status
     status.attempt = pytorch_job.attempt
-    status.attempt_start_time = rfc3339(pytorch_job.created_at or now)
+    status.attempt_start_time = rfc3339(believed_if_recent(pytorch_job.created_at, now))
     status.start_time = status.start_time or status.attempt_start_time
     status.progress = None
     _note_activity(plan, pytorch_job, (), observed, now, timeouts, reported=None)
@@ -99,8 +99,10 @@ def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts:
     plan.release = any(not pod.ended for pod in observed.pods) or not (observed.pods or pytorch_job.ended)
     if not plan.release and any(pod.holds_machine for pod in observed.pods):
         # The trainer has ended, its pod has not: in a moment it will, unless a container beside it goes on for ever.
-        release_at = (moment(plan.status.completion_time) or now) + timedelta(seconds=timeouts.group_end_seconds)
-        plan.release = now >= release_at
+        ended_at = moment(plan.status.completion_time)
+        release_at = after(ended_at, timeouts.group_end_seconds) if ended_at is not None else now
+        # An end in the future is by another clock, and nobody knows how long ago it was.
+        plan.release = now >= release_at or (ended_at is not None and ended_at > now)
         if not plan.release:
             plan.again_at = min(release_at, plan.again_at or release_at)
 
@@ -229,7 +231,7 @@ def _between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeou
         endings.give_up(status, desired.backoff_limit, now=now, generation=desired.generation)
         plan.again_at = now
         return
-    due = _next_attempt_at(status, timeouts)
+    due = _next_attempt_at(status, timeouts, now)
     if due is not None and due > now:
         last = status.attempts[-1]
         _note_retrying(plan, f"{last.reason}: {last.message}", due, now, desired)
@@ -248,16 +250,18 @@ def _note_activity(
     reported: Phase | None,
 ) -> None:
     desired = observed.desired
+    active = not pytorch_job.held
+    since = believed_if_recent(pytorch_job.resumed_at or pytorch_job.created_at, now) if active else now
+    deadline.account(plan.status, active=active, since=since, now=now)
     doing: Activity = activity(
         pytorch_job,
         pods,
         queue=desired.queue,
         now=now,
+        since=moment(plan.status.active_since) or since,
         pods_expected_seconds=timeouts.pods_expected_seconds,
         reported=reported,
     )
-    since = pytorch_job.resumed_at or pytorch_job.created_at or now
-    deadline.account(plan.status, active=not pytorch_job.suspended, since=now if pytorch_job.suspended else since)
     plan.again_at = doing.again_at
     if desired.problems:
         # What runs goes on: it was made of a spec that was valid. The change is reported and no attempt made of it.
@@ -283,7 +287,7 @@ def _retry_or_fail(plan: Plan, verdict: Verdict, observed: ObservedState, now: d
     if retry.exhausted(status.failures or 0, desired.backoff_limit):
         endings.give_up(status, desired.backoff_limit, now=now, generation=desired.generation)
         return
-    due = _next_attempt_at(status, timeouts) or now
+    due = _next_attempt_at(status, timeouts, now) or now
     _note_retrying(plan, f"{verdict.reason}: {verdict.message}", due, now, desired)
     plan.again_at = now
 
@@ -302,9 +306,9 @@ def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, desired
     )
 
 
-def _next_attempt_at(status: FineTuneJobStatus, timeouts: Timeouts) -> datetime | None:
+def _next_attempt_at(status: FineTuneJobStatus, timeouts: Timeouts, now: datetime) -> datetime | None:
     return retry.next_attempt_at(
-        status.attempts, base_seconds=timeouts.retry_base_seconds, limit_seconds=timeouts.retry_limit_seconds
+        status.attempts, base_seconds=timeouts.retry_base_seconds, limit_seconds=timeouts.retry_limit_seconds, now=now
     )
 
 

@@ -56,7 +56,7 @@ def final(verdict: Verdict, status: FineTuneJobStatus) -> Verdict:
 
 def end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> None:
     """The current attempt has ended."""
-    deadline.account(status, active=False, since=now)
+    deadline.account(status, active=False, since=now, now=now)
     ended = Attempt(
         number=status.attempt or 1,
         reason=verdict.reason,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import IntEnum
 from itertools import islice
 
@@ -19,7 +19,7 @@ from finetune_operator.policy.pod_ends import disk_full, never_started, out_of_m
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import adapter_of
 from finetune_operator.policy.start_errors import NEVER_STARTED, image_is_at_fault
-from finetune_operator.policy.times import seconds_between
+from finetune_operator.policy.times import after
 
 OOM_KILLED = "OOMKilled"
 """The kubelet's word for the end of a container of which the kernel killed a process for want of memory: at its own
@@ -79,19 +79,18 @@ def judge(
         pytorch_job: the attempt's PyTorchJob.
         pods: those of its pods that exist.
         now: the present.
-        group_end_seconds: how long the other pods may take to end after the first (seconds).
-        noticed: when the operator first saw that the end has begun.
+        group_end_seconds: how long the other pods may take to end once the end of the first was noticed (seconds).
+        noticed: when the operator first saw that the end has begun; None if it sees that now.
     """
-    if pytorch_job.suspended:
+    if pytorch_job.held:
         return None
     pods = [pod for pod in pods if not _left_over(pod, pytorch_job)]
     lead = next((pod for pod in pods if pod.index == 0), None)
-    first = _first_end(pytorch_job, pods)
-    if first is None:
+    if not _has_begun_to_end(pytorch_job, pods):
         return None
-    # The pods' times come from the clocks of their nodes: one that is ahead must not put the judgement off.
-    decide_at = min(first, noticed or now) + timedelta(seconds=group_end_seconds)
-    if not all(pod.ended for pod in pods) and seconds_between(now, decide_at) > 0:
+    # Counted from when we noticed: the times of the pods come from the clocks of their nodes.
+    decide_at = after(min(noticed or now, now), group_end_seconds)
+    if _others_may_end(pytorch_job, pods) and now < decide_at:
         return decide_at
     adapter = _adapter(lead)
     if adapter is not None and lead is not None and lead.last_words is not None:
@@ -107,7 +106,7 @@ def judge(
     failed = [pod for pod in pods if not pod.succeeded and (pod.ended or pod.deleting)]
     if not failed:
         return _without_failed_pod(pytorch_job, pods, checkpoint)
-    cause = min(failed, key=lambda pod: (_weight(pod), (pod.ended_at or now), pod.index))
+    cause = min(failed, key=lambda pod: (_weight(pod), pod.ended_at is None, pod.ended_at or now, pod.index))
     return _verdict(cause, checkpoint, complete=len(pods) >= pytorch_job.nodes)
 
 
@@ -127,21 +126,21 @@ def _left_over(pod: PodView, pytorch_job: PyTorchJobView) -> bool:
     )
 
 
-def _first_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> datetime | None:
-    """When the end of the attempt began; None while it goes on. Workers that succeed wait for the others."""
+def _has_begun_to_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> bool:
+    """Whether the attempt is ending. Workers that succeed wait for the others."""
     all_over = bool(pods) and all(pod.ended for pod in pods)
-    begun = [pod for pod in pods if pod.deleting or (pod.ended and (not pod.succeeded or _adapter(pod) or all_over))]
-    times = [pod.ended_at for pod in begun if pod.ended_at]
-    if begun:
-        # A pod that is being deleted has no time of its end yet: judged as soon as the others have ended.
-        return min(times) if times else _long_ago(pytorch_job)
-    if pytorch_job.ended:
-        return pytorch_job.ended_at or _long_ago(pytorch_job)
-    return None
+    return pytorch_job.ended or any(
+        pod.deleting or (pod.ended and (not pod.succeeded or _adapter(pod) is not None or all_over)) for pod in pods
+    )
 
 
-def _long_ago(pytorch_job: PyTorchJobView) -> datetime:
-    return pytorch_job.started_at or pytorch_job.created_at or datetime.min.replace(tzinfo=UTC)
+def _others_may_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> bool:
+    """Whether pods that have not ended may yet say what the cause was.
+
+    Where one is only being deleted, nothing is waited for: the training operator makes another in its place, and then
+    nobody could tell that it was taken away.
+    """
+    return any(not pod.ended for pod in pods) and (pytorch_job.ended or any(pod.ended for pod in pods))
 
 
 def _adapter(pod: PodView | None) -> Adapter | None:

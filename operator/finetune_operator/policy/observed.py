@@ -132,6 +132,11 @@ class PyTorchJobView:
         """Whether the training operator is done with it."""
         return self.end is not None
 
+    @property
+    def held(self) -> bool:
+        """Whether it waits for whoever suspended it. One that has ended waits for nobody, suspended or not."""
+        return self.suspended and not self.ended
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationView:

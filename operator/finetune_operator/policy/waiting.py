@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.pod_ends import quoted
 from finetune_operator.policy.reasons import OperatorReason
-from finetune_operator.policy.times import seconds_between
+from finetune_operator.policy.times import after
 
 PULL_FAILURES = (
     "ErrImagePull",
@@ -47,6 +47,7 @@ def activity(
     *,
     queue: str | None,
     now: datetime,
+    since: datetime,
     pods_expected_seconds: float,
     reported: Phase | None,
 ) -> Activity:
@@ -57,11 +58,12 @@ def activity(
         pods: those of its pods that exist.
         queue: Kueue queue of the job, if it has one.
         now: the present.
+        since: when it became active, by our own clock.
         pods_expected_seconds: how long pods may be missing before that is said (seconds).
         reported: phase in the newest progress report of this attempt, if there is one.
     """
     what, nodes = f"Attempt {pytorch_job.attempt}", pytorch_job.nodes
-    if pytorch_job.suspended:
+    if pytorch_job.held:
         return Activity(Phase.QUEUED, OperatorReason.WAITING_FOR_QUOTA, _queued(pytorch_job, queue))
     for find in (_unschedulable, _container_waits):
         found = find(pods, nodes)
@@ -84,10 +86,9 @@ def activity(
     )
     if len(pods) >= nodes:
         return Activity(Phase.STARTING, Phase.STARTING, so_far)
-    since = pytorch_job.resumed_at or pytorch_job.created_at or now
-    if seconds_between(since, now) < pods_expected_seconds:
-        again_at = since + timedelta(seconds=pods_expected_seconds)
-        return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=again_at)
+    expected_at = after(since, pods_expected_seconds)
+    if now < expected_at:
+        return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=expected_at)
     return Activity(
         Phase.STARTING,
         OperatorReason.PODS_NOT_CREATED,

@@ -27,8 +27,9 @@ from tests.operator.policy.views import (
 
 
 def verdict(pods: Sequence[PodView], found: PyTorchJobView | None = None) -> Verdict:
-    """The judgement, which must have been made."""
-    made = judge(found or pytorch_job(nodes=max(1, len(pods))), pods, now=NOW, group_end_seconds=30)
+    """The judgement, which must have been made: the end was noticed long ago."""
+    found = found or pytorch_job(nodes=max(1, len(pods)))
+    made = judge(found, pods, now=NOW, group_end_seconds=30, noticed=later(-30))
     assert isinstance(made, Verdict), made
     return made
 
@@ -233,18 +234,70 @@ def test_nothing_is_judged_while_the_group_runs() -> None:
     assert undecided([], pytorch_job(nodes=2)) is None
 
 
-def test_the_others_get_time_to_end() -> None:
-    pods = [running(0), ended(1, 203, PEER, ago=10)]
-    assert undecided(pods, pytorch_job(nodes=2)) == later(20)
-    assert verdict([running(0), ended(1, 203, PEER, ago=30)]).reason == "PeerFailed"
+FAILS = ended(1, 203, PEER)
 
 
-def test_a_nodes_clock_that_is_ahead_puts_the_judgement_off_once() -> None:
-    pods = [running(0), ended(1, 203, PEER, ago=-3600)]
-    assert undecided(pods, pytorch_job(nodes=2)) == later(30)
-    assert undecided(pods, pytorch_job(nodes=2), noticed=later(-20)) == later(10)
-    made = judge(pytorch_job(nodes=2), pods, now=NOW, group_end_seconds=30, noticed=later(-30))
+@pytest.mark.parametrize("clock", [0, -3600, 3600])
+@pytest.mark.parametrize(
+    ("found", "pods"),
+    [
+        (pytorch_job(nodes=2), [running(0), FAILS]),
+        (pytorch_job(nodes=2, end="Failed"), [running(0), FAILS]),
+        (pytorch_job(nodes=2, end="Failed"), [running(0), running(1)]),
+        (pytorch_job(nodes=2), [running(0, deleting=True), FAILS]),
+        (pytorch_job(nodes=2), [running(1), ended(0, 0, success())]),
+        # Its end has no time at all.
+        (pytorch_job(nodes=2), [running(0), replace(FAILS, ended_at=None)]),
+    ],
+)
+def test_the_others_get_time_to_end_whatever_the_nodes_clocks_say(
+    found: PyTorchJobView, pods: list[PodView], clock: float
+) -> None:
+    pods = [replace(pod, ended_at=later(clock) if pod.ended_at else None) for pod in pods]
+    found = replace(found, ended_at=later(clock), started_at=later(clock - 60), created_at=later(clock - 60))
+    assert undecided(pods, found) == later(30)
+    assert undecided(pods, found, noticed=later(-20)) == later(10)
+    assert undecided(pods, found, noticed=later(-29)) == later(1)
+    verdict(pods, found)
+    # Our own clock was set back meanwhile.
+    assert undecided(pods, found, noticed=later(3600)) == later(30)
+
+
+@pytest.mark.parametrize(
+    ("pods", "reason"),
+    [
+        ([ended(0, 203, PEER), FAILS], "PeerFailed"),
+        ([ended(0, 0), ended(1, 0)], "ResultMissing"),
+        # The training operator makes another pod in its place, and then nobody could tell.
+        ([running(0), running(1, deleting=True)], "Disrupted"),
+        ([running(0, deleting=True)], "Disrupted"),
+        # One that has ended and is only being removed.
+        ([ended(0, 203, PEER, deleting=True), ended(1, 11, BAD_DATA)], "DataInvalid"),
+    ],
+)
+def test_where_nothing_more_can_be_learned_nothing_is_waited_for(pods: list[PodView], reason: str) -> None:
+    made = judge(pytorch_job(nodes=len(pods)), pods, now=NOW, group_end_seconds=30)
     assert isinstance(made, Verdict)
+    assert made.reason == reason
+
+
+@pytest.mark.parametrize("end", ["Failed", "Succeeded"])
+def test_what_has_ended_is_judged_although_it_is_suspended(end: str) -> None:
+    """Or it would wait for a queue that will never let it go."""
+    made = verdict([], pytorch_job(suspended=True, end=end))
+    assert made.reason == ("Disrupted" if end == "Failed" else "ResultMissing")
+    assert verdict([ended(0, 11, BAD_DATA)], pytorch_job(suspended=True, end=end)).reason == "DataInvalid"
+    assert verdict([ended(0, 0, success())], pytorch_job(suspended=True, end=end)).succeeded
+
+
+@pytest.mark.parametrize("clock", [0, -3600, 3600])
+def test_of_equal_causes_the_earliest_is_told(clock: float) -> None:
+    first, second = ended(1, 139, ago=clock + 9), ended(0, 139, ago=clock)
+    assert verdict([second, first]).message.startswith("Worker 1 ")
+    unknown = replace(first, ended_at=None)
+    assert verdict([second, unknown]).message.startswith("Worker 0 ")
+    assert verdict([ended(0, 139), ended(1, 139)]).message.startswith("Worker 0 ")
+    assert verdict([ended(1, 139), ended(0, 139)]).message.startswith("Worker 0 ")
 
 
 def test_what_somebody_else_suspended_is_not_judged() -> None:

@@ -215,7 +215,7 @@ ON_THE_WAY: dict[str, tuple[VerificationView, str | None, str, float | None]] = 
 @pytest.mark.parametrize("doing", ON_THE_WAY)
 def test_what_it_does_is_said_once(doing: str) -> None:
     found, queue, message, after = ON_THE_WAY[doing]
-    before = succeeded(message="no room" if message == "no room" else RUNS)
+    before = succeeded(message="no room", ago=7300) if message == "no room" else succeeded()
     plan = look(before, found, queue=queue)
     assert told(plan)[:2] == ("Unknown", VERIFYING)
     assert message in told(plan)[2]

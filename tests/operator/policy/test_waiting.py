@@ -15,10 +15,15 @@ from tests.operator.policy.views import NOW, ended, later, pod, pytorch_job, run
 
 
 def doing(
-    found: PyTorchJobView, pods: Sequence[PodView] = (), reported: Phase | None = None, queue: str | None = None
+    found: PyTorchJobView,
+    pods: Sequence[PodView] = (),
+    reported: Phase | None = None,
+    queue: str | None = None,
+    ago: float = 3600,
 ) -> Activity:
-    """What it does."""
-    return activity(found, pods, queue=queue, now=NOW, pods_expected_seconds=30, reported=reported)
+    """What it does, having been active for so many seconds."""
+    since = later(-ago)
+    return activity(found, pods, queue=queue, now=NOW, since=since, pods_expected_seconds=30, reported=reported)
 
 
 def waits(reason: str, message: str = "text of the kubelet", **more: Any) -> PodView:
@@ -93,10 +98,18 @@ def test_without_a_queue_somebody_suspended_it() -> None:
 
 
 def test_pods_have_time_to_be_made() -> None:
-    made = doing(pytorch_job(created_at=later(-10)))
+    made = doing(pytorch_job(), ago=10)
     assert (made.reason, made.again_at) == ("Starting", later(20))
-    assert made.message == doing(pytorch_job(created_at=later(-10)), [pod()]).message
-    assert doing(pytorch_job(resumed_at=later(-10))).again_at == later(20)
+    assert made.message == doing(pytorch_job(), [pod()], ago=10).message
+    assert doing(pytorch_job(), ago=29).reason == "Starting"
+    assert doing(pytorch_job(), ago=30).reason == "PodsNotCreated"
+
+
+def test_what_has_ended_waits_for_no_queue() -> None:
+    """Kueue suspends what it takes the quota from, and may be too late."""
+    for end in ("Failed", "Succeeded"):
+        made = doing(pytorch_job(suspended=True, end=end), [running()], queue="team")
+        assert made.reason != "WaitingForQuota"
 
 
 @pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING])
