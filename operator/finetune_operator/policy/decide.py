@@ -15,6 +15,7 @@ from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.policy import advance, conditions, deadline, endings, retry, ttl, verification
 from finetune_operator.policy.failure_reason import Verdict, judge, newest_checkpoint
 from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.phase import shown_phase
 from finetune_operator.policy.plan import DesiredState, ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
@@ -237,6 +238,9 @@ def _between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeou
         _note_retrying(plan, f"{last.reason}: {last.message}", due, now, desired)
         return
     plan.create = next_attempt(status)
+    # The first one's says what is trained.
+    if status.attempt is not None and status.attempt > 1:
+        plan.leftover_config_map = status.attempt
 
 
 def _note_activity(
@@ -253,6 +257,7 @@ def _note_activity(
     active = not pytorch_job.held
     since = believed_if_recent(pytorch_job.resumed_at or pytorch_job.created_at, now) if active else now
     deadline.account(plan.status, active=active, since=since, now=now)
+    phase, until = shown_phase(plan.status, pods, reported, reports_expected=observed.reports_expected, now=now)
     doing: Activity = activity(
         pytorch_job,
         pods,
@@ -260,9 +265,9 @@ def _note_activity(
         now=now,
         since=moment(plan.status.active_since) or since,
         pods_expected_seconds=timeouts.pods_expected_seconds,
-        reported=reported,
+        phase=phase,
     )
-    plan.again_at = doing.again_at
+    plan.again_at = doing.again_at or (until if doing.phase is phase else None)
     if desired.problems:
         # What runs goes on: it was made of a spec that was valid. The change is reported and no attempt made of it.
         conditions.stalled(

@@ -49,7 +49,7 @@ def activity(
     now: datetime,
     since: datetime,
     pods_expected_seconds: float,
-    reported: Phase | None,
+    phase: Phase,
 ) -> Activity:
     """What the attempt does.
 
@@ -60,7 +60,7 @@ def activity(
         now: the present.
         since: when it became active, by our own clock.
         pods_expected_seconds: how long pods may be missing before that is said (seconds).
-        reported: phase in the newest progress report of this attempt, if there is one.
+        phase: the one that it is in once all pods run.
     """
     what, nodes = f"Attempt {pytorch_job.attempt}", pytorch_job.nodes
     if pytorch_job.held:
@@ -71,7 +71,6 @@ def activity(
             return found
     started = sum(pod.running or pod.ended for pod in pods)
     if pods and started >= nodes:
-        phase = reported or Phase.RUNNING
         workers_run = "the worker runs" if nodes == 1 else f"all {nodes} workers run"
         note = ""
         if pytorch_job.edited:

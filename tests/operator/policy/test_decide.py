@@ -298,3 +298,22 @@ def test_a_notice_stands_in_the_message() -> None:
     found = condition(plan.status, ConditionType.SUCCEEDED)
     assert found is not None
     assert "Note: spec.deepspeed: deepspeed has no effect." in found.message
+
+
+@pytest.mark.parametrize(("attempt", "left"), [(None, None), (1, None), (2, 2), (7, 7)])
+def test_what_somebody_elses_deletion_has_left_goes_before_the_next_attempt(
+    attempt: int | None, left: int | None
+) -> None:
+    """The first ConfigMap stays: it says what is trained. The others nobody else would delete."""
+    ends = [Attempt(number=attempt, reason="WorkersDeleted")] if attempt is not None else []
+    status = FineTuneJobStatus(attempt=attempt, attempts=ends)
+    plan = decide(observed(status), NOW, PATIENCE)
+    assert (plan.create, plan.leftover_config_map) == ((attempt or 0) + 1, left)
+
+
+def test_between_two_attempts_no_config_map_is_looked_for() -> None:
+    status = between(ago=5, attempt=2)
+    status.attempts[0].number = 2
+    for suspend in (False, True):
+        plan = decide(observed(status, suspend=suspend), NOW, PATIENCE)
+        assert (plan.create, plan.leftover_config_map) == (None, None)

@@ -17,13 +17,13 @@ from tests.operator.policy.views import NOW, ended, later, pod, pytorch_job, run
 def doing(
     found: PyTorchJobView,
     pods: Sequence[PodView] = (),
-    reported: Phase | None = None,
+    phase: Phase = Phase.RUNNING,
     queue: str | None = None,
     ago: float = 3600,
 ) -> Activity:
     """What it does, having been active for so many seconds."""
     since = later(-ago)
-    return activity(found, pods, queue=queue, now=NOW, since=since, pods_expected_seconds=30, reported=reported)
+    return activity(found, pods, queue=queue, now=NOW, since=since, pods_expected_seconds=30, phase=phase)
 
 
 def waits(reason: str, message: str = "text of the kubelet", **more: Any) -> PodView:
@@ -114,8 +114,8 @@ def test_what_has_ended_waits_for_no_queue() -> None:
 
 @pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING])
 def test_the_trainers_own_phase_counts_once_all_run(phase: Phase) -> None:
-    assert doing(pytorch_job(), [running()], reported=phase).phase is phase
-    assert doing(pytorch_job(), [pod()], reported=phase).phase is Phase.STARTING
+    assert doing(pytorch_job(), [running()], phase=phase).phase is phase
+    assert doing(pytorch_job(), [pod()], phase=phase).phase is Phase.STARTING
 
 
 def test_a_worker_that_waits_says_more_than_one_that_runs() -> None:
