@@ -59,7 +59,7 @@ class ReadableResponse(aiohttp.ClientResponse):
 
     kopf reads every list and every line of a watch with `json` and takes its shape for granted. One object that is
     nested a thousand levels deep, a garbled line, an ERROR other than 410, or a kind that is taken away would end its
-    watch, and with it the process, at every start anew. Here the first is cut, and the others are a reason to try again.
+    watch, and with it the process, at every start anew. Here the first is cut, and the others lead to another try.
     """
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:

@@ -67,6 +67,11 @@ VERIFICATION_CONTAINER = "verify"
 """Name of the container that verifies an adapter."""
 WORKER_REPLICA = "Worker"
 
+CACHE_VOLUME = "finetune-cache"
+SCRATCH_VOLUME = "finetune-scratch"
+SHARED_MEMORY_VOLUME = "finetune-shared-memory"
+"""Names of a pod's emptyDir volumes: the kubelet names them when one has grown too large."""
+
 UID_CHARACTERS = 8
 NAME_CHARACTERS = 36
 """Characters of the job's name in a child's: with uid, attempt and `-worker-1023` they stay below 63."""

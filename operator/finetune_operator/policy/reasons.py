@@ -15,6 +15,7 @@ class OperatorReason(StrEnum):
     SUSPENDED = "Suspended"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     RETRIES_EXHAUSTED = "RetriesExhausted"
+    NO_PROGRESS = "NoProgress"
 
     # An attempt ended. Disruptions do not count against backoffLimit.
     DISRUPTED = "Disrupted"
@@ -61,3 +62,6 @@ ENDS_OF_ATTEMPTS = (
     OperatorReason.TRAINER_NOT_STARTED,
 )
 """Those that an attempt ends with, beside a trainer's own."""
+
+ENDS_OF_JOBS = (OperatorReason.RETRIES_EXHAUSTED, OperatorReason.NO_PROGRESS)
+"""Those that only a job ends with: no further attempt is made."""
