@@ -82,13 +82,16 @@ class Attempts:
         raw = await self._pytorch_job(cached, child_name(cached.key.name, cached.uid, attempt))
         return read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
 
-    async def create(self, job: FineTuneJob, cached: CachedJob, attempt: int, *, live: bool) -> PyTorchJobView:
+    async def create(
+        self, job: FineTuneJob, cached: CachedJob, attempt: int, *, avoid: Sequence[str], live: bool
+    ) -> PyTorchJobView:
         """Create ConfigMap and PyTorchJob of an attempt, or find that they were.
 
         Args:
             job: as its author wrote it.
             cached: the same job.
             attempt: number of the attempt.
+            avoid: names of nodes that its pods had better not run on.
             live: whether the job was read just now. What a watch told may be old: where the ConfigMap is there
                 already, an operator was here before, and the job has to be read.
 
@@ -101,7 +104,7 @@ class Attempts:
             job = continued(job, await self.first_config_map(cached))
         with _creating(CONFIG_MAP):
             await self._create_config_map(job, cached, attempt, live=live)
-        body = pytorch_job(job, attempt, self._settings)
+        body = pytorch_job(job, attempt, self._settings, avoid)
         namespace, name = cached.key.namespace, body["metadata"]["name"]
         with _creating(PYTORCH_JOB):
             try:

@@ -11,6 +11,7 @@ from finetune_operator.cache import CachedJob
 from finetune_operator.errors import ApiError, Conflict, Forbidden, NotFound, SetupProblem
 from finetune_operator.policy.conditions import stalled
 from finetune_operator.policy.decide import note_created, note_hindered
+from finetune_operator.policy.nodes import nodes_to_avoid
 from finetune_operator.policy.observed import PyTorchJobView
 from finetune_operator.policy.plan import Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
@@ -45,9 +46,10 @@ class Creation:
         cached, job = view.cached, view.spec.job
         if job is None:
             raise Conflict(409, "Conflict", "The spec has to be read again.")
+        avoid = nodes_to_avoid(view.observed.status.attempts)
         try:
             await self._trust(cached)
-            made = await self._attempts.create(job, cached, number, live=view.live)
+            made = await self._attempts.create(job, cached, number, avoid=avoid, live=view.live)
         except NameTaken as error:
             _enter(plan, view, now, Refusal(OperatorReason.NAME_TAKEN, str(error)))
         except ApiError as error:

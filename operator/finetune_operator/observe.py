@@ -13,7 +13,7 @@ from datetime import datetime
 from finetune_api.load import load_manifest
 from finetune_api.problem import Problem
 from finetune_api.rules import workers_of
-from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.attempts import Attempts
 from finetune_operator.cache import Cache, CachedJob, ParsedSpec
 from finetune_operator.children import is_calm
@@ -21,11 +21,9 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.desired import cluster_notices, job_problems
 from finetune_operator.names import KUEUE_PRIORITY_LABEL, KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
-from finetune_operator.policy.deadline import exceeded
-from finetune_operator.policy.decide import attempt_is_open, next_attempt
+from finetune_operator.policy.decide import attempt_is_open, holds_back, next_attempt
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.plan import DesiredState, ObservedState
-from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.verification import awaits_verdict, is_asked_for
 from finetune_operator.progress.figures import progress_of
 from finetune_operator.progress.inbox import Inbox
@@ -34,10 +32,6 @@ from finetune_operator.settings import OperatorSettings
 from finetune_operator.verifications import Verifications
 from finetune_operator.view import View
 from finetune_operator.wire import Raw
-
-FIRST_REPORT_SECONDS = 300.0
-"""How long an attempt that has not reported anything yet counts as preparing (seconds)."""
-REPORTED_PHASES = (Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING)
 
 TRAINING_CHANGED = Problem(
     "spec",
@@ -141,7 +135,7 @@ class Observer:
     ) -> View:
         finished, desired = is_finished(status), spec.desired
         unrecorded = None
-        if not finished and not attempt_is_open(status) and _holds_back(desired, status, self._now()):
+        if not finished and not attempt_is_open(status) and holds_back(desired, status, self._now()):
             # No attempt is to be made, so nobody would notice that one was, just before the operator was stopped.
             unrecorded = await self._attempts.find(cached, next_attempt(status))
         observed = ObservedState(desired=desired, status=status, unrecorded=unrecorded)
@@ -155,21 +149,11 @@ class Observer:
                 pods=pods,
                 noticed=cached.ending_since,
                 progress=progress,
-                reported=reported or self._assumed_phase(status),
+                reported=reported,
+                reports_expected=self._settings.progress_url is not None,
                 verification=await self._verifications.read(cached, status) if awaited else None,
             )
         return View(cached, raw, spec, observed, live)
-
-    def _assumed_phase(self, status: FineTuneJobStatus) -> Phase | None:
-        """What an attempt does that has not reported it to this process."""
-        if status.phase in REPORTED_PHASES:
-            return status.phase  # an operator that has just started has no report yet
-        begun = moment(status.attempt_start_time)
-        if self._settings.progress_url is None or begun is None:
-            return None
-        # A trainer reports as soon as it lives. One that never does is another's, and simply runs.
-        quiet = seconds_between(begun, self._now())
-        return Phase.PREPARING if quiet < FIRST_REPORT_SECONDS else None
 
     async def _spec(self, raw: Raw, cached: CachedJob, status: FineTuneJobStatus) -> ParsedSpec | None:
         """The spec of `raw`; None where that holds none and the one known is of another generation."""
@@ -224,8 +208,3 @@ def queue_labels(raw: Raw) -> dict[str, str]:
 
 def _status(raw: Raw) -> FineTuneJobStatus:
     return FineTuneJobStatus.model_validate(raw.get("status") or {})
-
-
-def _holds_back(desired: DesiredState, status: FineTuneJobStatus, now: datetime) -> bool:
-    """Whether the spec allows no further attempt just now."""
-    return desired.suspend or bool(desired.problems) or exceeded(status, desired.active_deadline_seconds, now)

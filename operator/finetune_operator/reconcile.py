@@ -142,6 +142,8 @@ class Reconciler:
             await self._attempts.release(
                 cached, plan.status.attempt, observed.pytorch_job, keep_config_map=plan.keep_config_map
             )
+        if plan.leftover_config_map is not None:
+            await self._attempts.release(cached, plan.leftover_config_map, None)
         if plan.verify:
             await self._verifications.begin(plan, view, now)
         pytorch_job = observed.pytorch_job
