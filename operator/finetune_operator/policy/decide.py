@@ -6,12 +6,13 @@ before anything of it is deleted. So an operator that is killed between any two 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
 from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy import advance, conditions, deadline, endings, retry, ttl, verification
 from finetune_operator.policy.failure_reason import Verdict, judge, newest_checkpoint
 from finetune_operator.policy.observed import PodView, PyTorchJobView
@@ -261,7 +262,6 @@ def _note_activity(
     doing: Activity = activity(
         pytorch_job,
         pods,
-        queue=desired.queue,
         now=now,
         since=moment(plan.status.active_since) or since,
         pods_expected_seconds=timeouts.pods_expected_seconds,
@@ -279,11 +279,24 @@ def _note_activity(
             generation=desired.generation,
         )
         return
-    note = f" Note: {desired.notices[0]}" if desired.notices else ""
-    more = f" ({len(desired.notices) - 1} more notes: see the events.)" if len(desired.notices) > 1 else ""
+    notices = [*_queue_notice(pytorch_job, desired), *desired.notices]
+    note = f" Note: {notices[0]}" if notices else ""
+    more = f" ({len(notices) - 1} more: see the events.)" if len(notices) > 1 else ""
     conditions.progressing(
         plan.status, doing.phase, doing.reason, doing.message + note + more, now=now, generation=desired.generation
     )
+
+
+def _queue_notice(pytorch_job: PyTorchJobView, desired: DesiredState) -> Iterator[Problem]:
+    """What an author should know whose job is to be in another queue than its attempt is."""
+    if pytorch_job.queue != desired.queue:
+        current = f"stays in the queue {pytorch_job.queue}" if pytorch_job.queue else "stays in no queue"
+        other = f"the queue {desired.queue}" if desired.queue else "no queue"
+        yield Problem(
+            f"metadata.labels[{KUEUE_QUEUE_LABEL}]",
+            f"the current attempt {current}, and {other} counts from the next attempt on: suspend the job and resume "
+            "it to have it now, from the last checkpoint.",
+        )
 
 
 def _retry_or_fail(plan: Plan, verdict: Verdict, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:

@@ -12,7 +12,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.outcome import TerminationMessage
-from finetune_operator.names import PYTORCH_CONTAINER, REPLICA_INDEX_LABEL, VERIFICATION_CONTAINER, WORKER_REPLICA
+from finetune_operator.names import (
+    KUEUE_QUEUE_LABEL,
+    PYTORCH_CONTAINER,
+    REPLICA_INDEX_LABEL,
+    VERIFICATION_CONTAINER,
+    WORKER_REPLICA,
+)
 from finetune_operator.policy.evictions import EVICTED, DiskLimit, exceeded_limit
 from finetune_operator.policy.times import moment
 
@@ -126,6 +132,8 @@ class PyTorchJobView:
     ended_at: datetime | None = None
     edited: bool = False
     """Somebody changed what we made."""
+    queue: str | None = None
+    """Kueue queue that it is in. Its job's label may name another one by now."""
 
     @property
     def ended(self) -> bool:
@@ -150,6 +158,8 @@ class VerificationView:
     deleting: bool = False
     suspended: bool = False
     """By Kueue or somebody like it."""
+    queue: str | None = None
+    """Kueue queue that it is in."""
     ended: bool = False
     end_reason: str = ""
     """The controller's word for a failure, such as DeadlineExceeded; empty after success."""
@@ -257,6 +267,7 @@ def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = Fal
         end_message=str(true[end].get("message") or "") if end else "",
         ended_at=moment(str(status.get("completionTime") or "")) or _condition_time(true.get(end) if end else None),
         edited=edited,
+        queue=_queue(metadata),
     )
 
 
@@ -275,6 +286,7 @@ def read_verification(raw: Mapping[str, Any], pods: Iterable[Mapping[str, Any]])
         started_at=moment(str(status.get("startTime") or "")),
         deleting="deletionTimestamp" in metadata,
         suspended=spec.get("suspend") is True,
+        queue=_queue(metadata),
         ended="Complete" in true or "Failed" in true,
         end_reason=str(failed.get("reason") or ""),
         end_message=str(failed.get("message") or ""),
@@ -296,6 +308,10 @@ def _named(containers: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, A
 def _exit_code(ended: Mapping[str, Any]) -> int | None:
     code = ended.get("exitCode")
     return code if isinstance(code, int) and not isinstance(code, bool) else None
+
+
+def _queue(metadata: Mapping[str, Any]) -> str | None:
+    return str(_map(metadata, "labels").get(KUEUE_QUEUE_LABEL) or "") or None
 
 
 def _quantity(value: Any) -> str | None:

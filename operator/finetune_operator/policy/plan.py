@@ -33,7 +33,7 @@ class DesiredState:
     active_deadline_seconds: int | None
     ttl_seconds_after_finished: int | None
     queue: str | None
-    """Kueue queue, if there is one."""
+    """Kueue queue that the next attempt is put in, if there is one."""
     verify: bool = False
     """Whether the adapter is to be verified by a Job of its own."""
     problems: Sequence[Problem] = ()

@@ -156,7 +156,7 @@ def _note_progress(
     # By the clock of another machine. It cannot have begun before success was written down, and that was by our own.
     succeeded_at = min(moment(plan.status.completion_time) or now, now)
     began_at = believed(found.started_at or found.created_at, earliest=succeeded_at, now=now, otherwise=succeeded_at)
-    sentence, again_at = _doing(found, observed.desired.queue, began_at, now, timeouts)
+    sentence, again_at = _doing(found, began_at, now, timeouts)
     if found.started_at is not None and not found.suspended:
         over = after(began_at, timeouts.verification_seconds)
         before = condition(plan.status, ConditionType.VERIFIED)
@@ -170,12 +170,12 @@ def _note_progress(
 
 
 def _doing(
-    found: VerificationView, queue: str | None, began_at: datetime, now: datetime, timeouts: Timeouts
+    found: VerificationView, began_at: datetime, now: datetime, timeouts: Timeouts
 ) -> tuple[str, datetime | None]:
     """What the Job does or waits for, and when to look at that again."""
     if found.suspended:
-        if queue:
-            return f"The Job {found.name} waits in the queue {queue} until Kueue admits it.", None
+        if found.queue:
+            return f"The Job {found.name} waits in the queue {found.queue} until Kueue admits it.", None
         return f"The Job {found.name} was suspended by somebody else: set its spec.suspend to false.", None
     pod = found.pods[-1] if found.pods else None
     running = f"The Job {found.name} opens the adapter in a process of its own."

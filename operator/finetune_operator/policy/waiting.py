@@ -45,7 +45,6 @@ def activity(
     pytorch_job: PyTorchJobView,
     pods: Sequence[PodView],
     *,
-    queue: str | None,
     now: datetime,
     since: datetime,
     pods_expected_seconds: float,
@@ -56,7 +55,6 @@ def activity(
     Args:
         pytorch_job: the attempt's PyTorchJob.
         pods: those of its pods that exist.
-        queue: Kueue queue of the job, if it has one.
         now: the present.
         since: when it became active, by our own clock.
         pods_expected_seconds: how long pods may be missing before that is said (seconds).
@@ -64,7 +62,7 @@ def activity(
     """
     what, nodes = f"Attempt {pytorch_job.attempt}", pytorch_job.nodes
     if pytorch_job.held:
-        return Activity(Phase.QUEUED, OperatorReason.WAITING_FOR_QUOTA, _queued(pytorch_job, queue))
+        return Activity(Phase.QUEUED, OperatorReason.WAITING_FOR_QUOTA, _queued(pytorch_job))
     for find in (_unschedulable, _container_waits):
         found = find(pods, nodes)
         if found is not None:
@@ -103,7 +101,8 @@ def waits_for(status: FineTuneJobStatus) -> str | None:
     return succeeded.reason if succeeded is not None and status.phase in WAITING_PHASES else None
 
 
-def _queued(pytorch_job: PyTorchJobView, queue: str | None) -> str:
+def _queued(pytorch_job: PyTorchJobView) -> str:
+    queue = pytorch_job.queue
     if queue and pytorch_job.has_run:
         return (
             f"Attempt {pytorch_job.attempt} was stopped by its queue {queue} and waits there until Kueue admits it "

@@ -225,7 +225,7 @@ def test_what_runs_goes_on_under_a_spec_that_has_become_invalid() -> None:
 
 
 def test_the_queue_is_not_active_time() -> None:
-    queued = decide(observed(during(), pytorch_job(suspended=True), queue="team"), NOW, PATIENCE).status
+    queued = decide(observed(during(), pytorch_job(suspended=True)), NOW, PATIENCE).status
     assert (queued.phase, queued.active_since, queued.active_seconds) == (Phase.QUEUED, None, 3600)
     again = decide(observed(queued, pytorch_job(resumed_at=later(100)), [pod()]), later(130), PATIENCE).status
     assert (again.active_since, again.active_seconds) == (rfc3339(later(100)), 3600)
@@ -233,9 +233,7 @@ def test_the_queue_is_not_active_time() -> None:
 
 def test_what_a_pod_saved_when_its_queue_stopped_it_is_kept() -> None:
     words = failure(Reason.TERMINATED, checkpoint=checkpoint(70))
-    stopped = decide(
-        observed(during(), pytorch_job(suspended=True), [ended(0, 143, words)], queue="team"), NOW, PATIENCE
-    )
+    stopped = decide(observed(during(), pytorch_job(suspended=True), [ended(0, 143, words)]), NOW, PATIENCE)
     assert stopped.status.checkpoint is not None
     assert (stopped.status.checkpoint.step, stopped.status.attempts) == (70, [])
 
@@ -317,3 +315,36 @@ def test_between_two_attempts_no_config_map_is_looked_for() -> None:
     for suspend in (False, True):
         plan = decide(observed(status, suspend=suspend), NOW, PATIENCE)
         assert (plan.create, plan.leftover_config_map) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("current", "label", "note"),
+    [
+        ("team", "team", None),
+        (None, None, None),
+        ("team", "other", "stays in the queue team, and the queue other counts from the next attempt on: suspend"),
+        ("team", None, "stays in the queue team, and no queue counts from the next attempt on"),
+        (None, "other", "stays in no queue, and the queue other counts from the next attempt on"),
+    ],
+)
+@pytest.mark.parametrize("suspended", [True, False])
+def test_the_queue_that_is_named_is_the_attempts(
+    current: str | None, label: str | None, note: str | None, suspended: bool
+) -> None:
+    found = pytorch_job(queue=current, suspended=suspended)
+    plan = decide(observed(during(), found, [] if suspended else [running()], queue=label), NOW, PATIENCE)
+    end = condition(plan.status, ConditionType.SUCCEEDED)
+    assert end is not None
+    assert (f"waits in the queue {current} until Kueue" in end.message) is (suspended and current is not None)
+    assert "waits in the queue other" not in end.message
+    told = f"Note: metadata.labels[kueue.x-k8s.io/queue-name]: the current attempt {note}"
+    assert told in end.message if note is not None else "Note" not in end.message
+
+
+def test_a_notice_about_the_queue_stands_before_the_others() -> None:
+    notices = [Problem("spec.task", "No task.")]
+    found = observed(during(), pytorch_job(queue="team"), [running()], queue="other", notices=notices)
+    end = condition(decide(found, NOW, PATIENCE).status, ConditionType.SUCCEEDED)
+    assert end is not None
+    assert "Note: metadata.labels" in end.message
+    assert end.message.endswith(" (1 more: see the events.)")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_operator.names import REPLICA_INDEX_LABEL
+from finetune_operator.names import KUEUE_QUEUE_LABEL, REPLICA_INDEX_LABEL
 from finetune_operator.policy.observed import read_pod, read_pytorch_job
 from tests.operator.policy.views import later, success
 
@@ -191,6 +191,11 @@ def test_workers_that_have_run_are_told_from_those_that_never_did(conditions: li
     """When it suspends a PyTorchJob that runs, the training operator leaves the condition Running, as False."""
     found = [{"type": condition, "status": "False"} for condition in conditions]
     assert read_pytorch_job({"status": {"conditions": found}}, 1).has_run is has_run
+
+
+@pytest.mark.parametrize(("label", "queue"), [("team", "team"), ("", None), (None, None), (7, "7")])
+def test_the_queue_is_the_pytorchjobs_own(label: Any, queue: str | None) -> None:
+    assert read_pytorch_job({"metadata": {"labels": {KUEUE_QUEUE_LABEL: label}}}, 1).queue == queue
 
 
 KEYS = [

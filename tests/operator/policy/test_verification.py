@@ -9,6 +9,7 @@ import pytest
 
 from finetune_api.status import Adapter, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.verification import VerificationMessage
+from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.decide import decide
 from finetune_operator.policy.evictions import exceeded_limit
@@ -197,30 +198,30 @@ def test_an_end_has_its_sentence(end: str) -> None:
 FULL: dict[str, Any] = {"unschedulable": "0/3 nodes: full"}
 NO_IMAGE: dict[str, Any] = {"waiting": "ErrImagePull", "waiting_message": "not found"}
 OVER = 7200 - 60 + 5
-ON_THE_WAY: dict[str, tuple[VerificationView, str | None, str, float | None]] = {
-    "queued": (job(suspended=True), "team", "waits in the queue team until Kueue admits it", None),
-    "suspended by hand": (job(suspended=True), None, "set its spec.suspend to false", None),
-    "just made": (job(created_at=NOW, started_at=None), None, RUNS, 30),
-    "no pods yet": (job(started_at=later(-10)), None, RUNS, 20),
-    "no pods at all": (job(), None, "has no pod yet: `kubectl describe job guard-verify` says why", OVER),
-    "no room": (job(ended(0, 137, **LOST), replace(ended(), ended=False, **FULL)), None, "0/3 nodes: full", OVER),
-    "no image": (job(replace(ended(), ended=False, **NO_IMAGE)), None, "(ErrImagePull: not found)", OVER),
-    "running": (job(replace(ended(), ended=False, running=True)), None, RUNS, OVER),
-    "a pod has crashed and the Job may try again": (job(ended(0, 139)), None, RUNS, 5),
-    "a pod was taken away, whatever it said": (job(says(None, **LOST)), None, RUNS, 5),
-    "its time is over and its pod gone": (job(started_at=later(-7201)), None, "no room", 5),
+ON_THE_WAY: dict[str, tuple[VerificationView, str, float | None]] = {
+    "queued": (job(suspended=True, queue="team"), "waits in the queue team until Kueue admits it", None),
+    "suspended by hand": (job(suspended=True), "set its spec.suspend to false", None),
+    "just made": (job(created_at=NOW, started_at=None), RUNS, 30),
+    "no pods yet": (job(started_at=later(-10)), RUNS, 20),
+    "no pods at all": (job(), "has no pod yet: `kubectl describe job guard-verify` says why", OVER),
+    "no room": (job(ended(0, 137, **LOST), replace(ended(), ended=False, **FULL)), "0/3 nodes: full", OVER),
+    "no image": (job(replace(ended(), ended=False, **NO_IMAGE)), "(ErrImagePull: not found)", OVER),
+    "running": (job(replace(ended(), ended=False, running=True)), RUNS, OVER),
+    "a pod has crashed and the Job may try again": (job(ended(0, 139)), RUNS, 5),
+    "a pod was taken away, whatever it said": (job(says(None, **LOST)), RUNS, 5),
+    "its time is over and its pod gone": (job(started_at=later(-7201)), "no room", 5),
 }
 
 
 @pytest.mark.parametrize("doing", ON_THE_WAY)
 def test_what_it_does_is_said_once(doing: str) -> None:
-    found, queue, message, after = ON_THE_WAY[doing]
+    found, message, after = ON_THE_WAY[doing]
     before = succeeded(message="no room", ago=7300) if message == "no room" else succeeded()
-    plan = look(before, found, queue=queue)
+    plan = look(before, found)
     assert told(plan)[:2] == ("Unknown", VERIFYING)
     assert message in told(plan)[2]
     assert plan.again_at == (None if after is None else later(after))
-    assert look(plan.status, found, queue=queue).status == plan.status
+    assert look(plan.status, found).status == plan.status
     assert events_between(before, plan.status) == []
 
 
@@ -279,12 +280,17 @@ def test_a_job_is_read_with_its_own_pods_alone() -> None:
     pods = [raw("job", times[0], "verify", 1), raw("other", "x", "verify", 0), raw("job", times[1], "pytorch", 3)]
     status = {"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "late"}]}
     found = read_verification(
-        {"metadata": {"name": "j", "uid": "job"}, "spec": {"suspend": True}, "status": status}, pods
+        {
+            "metadata": {"name": "j", "uid": "job", "labels": {KUEUE_QUEUE_LABEL: "team"}},
+            "spec": {"suspend": True},
+            "status": status,
+        },
+        pods,
     )
     assert [pod.name for pod in found.pods] == times[::-1]
     # What another container says is not its word.
     assert [pod.exit_code for pod in found.pods] == [None, 1]
-    assert (found.ended, found.end_reason, found.suspended) == (True, "DeadlineExceeded", True)
+    assert (found.ended, found.end_reason, found.suspended, found.queue) == (True, "DeadlineExceeded", True, "team")
     assert not read_verification({"metadata": [], "spec": 3, "status": {"conditions": [{"type": 7}]}}, []).ended
 
 

@@ -18,12 +18,11 @@ def doing(
     found: PyTorchJobView,
     pods: Sequence[PodView] = (),
     phase: Phase = Phase.RUNNING,
-    queue: str | None = None,
     ago: float = 3600,
 ) -> Activity:
     """What it does, having been active for so many seconds."""
     since = later(-ago)
-    return activity(found, pods, queue=queue, now=NOW, since=since, pods_expected_seconds=30, phase=phase)
+    return activity(found, pods, now=NOW, since=since, pods_expected_seconds=30, phase=phase)
 
 
 def waits(reason: str, message: str = "text of the kubelet", **more: Any) -> PodView:
@@ -39,8 +38,20 @@ def mesh_waits(reason: str) -> PodView:
 @pytest.mark.parametrize(
     ("found", "pods", "phase", "reason", "words"),
     [
-        (pytorch_job(suspended=True), [], "Queued", "WaitingForQuota", "waits in the queue team"),
-        (pytorch_job(suspended=True, has_run=True), [], "Queued", "WaitingForQuota", "was stopped by its queue team"),
+        (
+            pytorch_job(suspended=True, queue="team"),
+            [],
+            "Queued",
+            "WaitingForQuota",
+            "Attempt 1 waits in the queue team until Kueue admits it.",
+        ),
+        (
+            pytorch_job(suspended=True, queue="team", has_run=True),
+            [],
+            "Queued",
+            "WaitingForQuota",
+            "was stopped by its queue team and waits there until Kueue admits it again",
+        ),
         (pytorch_job(), [pod(unschedulable="0/3 nodes: 3 Insufficient gpu.")], "Pending", "Unschedulable", "0/3 nodes"),
         (pytorch_job(), [waits("ImagePullBackOff")], "Starting", "ImagePullFailed", "set workers.image"),
         (pytorch_job(), [waits("ErrImagePull")], "Starting", "ImagePullFailed", "text of the kubelet"),
@@ -87,14 +98,15 @@ def mesh_waits(reason: str) -> PodView:
 def test_phase_reason_and_sentence(
     found: PyTorchJobView, pods: Sequence[PodView], phase: str, reason: str, words: str
 ) -> None:
-    made = doing(found, pods, queue="team")
+    made = doing(found, pods)
     assert (made.phase, made.reason) == (phase, reason)
     assert words in made.message
     assert made.again_at is None
 
 
 def test_without_a_queue_somebody_suspended_it() -> None:
-    assert "suspended by somebody else" in doing(pytorch_job(suspended=True)).message
+    for has_run in (False, True):
+        assert "suspended by somebody else" in doing(pytorch_job(suspended=True, has_run=has_run)).message
 
 
 def test_pods_have_time_to_be_made() -> None:
@@ -108,7 +120,7 @@ def test_pods_have_time_to_be_made() -> None:
 def test_what_has_ended_waits_for_no_queue() -> None:
     """Kueue suspends what it takes the quota from, and may be too late."""
     for end in ("Failed", "Succeeded"):
-        made = doing(pytorch_job(suspended=True, end=end), [running()], queue="team")
+        made = doing(pytorch_job(suspended=True, end=end, queue="team"), [running()])
         assert made.reason != "WaitingForQuota"
 
 
