@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_api.crd import structural_schema
 from finetune_api.llmforge import KEYS, REFUSED_PEFT_KEYS, Fate
+from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES
 
 HEADER = "<!-- Generated from crds/finetune_api by `python -m finetune_api.reference`: change the models instead. -->\n"
 
@@ -29,6 +30,11 @@ What to train and `output` cannot be changed once applied: create a new FineTune
 `activeDeadlineSeconds` and `ttlSecondsAfterFinished` can be changed at any time, `workers` and `secrets` while the job
 is suspended or waits.
 """
+
+SIZES = (
+    f"A spec may take {SPEC_LIMIT_BYTES // 1024} KiB as JSON and hold {SPEC_LIMIT_VALUES:,} values; what is larger is "
+    "refused as a whole.\n"
+)
 
 _UNTYPED = "see text"
 
@@ -83,6 +89,7 @@ def reference() -> str:
     parts = [
         HEADER,
         INTRODUCTION,
+        SIZES,
         *_sections("spec", schema["spec"]),
         DEFAULTS_INTRODUCTION,
         _table(

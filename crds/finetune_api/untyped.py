@@ -66,22 +66,22 @@ def _fault(value: Any, levels: int) -> str | None:
         if len(value) > FREE_TEXT:
             return f"must not hold a text of more than {FREE_TEXT} characters"
         return None if value.isascii() or _is_unicode(value) else "must hold text of valid Unicode characters"
-    if isinstance(value, (dict, list)):
+    if isinstance(value, dict | list):
         if levels == 0:
             return "must not be nested so deeply: leave out its innermost lists and mappings"
         if len(value) > FREE_ENTRIES:
             return f"must not hold a list or mapping of more than {FREE_ENTRIES} entries"
-        if isinstance(value, list):
-            return next((fault for item in value if (fault := _fault(item, levels - 1))), None)
-        for key, inner in value.items():
-            if not isinstance(key, str) or len(key) > FREE_KEY or not (key.isascii() or _is_unicode(key)):
-                return f"must have keys of at most {FREE_KEY} characters"
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, str) or len(key) > FREE_KEY or not (key.isascii() or _is_unicode(key)):
+                    return f"must have keys of at most {FREE_KEY} characters"
+        for inner in value if isinstance(value, list) else value.values():
             if fault := _fault(inner, levels - 1):
                 return fault
         return None
     if isinstance(value, float) and not abs(value) < float("inf"):
         return "must hold finite numbers"
-    return None if value is None or isinstance(value, (bool, int, float)) else "must hold plain values"
+    return None if value is None or isinstance(value, bool | int | float) else "must hold plain values"
 
 
 def _is_unicode(text: str) -> bool:

@@ -6,15 +6,12 @@ import json
 from typing import Any
 
 from finetune_api.job import FineTuneJob, Published, WhereItRuns
-from finetune_api.job_file import job_yaml
+from finetune_api.job_file import job_json
 from finetune_api.training import WhatToTrain
 from finetune_operator.desired.attempt import attempt_job
 from finetune_operator.desired.metadata import child_metadata
 from finetune_operator.names import JOB_FILE_KEY, PLACEMENT_KEY, SPEC_KEY
 from finetune_operator.settings import OperatorSettings
-
-DATA_LIMIT_BYTES = 1024 * 1024
-"""Most that the API server takes in one ConfigMap."""
 
 _IMMUTABLE_KEYS = set(WhatToTrain.model_fields) | set(Published.model_fields)
 _PLACEMENT_KEYS = set(WhereItRuns.model_fields)
@@ -40,7 +37,7 @@ def job_config_map(job: FineTuneJob, attempt: int, settings: OperatorSettings) -
 def config_data(job: FineTuneJob, settings: OperatorSettings) -> dict[str, str]:
     """The ConfigMap's keys and texts."""
     return {
-        JOB_FILE_KEY: job_yaml(attempt_job(job, settings)),
+        JOB_FILE_KEY: job_json(attempt_job(job, settings)),
         SPEC_KEY: immutable_spec(job),
         PLACEMENT_KEY: placement(job),
     }
