@@ -17,7 +17,7 @@ from finetune_operator.cache import Cache, CachedJob
 from finetune_operator.children import is_newer
 from finetune_operator.cluster import Cluster
 from finetune_operator.creation import Creation
-from finetune_operator.errors import ApiError, Conflict, Unavailable
+from finetune_operator.errors import ApiError, Conflict, NotFound, Unavailable
 from finetune_operator.events import post_events
 from finetune_operator.observe import Observer, queue_labels, without_placement_notice
 from finetune_operator.policy.conditions import is_finished
@@ -201,7 +201,11 @@ class Reconciler:
         body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
         if not status.attempts:
             del body["attempts"]
-        written = await self._update_status(view, body)
+        try:
+            written = await self._update_status(view, body)
+        except NotFound:
+            self.forget(cached.key)  # deleted in the meantime; what was made for it goes after it
+            return
         _keep(cached, view.raw, body, written["metadata"]["resourceVersion"])
         desired = view.observed.desired
         events = events_between(before, status, problems=desired.problems, notices=desired.notices)

@@ -13,6 +13,7 @@ from finetune_operator.desired.continuation import continued
 from finetune_operator.errors import ApiError, Conflict, Forbidden, Invalid, Unavailable
 from finetune_operator.names import verification_name
 from finetune_operator.policy.decide import problems_sentence
+from finetune_operator.policy.nodes import nodes_to_avoid
 from finetune_operator.policy.observed import VerificationView, is_owned, read_verification
 from finetune_operator.policy.plan import Plan, Timeouts
 from finetune_operator.policy.verification import give_up, is_under_way, note_created, note_hindered
@@ -73,7 +74,7 @@ class Verifications:
             raise _Hindered(f"Of the spec as it is now no verification can be made: {sentence}")
         job = continued(written, await self._attempts.first_config_map(cached))
         address = plan.status.adapter.uri if plan.status.adapter is not None else ""
-        body = verification_job(job, attempt, address, self._settings)
+        body = verification_job(job, attempt, address, self._settings, nodes_to_avoid(plan.status.attempts))
         namespace, name = cached.key.namespace, body["metadata"]["name"]
         try:
             made = await self._cluster.create_batch_job(namespace, body)

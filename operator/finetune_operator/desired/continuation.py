@@ -10,6 +10,9 @@ from finetune_api.load import load_job
 from finetune_operator.names import JOB_FILE_KEY
 
 _CHANGEABLE = {*WhereItRuns.model_fields, *HowItLives.model_fields, "worker_resources"}
+_OWN = {*_CHANGEABLE, "trust_remote_code"}
+"""Keys that are always those of the spec. Whoever may write ConfigMaps may write that of the first attempt anew, and is
+not thereby allowed to run other code than an admission policy for FineTuneJobs lets through."""
 
 
 def continued(job: FineTuneJob, first_config_map: Mapping[str, Any] | None) -> FineTuneJob:
@@ -22,8 +25,8 @@ def continued(job: FineTuneJob, first_config_map: Mapping[str, Any] | None) -> F
     first = load_job(text, source=JOB_FILE_KEY).job if isinstance(text, str) else None
     if first is None:
         return job
-    changes = {name: getattr(job.spec, name) for name in _CHANGEABLE}
+    changes = {name: getattr(job.spec, name) for name in _OWN}
     spec = first.spec.model_copy(update=changes)
     # What its author did not write counts as not written, or the next comparison takes defaults for a change.
-    spec.model_fields_set.difference_update(_CHANGEABLE - job.spec.model_fields_set)
+    spec.model_fields_set.difference_update(_OWN - job.spec.model_fields_set)
     return job.model_copy(update={"spec": spec})
