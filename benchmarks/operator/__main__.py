@@ -63,6 +63,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--existing", type=int, default=0, help="jobs that are there already, in a situation of its own (default: none)"
     )
     parser.add_argument("--alive", type=int, default=1000, help="how many of those run (default: %(default)s)")
+    parser.add_argument(
+        "--rest",
+        type=float,
+        default=330,
+        help="seconds at rest among those; a resync is every 300 (default: %(default)s)",
+    )
     parser.add_argument("--only", choices=[OURS.name, NAIVE.name], help="one contestant alone")
     return parser.parse_args(arguments)
 
@@ -120,7 +126,9 @@ def _measure_population(
     for contestant in contestants:
         say(f"among many: {contestant.name}")
         where, count = folder / f"among-{contestant.name}", int(options.rate * options.seconds)
-        start, steady = among_many(plane, contestant, where, count=count, per_second=options.rate)
+        start, steady = among_many(
+            plane, contestant, where, count=count, per_second=options.rate, rest_seconds=options.rest
+        )
         population = f"{options.existing} jobs, of which {options.alive} run"
         report.add(f"Start and rest among {population}", contestant.name, start)
         report.add(f"{count} jobs, {options.rate:g} per second, among {population}", contestant.name, steady)

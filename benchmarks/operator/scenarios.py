@@ -30,8 +30,6 @@ LOAD_SECONDS = 900
 QUIET_SECONDS = 6.0
 """So long without a write, and the operator counts as done: longer than any of its waits while nothing is wrong."""
 QUIET_LIMIT_SECONDS = 300
-REST_SECONDS = 330.0
-"""More than one period of a resync with default settings."""
 GONE_SECONDS = 1800
 READY_POLL_SECONDS = 0.01
 
@@ -58,7 +56,7 @@ def arrivals_and_restart(
 
 
 def among_many(
-    plane: ControlPlane, contestant: Contestant, folder: Path, *, count: int, per_second: float
+    plane: ControlPlane, contestant: Contestant, folder: Path, *, count: int, per_second: float, rest_seconds: float
 ) -> tuple[Figures, Figures]:
     """A start among jobs that have been there for long, a while at rest, and jobs that come at a rate."""
     position, begin = plane.audit.position(), time.monotonic()
@@ -73,14 +71,14 @@ def among_many(
             "RSS peak of the start (MiB)": peak_mib(operator.server.pid),
         }
         position, before = plane.audit.position(), usage(_pids(plane, operator))
-        time.sleep(REST_SECONDS)
+        time.sleep(rest_seconds)
         rest = operator.requests(position)
         used = usage(_pids(plane, operator)).since(before).processes
         figures |= {
-            "at rest: requests per second": len(rest) / REST_SECONDS,
-            "at rest: writes per second": sum(request.writes for request in rest) / REST_SECONDS,
-            "at rest: CPU of the operator (% of one core)": 100 * used["operator"] / REST_SECONDS,
-            "at rest: CPU of kube-apiserver (% of one core)": 100 * used["kube-apiserver"] / REST_SECONDS,
+            "at rest: requests per second": len(rest) / rest_seconds,
+            "at rest: writes per second": sum(request.writes for request in rest) / rest_seconds,
+            "at rest: CPU of the operator (% of one core)": 100 * used["operator"] / rest_seconds,
+            "at rest: CPU of kube-apiserver (% of one core)": 100 * used["kube-apiserver"] / rest_seconds,
             "at rest: RSS (MiB)": resident_mib(operator.server.pid),
         }
         return figures, _arrivals(plane, operator, namespace, count=count, per_second=per_second)

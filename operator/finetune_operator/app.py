@@ -121,7 +121,13 @@ class Operator:
             appeared, stop = asyncio.Event(), asyncio.Event()
             appearance = asyncio.create_task(self._stop_when_kind_appears(appeared, stop))
             try:
-                await watch(self._cluster, self._dispatcher.seen, self._settings.watch_namespaces, stop)
+                await watch(
+                    self._cluster,
+                    self._dispatcher.seen,
+                    self._settings.watch_namespaces,
+                    stop,
+                    lists_again=self._resync.soon,
+                )
             finally:
                 appearance.cancel()
             if not appeared.is_set():

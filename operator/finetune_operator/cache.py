@@ -96,6 +96,8 @@ class Cache:
         self._jobs: dict[Key, CachedJob] = {}
         self._children: dict[tuple[str, str], Children] = {}
         """Namespace and the job's uid -> its children; they may be seen before their job is."""
+        self.synced = False
+        """Everything was listed once: what is not known of a job is not there."""
 
     def job_seen(self, raw: Raw) -> CachedJob | None:
         """Keep a FineTuneJob that was read, or that a watch told of; None for one that is no news."""
@@ -151,6 +153,10 @@ class Cache:
         if cached is not None:
             self.release_children(cached)
         return cached
+
+    def unfinished(self) -> Sequence[Key]:
+        """Jobs that have not ended, as far as is known."""
+        return [key for key, cached in self._jobs.items() if not cached.ended]
 
     def all_keys(self) -> Sequence[Key]:
         """All jobs."""

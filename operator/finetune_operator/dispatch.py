@@ -48,8 +48,9 @@ class Dispatcher:
         if kind != FINETUNE_PLURAL:
             # The Job of a verification is not watched: its pod tells of everything that a verdict is made of.
             key = self._cache.child_seen(kind, raw, deleted=deleted)
-            if key is not None and self._cache.find(key) is not None:
-                self._queue.add(key)
+            cached = self._cache.find(key) if key is not None else None
+            if cached is not None and (self._cache.synced or cached.ended or cached.verifying):
+                self._queue.add(cached.key)
         elif deleted:
             key = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
             cached = self._cache.find(key)
@@ -69,7 +70,9 @@ class Dispatcher:
             or status.get("observedGeneration") != metadata.get("generation")
         ):
             cached.done = False
-            self._queue.add(cached.key)
+            if self._cache.synced or "deletionTimestamp" in metadata or status.get("attempt") is None:
+                self._queue.add(cached.key)
+            # else its children may not have been listed yet; the first resync knows when they are
             return
         cached.newest_attempt = status.get("attempt")
         cached.phase = Phase(status["phase"]) if status.get("phase") in list(Phase) else None

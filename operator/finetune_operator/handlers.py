@@ -13,7 +13,7 @@ import kopf
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError
-from finetune_operator.kopf_defences import EveryTask, ReadableResponse, end_leftovers, kopf_settings
+from finetune_operator.kopf_defences import EveryTask, end_leftovers, kopf_settings
 from finetune_operator.names import (
     FINETUNE_GROUP,
     FINETUNE_PLURAL,
@@ -25,6 +25,7 @@ from finetune_operator.names import (
     PYTORCH_PLURAL,
     PYTORCH_VERSION,
 )
+from finetune_operator.watch_answers import ReadableResponse
 from finetune_operator.wire import Raw
 
 LOGIN_LIFE = timedelta(minutes=30)
@@ -61,23 +62,42 @@ def registry(sink: Sink, login: Callable[[], Awaitable[kopf.AiohttpSession]]) ->
     return handlers
 
 
-async def watch(cluster: Cluster, sink: Sink, namespaces: tuple[str, ...], stop: asyncio.Event) -> None:
+async def watch(
+    cluster: Cluster, sink: Sink, namespaces: tuple[str, ...], stop: asyncio.Event, *, lists_again: Callable[[], None]
+) -> None:
     """Watch until `stop` is set or a signal comes.
+
+    Args:
+        cluster: the API server.
+        sink: takes every event.
+        namespaces: where to watch; none for everywhere.
+        stop: ends it.
+        lists_again: called when a watch begins anew after a gap of which no event tells.
 
     Raises:
         Exception: a watch died; the process must end, because kopf starts no new one.
     """
+    settings = kopf_settings(minor_version=await _minor_version(cluster))
+
+    def stream_no_lists() -> None:
+        _log.warning("The API server refuses to stream lists: they are read in pages.")
+        settings.watching.initial_streaming = False
+
+    class Response(ReadableResponse):
+        """Of these watches."""
+
+    Response.lists_again, Response.streaming_refused = staticmethod(lists_again), staticmethod(stream_no_lists)
 
     async def login() -> kopf.AiohttpSession:
         session: aiohttp.ClientSession = cluster.wire.session(
-            headers=await cluster.wire.authorization(), response_class=ReadableResponse
+            headers=await cluster.wire.authorization(), response_class=Response
         )
         expiration = datetime.now(UTC) + LOGIN_LIFE
         return kopf.AiohttpSession(server=cluster.wire.server, aiohttp_session=session, expiration=expiration)
 
     tasks = await kopf.spawn_tasks(
         registry=registry(sink, login),
-        settings=kopf_settings(minor_version=await _minor_version(cluster)),
+        settings=settings,
         clusterwide=not namespaces,
         namespaces=namespaces,
         standalone=True,

@@ -93,7 +93,12 @@ class Observer:
         if status.attempt is not None:
             children = self._cache.children(key, cached.uid)
             pytorch_job, pods = children.of_attempt(status.attempt)
-            if not attempt_is_open(status) or children.must_be_read or not is_calm(pytorch_job, pods):
+            if (
+                not self._cache.synced
+                or not attempt_is_open(status)
+                or children.must_be_read
+                or not is_calm(pytorch_job, pods)
+            ):
                 return None
         spec = await self._spec(raw, cached, status)
         if spec is None or (spec.job is None and not spec.desired.problems and not attempt_is_open(status)):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from finetune_api.status import FineTuneJobStatus
@@ -33,6 +34,8 @@ RETRY_SECONDS = 5.0
 """Wait after a resync that failed (seconds)."""
 ON_ITS_WAY_SECONDS = 5.0
 """Time that an event may take after the last that came (seconds): what is only missing for that long is not missed."""
+ASKED_SECONDS = 1.0
+"""Wait before a resync that was asked for: the watch that missed something lists anew itself (seconds)."""
 POLL_SECONDS = 0.1
 JITTER = 0.1
 PAGES_PER_PERIOD = 300
@@ -70,6 +73,11 @@ class Resync:
         self._queue = queue
         self._cache = cache
         self._heartbeat = heartbeat
+        self._asked = asyncio.Event()
+
+    def soon(self) -> None:
+        """Resync without waiting for the period: events may have been missed."""
+        self._asked.set()
 
     async def run(self) -> None:
         """Resync until cancelled."""
@@ -80,7 +88,11 @@ class Resync:
                 pause_seconds = self._period_seconds / PAGES_PER_PERIOD
             else:
                 wait = min(RETRY_SECONDS, self._period_seconds)
-            await asyncio.sleep(wait)
+            self._asked.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._asked.wait()
+                    await asyncio.sleep(ASKED_SECONDS)
 
     async def once(self, *, pause_seconds: float = 0.0) -> bool:
         """Look over everything once; whether any of the namespaces could be listed.
@@ -101,6 +113,10 @@ class Resync:
                 listed.append(namespace)
         if listed:
             self._heartbeat.resynced(missed)
+            if not self._cache.synced:
+                self._cache.synced = True
+                for key in self._cache.unfinished():
+                    self._queue.add(key)
         return bool(listed)
 
     async def _compare(self, kind: str, namespace: str | None, pause_seconds: float) -> int:

@@ -33,6 +33,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.cache = Cache()
+        self.cache.synced = True
         self.queue = NotedQueue()
         self.forgotten: list[Key] = []
         self.dispatcher = Dispatcher(
@@ -68,6 +69,20 @@ class Stage:
 )
 def test_a_job_is_reconciled_when_there_is_something_to_do(raw: dict[str, Any], added: list[Any]) -> None:
     assert Stage().sees(FINETUNE_PLURAL, raw) == added
+
+
+def test_until_everything_was_listed_once_a_job_with_an_attempt_waits() -> None:
+    stage = Stage()
+    stage.cache.synced = False
+    assert stage.sees(FINETUNE_PLURAL, job({"phase": "Running", "attempt": 1})) == []
+    assert stage.sees(PODS_PLURAL, pod()) == []
+    assert list(stage.cache.unfinished()) == [KEY]
+    new = job()
+    new["metadata"] |= {"name": "new", "uid": "new"}
+    assert stage.sees(FINETUNE_PLURAL, new) == [(Key("team", "new"), 0.0)]
+    ended = job(finished(), output=VERIFY)
+    ended["metadata"] |= {"name": "ended", "uid": "ended"}
+    assert stage.sees(FINETUNE_PLURAL, ended) == [(Key("team", "ended"), 0.0)]
 
 
 def test_the_echo_of_our_own_write_and_what_is_older_are_no_news() -> None:

@@ -54,6 +54,7 @@ class Stage:
 
     def __init__(self, *namespaces: str) -> None:
         self.server, self.cache = Listed(), Cache()
+        self.cache.synced = True
         self.added: list[Key] = []
         self.heartbeat = Heartbeat(300)
         self.resync = Resync(
@@ -152,6 +153,32 @@ def test_a_start_waits_for_the_watches_as_long_as_they_get_on() -> None:
 
     assert stage.once(events())
     assert stage.added == []
+
+
+def test_after_the_first_look_whatever_has_not_ended_is_reconciled() -> None:
+    stage = Stage()
+    stage.cache.synced = False
+    stage.server.objects[FINETUNE_PLURAL] = [running()]
+    known(stage, running())
+    assert stage.once()
+    assert stage.cache.synced
+    assert stage.added == [KEY]
+
+
+def test_a_watch_that_missed_something_is_made_up_for_soon() -> None:
+    stage = Stage()
+
+    async def run() -> int:
+        task = asyncio.create_task(stage.resync.run())
+        await asyncio.sleep(10)
+        before = stage.server.pages
+        stage.resync.soon()
+        await asyncio.sleep(10)
+        task.cancel()
+        return stage.server.pages - before
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        assert runner.run(run()) == 3
 
 
 def test_what_is_not_listed_any_more_is_looked_for() -> None:

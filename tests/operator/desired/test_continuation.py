@@ -1,6 +1,8 @@
-"""What a later attempt takes from the first one's ConfigMap, which tenants may write anew, gives them no more rights."""
+"""The first attempt's ConfigMap, which tenants may write anew, gives them no more rights."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from tests.operator.desired.built import config_map, stored
 @pytest.mark.parametrize("written", [{}, {"trust_remote_code": False}])
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_whoever_writes_the_first_config_map_anew_does_not_let_a_models_own_code_run(
-    written: dict[str, bool], attempt: int
+    written: dict[str, Any], attempt: int
 ) -> None:
     forged = config_map(stored(trust_remote_code=True))
     job = continued(stored(**written), forged)

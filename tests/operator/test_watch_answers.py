@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 from kopf._cogs.clients.api import iter_jsonlines  # what reads the lines in kopf
 
-from finetune_operator import kopf_defences
-from finetune_operator.kopf_defences import ReadableResponse
+from finetune_operator import watch_answers
+from finetune_operator.watch_answers import ReadableResponse
 
 T = TypeVar("T")
 GOOD: dict[str, Any] = {"metadata": {"uid": "u", "name": "a", "resourceVersion": "1"}, "spec": {"x": "\u2028\n"}}
@@ -24,11 +24,24 @@ def event(kind: str = "ADDED", **metadata: Any) -> bytes:
     return json.dumps({"type": kind, "object": {**GOOD, "metadata": {**GOOD["metadata"], **metadata}}}).encode()
 
 
-def asked(answer: list[bytes], use: Callable[[aiohttp.ClientResponse], Awaitable[T]], *, watch: bool = True) -> T:
+TROUBLES: list[str] = []
+"""What was said of the watches since the test began."""
+
+
+class Response(ReadableResponse):
+    """Notes what is said of it."""
+
+    lists_again = staticmethod(lambda: TROUBLES.append("lists again"))
+    streaming_refused = staticmethod(lambda: TROUBLES.append("streaming refused"))
+
+
+def asked(
+    answer: list[bytes], use: Callable[[aiohttp.ClientResponse], Awaitable[T]], *, query: str = "", status: int = 200
+) -> T:
     """What `use` makes of an answer that comes in these pieces."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
+        response = web.StreamResponse(status=status)
         await response.prepare(request)
         for piece in answer:
             await response.write(piece)
@@ -44,8 +57,8 @@ def asked(answer: list[bytes], use: Callable[[aiohttp.ClientResponse], Awaitable
         host, port = runner.addresses[0][:2]
         try:
             async with (
-                aiohttp.ClientSession(response_class=ReadableResponse) as session,
-                session.get(f"http://{host}:{port}/" + ("?watch=true" if watch else "")) as response,
+                aiohttp.ClientSession(response_class=Response) as session,
+                session.get(f"http://{host}:{port}/{query}") as response,
             ):
                 return await use(response)
         finally:
@@ -54,18 +67,34 @@ def asked(answer: list[bytes], use: Callable[[aiohttp.ClientResponse], Awaitable
     return asyncio.run(run())
 
 
-def events(*pieces: bytes) -> list[Any]:
+async def lines(response: aiohttp.ClientResponse) -> list[Any]:
     """The events that kopf reads."""
+    assert response.status == 200
+    return [json.loads(line) async for line in iter_jsonlines(response.content)]
 
-    async def read(response: aiohttp.ClientResponse) -> list[Any]:
-        return [json.loads(line) async for line in iter_jsonlines(response.content)]
 
-    return asked(list(pieces), read)
+async def objects(response: aiohttp.ClientResponse) -> Any:
+    """The list that kopf reads."""
+    assert response.status == 200
+    return await response.json()
+
+
+def events(*pieces: bytes, status: int = 200, query: str = "?watch=true") -> list[Any]:
+    """The events that kopf reads of a watch."""
+    return asked(list(pieces), lines, query=query, status=status)
+
+
+ANEW = {"type": "ERROR", "object": {"code": 410}}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said() -> None:
+    TROUBLES.clear()
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kopf_defences, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(watch_answers, "PAUSE_SECONDS", 0)
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 10_000])
@@ -90,8 +119,9 @@ def test_an_object_nested_a_thousand_levels_deep_costs_only_its_depths() -> None
 
 @pytest.mark.parametrize("error", [{"code": 410}, {"code": 500, "message": "no"}, {}, {"code": None}, {"code": "x"}])
 def test_any_error_of_a_watch_is_a_reason_to_list_again(error: dict[str, Any]) -> None:
-    (found,) = events(json.dumps({"type": "ERROR", "object": error}).encode() + b"\n")
-    assert (found["type"], found["object"]["code"]) == ("ERROR", 410)
+    found = events(event() + b"\n" + json.dumps({"type": "ERROR", "object": error}).encode() + b"\n")
+    assert found == [json.loads(event()), ANEW]
+    assert TROUBLES == ["lists again"]
 
 
 @pytest.mark.parametrize(
@@ -111,30 +141,40 @@ def test_any_error_of_a_watch_is_a_reason_to_list_again(error: dict[str, Any]) -
         b'{"type":"ERROR","object":"gone"}',
     ],
 )
-def test_nonsense_in_a_watch_is_a_connection_that_broke_after_what_came_before(line: bytes) -> None:
-    seen: list[Any] = []
-
-    async def read(response: aiohttp.ClientResponse) -> None:
-        async for one in iter_jsonlines(response.content):
-            seen.append(json.loads(one))  # noqa: PERF401  what comes before the end is kept
-
-    with pytest.raises(aiohttp.ClientPayloadError):
-        asked([event() + b"\n" + line + b"\n"], read)
-    assert [one["type"] for one in seen] == ["ADDED"]
+def test_nonsense_in_a_watch_is_a_reason_to_list_again_after_what_came_before(line: bytes) -> None:
+    assert events(event() + b"\n" + line + b"\n") == [json.loads(event()), ANEW]
+    assert TROUBLES == ["lists again"]
 
 
 def test_half_an_event_at_the_end_of_a_watch_is_none() -> None:
-    assert len(events(event() + b"\n" + event()[:40])) == 1
+    assert events(event() + b"\n" + event()[:40]) == [json.loads(event())]
+    assert TROUBLES == []
+
+
+@pytest.mark.parametrize(
+    ("status", "anew"), [(400, True), (409, True), (410, True), (422, True), (404, False), (403, False), (500, False)]
+)
+def test_a_watch_that_is_refused_is_begun_anew_by_us_or_by_kopf(status: int, anew: bool) -> None:
+    async def read(response: aiohttp.ClientResponse) -> tuple[int, list[Any]]:
+        return response.status, await lines(response) if response.status == 200 else []
+
+    found = asked([b'{"kind":"Status"}'], read, query="?watch=true", status=status)
+    assert found == ((200, [ANEW]) if anew else (503 if status == 404 else status, []))
+
+
+def test_a_server_that_does_not_stream_lists_is_not_asked_to_again() -> None:
+    assert events(b"{}", status=422, query="?watch=true&sendInitialEvents=true") == [ANEW]
+    assert TROUBLES == ["streaming refused", "lists again"]
 
 
 def test_a_list_comes_without_what_kopf_cannot_name() -> None:
-    async def read(response: aiohttp.ClientResponse) -> Any:
-        return await response.json()
-
     items = [GOOD, None, 1, {}, {"metadata": None}, {"metadata": {"name": "a"}}, GOOD]
     text = json.dumps({"kind": "List", "metadata": {"resourceVersion": "5"}, "items": items}).encode()
-    found = asked([text], read, watch=False)
-    assert found["items"] == [GOOD, GOOD]
-    assert asked([b'{"kind":"APIGroupList","groups":[]}'], read, watch=False)["groups"] == []
+    assert asked([text], objects, query="?limit=50")["items"] == [GOOD, GOOD]
+    assert asked([b'{"kind":"APIGroupList","groups":[]}'], objects)["groups"] == []
+
+
+@pytest.mark.parametrize(("text", "status"), [(b"<html>", 200), (b'{"kind":"Status"}', 410), (b"{}", 400)])
+def test_a_list_that_cannot_be_read_or_is_too_old_is_a_connection_that_broke(text: bytes, status: int) -> None:
     with pytest.raises(aiohttp.ClientPayloadError):
-        asked([b"<html>"], read, watch=False)
+        asked([text], objects, query="?limit=50", status=status)
