@@ -14,9 +14,10 @@ from finetune_operator.errors import ApiError, Conflict, Forbidden, Invalid, Una
 from finetune_operator.memory import Known
 from finetune_operator.names import verification_name
 from finetune_operator.policy.decide import problems_sentence
+from finetune_operator.policy.nodes import nodes_to_avoid
 from finetune_operator.policy.observed import VerificationView, read_verification
 from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
-from finetune_operator.policy.verification import give_up, is_under_way, note_created, note_hindered
+from finetune_operator.policy.verification import give_up, is_under_way, note_blocked, note_created
 from finetune_operator.settings import OperatorSettings
 
 
@@ -43,7 +44,9 @@ class Verifications:
         pods = self._cluster.list_batch_job_pods(namespace, uid=found["metadata"]["uid"])
         return read_verification(found, [pod async for pod in pods])
 
-    async def begin(self, plan: Plan, known: Known, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
+    async def begin(
+        self, plan: Plan, known: Known, _observed: ObservedState, now: datetime, timeouts: Timeouts
+    ) -> None:
         """Create the Job and enter it into the plan's status, or what hinders that.
 
         Raises:
@@ -52,18 +55,18 @@ class Verifications:
         attempt = plan.status.attempt
         last = await self._attempts.config_map(known, attempt) if attempt is not None else None
         if attempt is None or last is None:
-            give_up(plan, observed, now, "The ConfigMap of the last attempt is gone, and with it the job to verify by.")
+            give_up(plan, "The ConfigMap of the last attempt is gone, and with it the job to verify by.")
             return
         try:
             found = await self._create(plan, attempt, known)
         except Invalid as error:
-            give_up(plan, observed, now, f"The API server refuses the Job of the verification: {error}")
+            give_up(plan, f"The API server refuses the Job of the verification: {error}")
         except (_Hindered, NameTaken, Forbidden, Unavailable) as error:
             again_at = now + timedelta(seconds=hindered_seconds(known))
-            note_hindered(plan, observed, now, timeouts, _sentence(error), again_at)
+            note_blocked(plan, _sentence(error), again_at, now, timeouts)
         else:
             known.hindered = 0
-            note_created(plan, found, observed, now, timeouts)
+            note_created(plan, found, now, timeouts)
 
     async def _create(self, plan: Plan, attempt: int, known: Known) -> VerificationView:
         reading = known.reading
@@ -72,7 +75,7 @@ class Verifications:
             raise _Hindered(f"Of the spec as it is now no verification can be made: {sentence}")
         job = continued(reading.job, await self._attempts.first_config_map(known))
         address = plan.status.adapter.uri if plan.status.adapter is not None else ""
-        body = verification_job(job, attempt, address, self._settings)
+        body = verification_job(job, attempt, address, self._settings, nodes_to_avoid(plan.status.attempts))
         namespace, name = known.key.namespace, body["metadata"]["name"]
         try:
             made = await self._cluster.create_batch_job(namespace, body)
