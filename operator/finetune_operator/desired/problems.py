@@ -11,7 +11,7 @@ from finetune_api.problem import Problem
 from finetune_api.storage_uri import Scheme
 from finetune_api.workers import Volume
 from finetune_operator.desired.addresses import JobAddress, claims, job_addresses
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.job_config import DATA_LIMIT_BYTES, config_data
 from finetune_operator.desired.reserved import environment_problems
 from finetune_operator.desired.volumes import VOLUME_PREFIX, is_read_only, own_volumes
@@ -28,7 +28,7 @@ out to be measured."""
 
 def job_problems(job: FineTuneJob, settings: OperatorSettings) -> list[Problem]:
     """Every reason why `job`, which the contract accepts, cannot be done in this cluster. Paths start at its top."""
-    attempt = attempt_job(job, settings)
+    attempt = effective_job(job, settings)
     return [
         *_output_problems(attempt),
         *(_where_written(problem, job) for problem in _address_problems(attempt)),
