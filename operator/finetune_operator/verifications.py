@@ -16,7 +16,7 @@ from finetune_operator.policy.decide import problems_sentence
 from finetune_operator.policy.nodes import nodes_to_avoid
 from finetune_operator.policy.observed import VerificationView, is_owned, read_verification
 from finetune_operator.policy.plan import Plan, Timeouts
-from finetune_operator.policy.verification import give_up, is_under_way, note_created, note_hindered
+from finetune_operator.policy.verification import give_up, is_under_way, note_blocked, note_created
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.view import View
 
@@ -51,21 +51,21 @@ class Verifications:
         Raises:
             ApiError: the API server does not answer, or somebody else was faster.
         """
-        cached, observed, attempt = view.cached, view.observed, plan.status.attempt
+        cached, attempt = view.cached, plan.status.attempt
         last = await self._attempts.config_map(cached, attempt) if attempt is not None else None
         if attempt is None or last is None:
-            give_up(plan, observed, now, "The ConfigMap of the last attempt is gone, and with it the job to verify by.")
+            give_up(plan, "The ConfigMap of the last attempt is gone, and with it the job to verify by.")
             return
         try:
             found = await self._create(plan, attempt, view)
         except Invalid as error:
-            give_up(plan, observed, now, f"The API server refuses the Job of the verification: {error}")
+            give_up(plan, f"The API server refuses the Job of the verification: {error}")
         except (_Hindered, NameTaken, Forbidden, Unavailable) as error:
             again_at = now + timedelta(seconds=cached.creation_backoff_seconds())
-            note_hindered(plan, observed, now, self._timeouts, _sentence(error), again_at)
+            note_blocked(plan, _sentence(error), again_at, now, self._timeouts)
         else:
             cached.creation_failures = 0
-            note_created(plan, found, observed, now, self._timeouts)
+            note_created(plan, found, now, self._timeouts)
 
     async def _create(self, plan: Plan, attempt: int, view: View) -> VerificationView:
         cached, written, problems = view.cached, view.spec.job, view.spec.desired.problems

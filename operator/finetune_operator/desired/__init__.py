@@ -4,7 +4,7 @@ Every function takes the job as the API server holds it and fills in defaults it
 one. They count on a job that `finetune_api.load` accepts and that has a namespace and a uid.
 """
 
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.job_config import immutable_spec, job_config_map, placement
 from finetune_operator.desired.notices import cluster_notices
 from finetune_operator.desired.problems import job_problems
@@ -12,8 +12,8 @@ from finetune_operator.desired.pytorchjob import pytorch_job
 from finetune_operator.desired.verification import verification_job
 
 __all__ = [
-    "attempt_job",
     "cluster_notices",
+    "effective_job",
     "immutable_spec",
     "job_config_map",
     "job_problems",

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob, Published, WhereItRuns
 from finetune_api.job_file import job_json
 from finetune_api.training import WhatToTrain
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.metadata import child_metadata
 from finetune_operator.names import JOB_FILE_KEY, PLACEMENT_KEY, SPEC_KEY
 from finetune_operator.settings import OperatorSettings
@@ -21,7 +21,7 @@ def job_config_map(job: FineTuneJob, attempt: int, settings: OperatorSettings) -
     """The immutable ConfigMap of attempt number `attempt`, from 1.
 
     Args:
-        job: as its author wrote it, for its second key; the first holds `attempt_job`.
+        job: as its author wrote it, for its second key; the first holds `effective_job`.
         attempt: number of the attempt.
         settings: the operator's.
     """
@@ -37,7 +37,7 @@ def job_config_map(job: FineTuneJob, attempt: int, settings: OperatorSettings) -
 def config_data(job: FineTuneJob, settings: OperatorSettings) -> dict[str, str]:
     """The ConfigMap's keys and texts."""
     return {
-        JOB_FILE_KEY: job_json(attempt_job(job, settings)),
+        JOB_FILE_KEY: job_json(effective_job(job, settings)),
         SPEC_KEY: immutable_spec(job),
         PLACEMENT_KEY: placement(job),
     }

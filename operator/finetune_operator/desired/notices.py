@@ -9,7 +9,7 @@ from finetune_api.defaults import notices
 from finetune_api.job import FineTuneJob
 from finetune_api.problem import Problem, first_ones
 from finetune_operator.desired.addresses import claims
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.settings import OperatorSettings
 
 
@@ -24,7 +24,7 @@ def cluster_notices(job: FineTuneJob, settings: OperatorSettings) -> list[Proble
     found = [
         *(notice.below("spec") for notice in notices(job) if notice != unsure),
         *_accelerator(job, settings),
-        *_shared_claims(attempt_job(job, settings)),
+        *_shared_claims(effective_job(job, settings)),
     ]
     return first_ones(found)
 
@@ -40,7 +40,7 @@ def _accelerator(job: FineTuneJob, settings: OperatorSettings) -> Iterator[Probl
 
 
 def _shared_claims(job: FineTuneJob) -> Iterator[Problem]:
-    """Claims that pods on several machines mount. `job` is a result of `attempt_job`."""
+    """Claims that pods on several machines mount. `job` is a result of `effective_job`."""
     workers = job.spec.workers
     if workers.nodes == 1:
         return

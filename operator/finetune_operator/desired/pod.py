@@ -36,7 +36,7 @@ def pod_template(
     """The template of the workers' pods.
 
     Args:
-        job: result of `attempt_job`.
+        job: result of `effective_job`.
         attempt: number of the attempt, from 1.
         settings: the operator's.
         avoid: names of nodes that others are preferred to.
@@ -59,7 +59,7 @@ def verification_template(
     """The template of the pod that verifies the adapter.
 
     Args:
-        job: result of `attempt_job`.
+        job: result of `effective_job`.
         attempt: number of the attempt whose ConfigMap the job is read from.
         address: the adapter's.
         settings: the operator's.

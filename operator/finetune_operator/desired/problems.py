@@ -12,7 +12,7 @@ from finetune_api.spec_size import size_fault
 from finetune_api.storage_uri import Scheme
 from finetune_api.workers import Volume
 from finetune_operator.desired.addresses import JobAddress, claims, job_addresses
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.reserved import environment_problems
 from finetune_operator.desired.volumes import VOLUME_PREFIX, is_read_only, own_volumes
 from finetune_operator.settings import OperatorSettings
@@ -24,7 +24,7 @@ _ELSEWHERE = "use an s3:// or pvc://claim/path address, or mount the folder with
 
 def job_problems(job: FineTuneJob, settings: OperatorSettings) -> list[Problem]:
     """The first reasons why `job`, which the contract accepts, cannot be done here. Paths start at its top."""
-    attempt = attempt_job(job, settings)
+    attempt = effective_job(job, settings)
     found = [
         *_output_problems(attempt),
         *(_where_written(problem, job) for problem in _address_problems(attempt)),

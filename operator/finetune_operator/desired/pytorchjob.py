@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.job import FineTuneJob
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.environment import processes_per_node
 from finetune_operator.desired.fingerprint import FINGERPRINT_ANNOTATION, fingerprint
 from finetune_operator.desired.metadata import child_metadata
@@ -23,9 +23,9 @@ def pytorch_job(
     job: FineTuneJob, attempt: int, settings: OperatorSettings, avoid: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The PyTorchJob of attempt number `attempt`, from 1, whose pods prefer nodes other than those in `avoid`."""
-    job = attempt_job(job, settings)
+    job = effective_job(job, settings)
     metadata = child_metadata(job, attempt)
-    # Kueue's labels, the only ones that attempt_job leaves. runPolicy.suspend is Kueue's own from the start.
+    # Kueue's labels, the only ones that effective_job leaves. runPolicy.suspend is Kueue's own from the start.
     metadata["labels"] |= job.metadata.labels
     made: dict[str, Any] = {
         "apiVersion": f"{PYTORCH_GROUP}/{PYTORCH_VERSION}",

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_api.job import FineTuneJob
 from finetune_api.verification import COULD_NOT_TELL, NOT_AS_TRAINED
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.metadata import verification_metadata
 from finetune_operator.desired.pod import verification_template
 from finetune_operator.names import BATCH_GROUP, BATCH_VERSION, VERIFICATION_CONTAINER
@@ -29,7 +29,7 @@ def verification_job(
 
     Its pod prefers nodes other than those in `avoid`; one that follows a crash does so too, and knows no more.
     """
-    job = attempt_job(job, settings)
+    job = effective_job(job, settings)
     metadata = verification_metadata(job)
     # Kueue's labels: where it manages Jobs, it suspends this one until there is quota.
     metadata["labels"] |= job.metadata.labels

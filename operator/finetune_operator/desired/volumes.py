@@ -67,7 +67,7 @@ class PodVolumes:
 
 
 def pod_volumes(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> PodVolumes:
-    """Volumes of `job`, a result of `attempt_job`."""
+    """Volumes of `job`, a result of `effective_job`."""
     return _with_users(own_volumes(job, child_of(job, attempt), settings), job)
 
 
@@ -87,7 +87,7 @@ def own_volumes(job: FineTuneJob, config_map: str, settings: OperatorSettings, *
     """Those that the job did not ask for with workers.volumes.
 
     Args:
-        job: result of `attempt_job`.
+        job: result of `effective_job`.
         config_map: name of the ConfigMap that holds the job.
         settings: the operator's.
         writes: whether anything is written to the job's addresses.

@@ -39,6 +39,11 @@ NO_ROOM_PREFIX = "OutOf"
 REJECTED_PREFIX = "Pod was rejected: "
 """What `status.message` of a pod begins with that its node refused, whatever the reason."""
 
+ENDED_PHASES = ("Succeeded", "Failed")
+"""`status.phase` of a pod that has ended."""
+ENDS_OF_OBJECTS = ("Succeeded", "Failed", "Complete")
+"""Conditions of a PyTorchJob or a Job that has ended."""
+
 ITS_TURN = ("PodInitializing", "ContainerCreating")
 """For what a container waits that has nothing to say."""
 
@@ -99,7 +104,7 @@ class PodView:
     @property
     def holds_machine(self) -> bool:
         """Whether it still takes up room on a node: a container beside the trainer's may go on after that one."""
-        return self.phase not in ("Succeeded", "Failed")
+        return self.phase not in ENDED_PHASES
 
     @property
     def succeeded(self) -> bool:
@@ -205,7 +210,7 @@ def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) ->
         init_container=str(held_by.get("name", "")) if held_by is not None else None,
         running="running" in state,
         started_at=moment(str(running.get("startedAt") or ended.get("startedAt") or "")),
-        ended=bool(ended) or phase in ("Succeeded", "Failed"),
+        ended=bool(ended) or phase in ENDED_PHASES,
         exit_code=_exit_code(ended),
         ended_reason=str(how.get("reason") or status.get("reason") or ""),
         ended_message=text or (_last_text(how) if held_by is not None else "") or str(status.get("message") or ""),
@@ -299,6 +304,15 @@ def is_owned(raw: Mapping[str, Any], uid: str) -> bool:
     return any(
         owner.get("controller") and owner.get("uid") == uid for owner in _maps(_map(raw, "metadata"), "ownerReferences")
     )
+
+
+def has_ended(raw: Mapping[str, Any]) -> bool:
+    """Whether a pod, a PyTorchJob or a Job has ended, whichever of them `raw` is."""
+    status = _map(raw, "status")
+    over = any(
+        item.get("type") in ENDS_OF_OBJECTS and item.get("status") == "True" for item in _maps(status, "conditions")
+    )
+    return over or status.get("phase") in ENDED_PHASES
 
 
 def _named(containers: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from finetune_api.problem import Problem
 from finetune_api.status import FineTuneJobStatus, Phase, Progress
+from finetune_operator.policy.conditions import ConditionWriter
 from finetune_operator.policy.observed import PodView, PyTorchJobView, VerificationView
 
 
@@ -67,7 +68,8 @@ class ObservedState:
 class Plan:
     """What to do, and what status says once it is done."""
 
-    status: FineTuneJobStatus
+    conditions: ConditionWriter
+    """Of the new status."""
     create: int | None = None
     """Number of the attempt to create."""
     leftover_config_map: int | None = None
@@ -84,3 +86,12 @@ class Plan:
     """When to look again although nothing may have happened."""
     ending: bool = False
     """The attempt's end has begun and is not judged yet."""
+
+    @property
+    def status(self) -> FineTuneJobStatus:
+        """The new status."""
+        return self.conditions.status
+
+    def look_again(self, time: datetime | None) -> None:
+        """Look again at that time, or earlier if that is planned already; None changes nothing."""
+        self.again_at = min((wish for wish in (self.again_at, time) if wish is not None), default=None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_api.status import ConditionType, FineTuneJobStatus
 from finetune_api.verification import VerificationMessage
-from finetune_operator.policy.conditions import State, condition, verified
+from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.failure_reason import OOM_KILLED
 from finetune_operator.policy.observed import VerificationView
 from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
@@ -53,11 +53,11 @@ def is_under_way(status: FineTuneJobStatus) -> bool:
     return found is not None and found.reason == VerificationReason.VERIFYING
 
 
-def begin(plan: Plan, observed: ObservedState, now: datetime) -> None:
+def begin(plan: Plan, observed: ObservedState) -> None:
     """Enter into the plan of a job that has just succeeded that its verification comes next."""
     if awaits_verdict(plan.status, verify=observed.desired.verify):
         sentence = "The verification of the adapter comes next."
-        _enter(plan, observed, now, "Unknown", VerificationReason.PENDING, sentence)
+        plan.conditions.verified("Unknown", VerificationReason.PENDING, sentence)
 
 
 def follow(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
@@ -65,56 +65,52 @@ def follow(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeout
     found = observed.verification
     if found is None:
         if plan.status.adapter is None:
-            give_up(plan, observed, now, "Status names no adapter that could be verified.")
+            give_up(plan, "Status names no adapter that could be verified.")
         elif is_under_way(plan.status):
-            give_up(plan, observed, now, f"The Job of the verification was deleted by somebody else; {BY_HAND}")
+            give_up(plan, f"The Job of the verification was deleted by somebody else; {BY_HAND}")
         else:
             plan.verify = True
         return
     words = _words(found)
     if words is not None:
-        _conclude(plan, observed, now, words)
+        _conclude(plan, words)
     elif found.deleting:
-        give_up(plan, observed, now, f"The Job {found.name} was deleted by somebody else; {BY_HAND}")
+        give_up(plan, f"The Job {found.name} was deleted by somebody else; {BY_HAND}")
     elif found.ended:
-        give_up(plan, observed, now, _failure(found, plan.status))
+        give_up(plan, _failure(found, plan.status))
     else:
-        _note_progress(plan, found, observed, now, timeouts)
+        _note_progress(plan, found, now, timeouts)
 
 
-def note_created(
-    plan: Plan, found: VerificationView, observed: ObservedState, now: datetime, timeouts: Timeouts
-) -> None:
+def note_created(plan: Plan, found: VerificationView, now: datetime, timeouts: Timeouts) -> None:
     """Enter into the plan that the Job was just created, or found to have been."""
-    _note_progress(plan, found, observed, now, timeouts)
+    _note_progress(plan, found, now, timeouts)
 
 
-def note_hindered(
-    plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts, sentence: str, again_at: datetime
-) -> None:
+def note_blocked(plan: Plan, sentence: str, again_at: datetime, now: datetime, timeouts: Timeouts) -> None:
     """Enter into the plan why the Job could not be created just now; what lasts too long is given up."""
     since = moment(plan.status.completion_time) or now
     if seconds_between(since, now) >= timeouts.verification_seconds:
-        give_up(plan, observed, now, f"{sentence} It was tried for {timeouts.verification_seconds:g} s; {BY_HAND}")
+        give_up(plan, f"{sentence} It was tried for {timeouts.verification_seconds:g} s; {BY_HAND}")
         return
-    _enter(plan, observed, now, "Unknown", VerificationReason.PENDING, f"{sentence} It is tried again and again.")
-    plan.again_at = min(again_at, plan.again_at or again_at)
+    plan.conditions.verified("Unknown", VerificationReason.PENDING, f"{sentence} It is tried again and again.")
+    plan.look_again(again_at)
 
 
-def give_up(plan: Plan, observed: ObservedState, now: datetime, sentence: str) -> None:
+def give_up(plan: Plan, sentence: str) -> None:
     """Enter into the plan that nothing can be told of the adapter, for ever."""
-    _enter(plan, observed, now, "Unknown", VerificationReason.FAILED, sentence)
+    plan.conditions.verified("Unknown", VerificationReason.FAILED, sentence)
 
 
-def _conclude(plan: Plan, observed: ObservedState, now: datetime, words: VerificationMessage) -> None:
+def _conclude(plan: Plan, words: VerificationMessage) -> None:
     if words.verified is None:
-        give_up(plan, observed, now, f"It could not be told whether the adapter is as it was trained: {words.message}")
+        give_up(plan, f"It could not be told whether the adapter is as it was trained: {words.message}")
     elif words.verified:
         sentence = words.message or "The adapter answers as it was trained."
-        _enter(plan, observed, now, "True", VerificationReason.AS_TRAINED, sentence)
+        plan.conditions.verified("True", VerificationReason.AS_TRAINED, sentence)
     else:
         sentence = words.message or "The adapter does not answer as it was trained."
-        _enter(plan, observed, now, "False", VerificationReason.NOT_AS_TRAINED, sentence)
+        plan.conditions.verified("False", VerificationReason.NOT_AS_TRAINED, sentence)
 
 
 def _words(found: VerificationView) -> VerificationMessage | None:
@@ -150,9 +146,7 @@ def _failure(found: VerificationView, status: FineTuneJobStatus) -> str:
     )
 
 
-def _note_progress(
-    plan: Plan, found: VerificationView, observed: ObservedState, now: datetime, timeouts: Timeouts
-) -> None:
+def _note_progress(plan: Plan, found: VerificationView, now: datetime, timeouts: Timeouts) -> None:
     # By the clock of another machine. It cannot have begun before success was written down, and that was by our own.
     succeeded_at = min(moment(plan.status.completion_time) or now, now)
     began_at = believed(found.started_at or found.created_at, earliest=succeeded_at, now=now, otherwise=succeeded_at)
@@ -163,10 +157,9 @@ def _note_progress(
         if now >= over and before is not None:
             # Its pod is taken away now; what that waited for is the cause.
             sentence = before.message
-        over = after(max(over, now), LOOK_AGAIN_SECONDS)
-        again_at = min(over, again_at or over)
-    _enter(plan, observed, now, "Unknown", VerificationReason.VERIFYING, sentence)
-    plan.again_at = min((time for time in (plan.again_at, again_at) if time is not None), default=None)
+        plan.look_again(after(max(over, now), LOOK_AGAIN_SECONDS))
+    plan.conditions.verified("Unknown", VerificationReason.VERIFYING, sentence)
+    plan.look_again(again_at)
 
 
 def _doing(
@@ -192,9 +185,3 @@ def _doing(
         why = f"{pod.waiting}: {quoted(pod.waiting_message)}"
         return f"The container of the Job {found.name} cannot be started ({why}).", None
     return running, None
-
-
-def _enter(
-    plan: Plan, observed: ObservedState, now: datetime, state: State, reason: VerificationReason, sentence: str
-) -> None:
-    verified(plan.status, state, reason, sentence, now=now, generation=observed.desired.generation)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.load import load_job
-from finetune_operator.desired import attempt_job, immutable_spec, placement
+from finetune_operator.desired import effective_job, immutable_spec, placement
 from finetune_operator.desired.continuation import continued
 from finetune_operator.desired.fingerprint import FINGERPRINT_ANNOTATION, fingerprint, is_edited
 from tests.operator.desired.built import SETTINGS, config_map, pytorch, stored
@@ -18,7 +18,7 @@ def test_the_effective_job_reads_back_as_what_is_trained() -> None:
     made = config_map(job)
     result = load_job(made["data"]["job.yaml"], source="job.yaml")
     assert result.errors == []
-    assert result.job == attempt_job(job, SETTINGS)
+    assert result.job == effective_job(job, SETTINGS)
     assert result.job is not None
     assert result.job.spec.output is not None
     assert result.job.spec.workers.image == SETTINGS.trainer_image
@@ -26,8 +26,8 @@ def test_the_effective_job_reads_back_as_what_is_trained() -> None:
 
 
 def test_filling_in_twice_changes_nothing() -> None:
-    once = attempt_job(stored(num_devices=16), SETTINGS)
-    assert attempt_job(once, SETTINGS) == once
+    once = effective_job(stored(num_devices=16), SETTINGS)
+    assert effective_job(once, SETTINGS) == once
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
 from finetune_api.status import Attempt, ConditionType, FineTuneJobStatus, Phase, Progress
 from finetune_operator.policy.conditions import condition, is_finished
-from finetune_operator.policy.decide import decide, note_created, note_hindered
+from finetune_operator.policy.decide import decide, note_blocked, note_created
 from finetune_operator.policy.plan import ObservedState, Plan
 from finetune_operator.policy.times import moment, rfc3339
 from tests.operator.policy.views import (
@@ -66,7 +66,7 @@ def test_a_new_job_gets_its_first_attempt() -> None:
 
 def test_what_hinders_the_creation_is_said_and_comes_to_no_attempt() -> None:
     plan = decide(observed(), NOW, PATIENCE)
-    note_hindered(plan, "TrainingOperatorMissing", "It is not there.", observed(), NOW)
+    note_blocked(plan, "TrainingOperatorMissing", "It is not there.")
     assert (plan.status.phase, reason(plan.status), plan.status.attempt) == (
         Phase.PENDING,
         "TrainingOperatorMissing",

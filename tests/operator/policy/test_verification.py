@@ -18,7 +18,7 @@ from finetune_operator.policy.plan import ObservedState, Plan
 from finetune_operator.policy.reasons import VerificationReason
 from finetune_operator.policy.times import rfc3339
 from finetune_operator.policy.transitions import events_between
-from finetune_operator.policy.verification import awaits_verdict, is_asked_for, note_created, note_hindered
+from finetune_operator.policy.verification import awaits_verdict, is_asked_for, note_blocked, note_created
 from tests.operator.policy.views import (
     ADAPTER,
     NOW,
@@ -95,7 +95,7 @@ def test_the_job_is_made_after_success_was_written(reason: str | None) -> None:
 
 def test_once_made_it_is_never_made_again() -> None:
     plan = look(succeeded(PENDING))
-    note_created(plan, job(created_at=NOW, started_at=None), observed(verify=True), NOW, PATIENCE)
+    note_created(plan, job(created_at=NOW, started_at=None), NOW, PATIENCE)
     assert told(plan) == ("Unknown", VERIFYING, RUNS)
     gone = look(plan.status)
     assert not gone.verify
@@ -228,7 +228,7 @@ def test_what_it_does_is_said_once(doing: str) -> None:
 @pytest.mark.parametrize(("ago", "reason"), [(7199, PENDING), (7200, FAILED)])
 def test_what_hinders_it_is_said_and_not_for_ever(ago: float, reason: str) -> None:
     plan = look(succeeded(PENDING, ago=ago))
-    note_hindered(plan, observed(verify=True), NOW, PATIENCE, "A quota refuses it.", later(8))
+    note_blocked(plan, "A quota refuses it.", later(8), NOW, PATIENCE)
     assert told(plan)[1] == reason
     assert told(plan)[2].startswith("A quota refuses it. It ")
     assert plan.again_at == (later(8) if reason == PENDING else None)

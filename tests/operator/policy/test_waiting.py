@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_operator.policy import conditions
+from finetune_operator.policy.conditions import ConditionWriter
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.waiting import Activity, activity, waits_for
 from tests.operator.policy.views import NOW, ended, later, pod, pytorch_job, running
@@ -151,5 +151,5 @@ def test_a_worker_that_waits_says_more_than_one_that_runs() -> None:
 def test_a_job_waits_for_the_reason_in_its_status_until_it_trains(phase: Phase, waits: bool) -> None:
     status = FineTuneJobStatus()
     assert waits_for(status) is None
-    conditions.progressing(status, phase, "Unschedulable", "No room.", now=NOW, generation=1)
+    ConditionWriter(status, NOW, 1).progressing(phase, "Unschedulable", "No room.")
     assert waits_for(status) == ("Unschedulable" if waits else None)
