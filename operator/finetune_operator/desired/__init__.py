@@ -5,7 +5,13 @@ one. They count on a job that `finetune_api.load` accepts and that has a namespa
 """
 
 from finetune_operator.desired.effective import effective_job
-from finetune_operator.desired.job_config import immutable_spec, job_config_map, placement
+from finetune_operator.desired.job_config import (
+    immutable_spec,
+    job_config_map,
+    placement,
+    same_placement,
+    same_training,
+)
 from finetune_operator.desired.notices import cluster_notices
 from finetune_operator.desired.problems import job_problems
 from finetune_operator.desired.pytorchjob import pytorch_job
@@ -19,5 +25,7 @@ __all__ = [
     "job_problems",
     "placement",
     "pytorch_job",
+    "same_placement",
+    "same_training",
     "verification_job",
 ]
