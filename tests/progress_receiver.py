@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from finetune_api.outcome import TrainerStatus
-from finetune_operator.progress.app import progress_app
+from finetune_operator.progress.app import TAKEN, progress_app
 from finetune_operator.serving.thread import listening_in_thread
 
 WAIT_SECONDS = 60
@@ -28,7 +28,7 @@ class Receiver:
     posts: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
-    async def authorize(self, token: str) -> str | None:
+    async def authorize(self, token: str, peer: str) -> str | None:
         """The token itself as the key."""
         await asyncio.to_thread(self.answers.wait)
         known = token in self.tokens
@@ -62,7 +62,7 @@ def run_receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     receiver = Receiver()
     receiver.answers.set()
     app = progress_app(receiver.authorize, receiver.deliver, authorize_timeout_seconds=3600)
-    with listening_in_thread(app, "127.0.0.1", 0, tls=tls) as port:
+    with listening_in_thread(app, "127.0.0.1", 0, tls=tls, fruitful=TAKEN) as port:
         receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/status"
         try:
             yield receiver

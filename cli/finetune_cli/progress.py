@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from finetune_api.outcome import ProgressMetric, TrainerStatus
-from finetune_operator.progress.app import progress_app
+from finetune_operator.progress.app import TAKEN, progress_app
 from finetune_operator.serving.thread import listening_in_thread
 from finetune_trainer.train.console import human_duration
 
@@ -58,13 +58,13 @@ def progress_endpoint(token: str, deliver: Callable[[TrainerStatus], None]) -> I
         deliver: called with each report, from the server's thread.
     """
 
-    async def authorize(given: str) -> str | None:
+    async def authorize(given: str, _peer: str) -> str | None:
         return "run" if hmac.compare_digest(given.encode(), token.encode()) else None
 
     app = progress_app(authorize, lambda _key, status: deliver(status))
     with ExitStack() as stack:
         try:
-            port = stack.enter_context(listening_in_thread(app, "127.0.0.1", 0))
+            port = stack.enter_context(listening_in_thread(app, "127.0.0.1", 0, fruitful=TAKEN))
         except OSError as error:
             raise OSError("No port on 127.0.0.1 could be opened for the progress reports.") from error
         yield f"http://127.0.0.1:{port}/progress"

@@ -16,11 +16,15 @@ from pydantic import ValidationError
 
 from finetune_api.outcome import PROGRESS_BODY_LIMIT_BYTES, ProgressReport, TrainerStatus
 from finetune_operator.progress.refusals import ReportRefused
+from finetune_operator.serving.complaint import Complaint
 
 READ_TIMEOUT_SECONDS = 5.0
 """How long a client may take to send its body; a report fits into one packet."""
 AUTHORIZE_TIMEOUT_SECONDS = 10.0
 """How long `authorize` may take; after that the client is told to try again."""
+
+TAKEN = frozenset({200})
+"""Statuses of the answers to reports that were taken."""
 
 Key = TypeVar("Key")
 
@@ -28,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def progress_app(
-    authorize: Callable[[str], Awaitable[Key | None]],
+    authorize: Callable[[str, str], Awaitable[Key | None]],
     deliver: Callable[[Key, TrainerStatus], None],
     *,
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
@@ -42,16 +46,18 @@ def progress_app(
     - 200 the report was delivered
     - 400 the body is not a progress report; 413 it is larger than PROGRESS_BODY_LIMIT_BYTES; 415 it is compressed
     - 401 no bearer token, or one that nobody knows; 403 it may not report here
-    - 405 not a POST; 408 the body did not arrive in time
+    - 405 not a POST; 408 the body did not arrive in time; 429 the client is to post less often
     - 503 `authorize` failed or took too long: the client may try again
 
     Args:
-        authorize: the token's key, or None for an unknown token; raises ReportRefused, or anything else when it
-            cannot tell.
+        authorize: takes a token and the address that it comes from; the token's key, or None for an unknown one.
+            Raises ReportRefused, or anything else when it cannot tell.
         deliver: takes the report; it runs on the event loop and must not block.
         read_timeout_seconds: see READ_TIMEOUT_SECONDS.
         authorize_timeout_seconds: see AUTHORIZE_TIMEOUT_SECONDS.
     """
+
+    unchecked = Complaint(_log, "A progress token could not be checked: %s")
 
     async def receive(request: web.Request) -> web.Response:
         token = _bearer_token(request)
@@ -59,17 +65,16 @@ def progress_app(
             return _refusal(401, "Send the token of the job as 'Authorization: Bearer <token>'.")
         try:
             async with asyncio.timeout(authorize_timeout_seconds):
-                key = await authorize(token)
+                key = await authorize(token, request.remote or "")
         except ReportRefused as refused:
             return _refusal(refused.status, str(refused))
         except Exception as error:  # an authorizer that cannot be asked must look different from one that says no
             # Only the kind of error: its text may quote the token.
-            _log.error("A progress token could not be checked: %s.", type(error).__name__)
+            unchecked(type(error).__name__)
             return _refusal(503, "The token cannot be checked now; try again.")
         if key is None:
             return _refusal(401, "The token is not known.")
 
-        # aiohttp would unpack such a body before its size is known.
         if "Content-Encoding" in request.headers:
             return _refusal(415, "Send the report uncompressed.")
         try:

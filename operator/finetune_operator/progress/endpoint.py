@@ -15,6 +15,7 @@ from aiohttp import web
 
 from finetune_operator.errors import ApiError, SetupProblem
 from finetune_operator.names import MANAGER
+from finetune_operator.progress.app import TAKEN
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.certificates import Leaf
 from finetune_operator.serving.port import listening
@@ -104,7 +105,7 @@ async def progress_endpoint(
         OSError: as `listening`.
     """
     await certificate.renew_if_due()
-    async with listening(app, host, port, tls=certificate.context) as actual_port:
+    async with listening(app, host, port, tls=certificate.context, fruitful=TAKEN) as actual_port:
         renewal = asyncio.create_task(certificate.keep_young())
         try:
             yield actual_port

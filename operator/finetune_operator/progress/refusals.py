@@ -18,6 +18,12 @@ class MayNotReport(ReportRefused):
     status = 403
 
 
+class TooOften(ReportRefused):
+    """The sender is to post less often."""
+
+    status = 429
+
+
 class TryAgain(ReportRefused):
     """It cannot be told yet, and why has been said where it matters."""
 

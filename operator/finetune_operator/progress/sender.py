@@ -18,6 +18,7 @@ from finetune_operator.progress.refusals import MayNotReport
 POD_NAME_EXTRA = "authentication.kubernetes.io/pod-name"
 POD_UID_EXTRA = "authentication.kubernetes.io/pod-uid"
 """Where a TokenReview names the pod that a token is bound to."""
+ONLY_PODS = "Only a pod may report progress: use the token that is projected into it."
 REPORTING_WORKER = 0
 """The worker that reports: rank 0 runs in it."""
 
@@ -55,7 +56,7 @@ def reviewed_pod(review: dict[str, Any]) -> PodIdentity:
     match (user.get("username") or "").split(":"):
         case ["system", "serviceaccount", namespace, _] if len(names) == 1 and len(uids) == 1:
             return PodIdentity(namespace, names[0], uids[0])
-    raise MayNotReport("Only a pod may report progress: use the token that is projected into it.")
+    raise MayNotReport(ONLY_PODS)
 
 
 def read_sender(pod: dict[str, Any] | None, identity: PodIdentity) -> Sender:

@@ -7,6 +7,7 @@ their number is not bounded, and what became of one job is said by its status.
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -23,10 +24,13 @@ RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30
 START_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Bounds in seconds: what a person who applied a job notices, up to an operator that was away."""
 RECONCILE_RESULTS = ("success", "requeue_after", "conflict", "error")
+REFRESH_SECONDS = 0.25
+"""Least time between two counts of all jobs, which anybody in the cluster can ask for (seconds)."""
 REPORT_RESULTS = {
     200: "accepted",
     401: "unknown_token",
     403: "forbidden",
+    429: "too_often",
     500: "unavailable",
     503: "unavailable",
 }
@@ -129,17 +133,31 @@ class Metrics:
         self._reports.labels(REPORT_RESULTS.get(status, "malformed")).inc()
 
 
-def metrics_app(metrics: Metrics, *, refresh: Callable[[], None] = lambda: None) -> web.Application:
+def metrics_app(
+    metrics: Metrics,
+    *,
+    refresh: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> web.Application:
     """GET /metrics, in the format that the scraper prefers.
 
     Args:
         metrics: what is told.
-        refresh: called before each scrape, to set what is only counted then.
+        refresh: called before a scrape, unless that was done for another less than REFRESH_SECONDS ago, to set what is
+            only counted then.
+        clock: monotonic seconds.
     """
+    refreshed_at = float("-inf")
 
     async def scrape(request: web.Request) -> web.Response:
-        refresh()
-        encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
+        nonlocal refreshed_at
+        if clock() - refreshed_at >= REFRESH_SECONDS:
+            refresh()
+            refreshed_at = clock()
+        try:
+            encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
+        except (TypeError, ValueError):
+            return web.Response(text="The Accept header names no version of a format.\n", status=400)
         return web.Response(body=encoder(metrics.registry), headers={"Content-Type": content_type})
 
     app = web.Application()

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from finetune_operator.serving.admission import Admission, Limits, Place
+from finetune_operator.serving.answers import one_each
 from finetune_operator.serving.connections import accept_connections, end_tasks
+from finetune_operator.serving.server_log import ServerLog
 
-CONNECTIONS_LIMIT = 128
-"""Connections of one port that are open at the same time. A trainer's lasts some milliseconds per report."""
-IDLE_TIMEOUT_SECONDS = 30.0
-"""How long a connection may be open without a whole request, the first one's headers included."""
 BACKLOG = 1024
 """Connections of one port that wait for their turn."""
 LEAVE_SECONDS = 1.0
 """How long open connections may take to end when the port is closed."""
+LINGER_SECONDS = 1.0
+"""How long the rest of a body is read that was answered before its end, so that the client sees the answer."""
+LINE_BYTES = 2048
+HEADERS = 64
+"""Most that the first line of a request may have, and headers that may follow; a trainer's has eight."""
+LIMITS = Limits()
+
+_log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -29,18 +37,18 @@ async def listening(
     port: int,
     *,
     tls: ssl.SSLContext | None = None,
-    connections_limit: int = CONNECTIONS_LIMIT,
-    idle_timeout_seconds: float = IDLE_TIMEOUT_SECONDS,
+    limits: Limits = LIMITS,
+    fruitful: Container[int] = (),
 ) -> AsyncIterator[int]:
     """Serve `app` for as long as the context is open.
 
     Args:
-        app: what to serve.
+        app: what to serve, once: it is changed so that each connection ends with its first answer.
         host: address to listen on; empty for all, of IPv4 and IPv6.
         port: 0 for any free one.
         tls: certificates to serve HTTPS with; None for HTTP.
-        connections_limit: see CONNECTIONS_LIMIT.
-        idle_timeout_seconds: see IDLE_TIMEOUT_SECONDS.
+        limits: what clients may take.
+        fruitful: statuses of answers whose connection does not count among those that lead to nothing.
 
     Yields:
         The port.
@@ -48,10 +56,24 @@ async def listening(
     Raises:
         OSError: the port is taken, or the address is not this machine's.
     """
+    admission = Admission(limits)
+
+    def answered(peer: str, status: int) -> None:
+        if status in fruitful:
+            admission.fruitful(peer)
+
     with _listener(host, port) as listener:
         runner = web.AppRunner(
-            app,
-            keepalive_timeout=idle_timeout_seconds,
+            one_each(app, answered),
+            # A client that has gone must not leave work behind: its place is free for the next one.
+            handler_cancellation=True,
+            # aiohttp's word for it; it counts from the beginning of the connection, however slowly headers trickle.
+            keepalive_timeout=limits.request_seconds,
+            lingering_time=LINGER_SECONDS,
+            auto_decompress=False,
+            max_line_size=LINE_BYTES,
+            max_headers=HEADERS,
+            logger=ServerLog(_log),
             # Whoever stops the server need not wait for clients: they ask or tell again.
             shutdown_timeout=1.0,
             # A line per request would bury all others.
@@ -61,16 +83,15 @@ async def listening(
         http = runner.server
         if http is None:
             raise RuntimeError("aiohttp's runner has no server although it is set up")
-        connections: set[asyncio.Task[None]] = set()
-        places = asyncio.Semaphore(connections_limit)
-        accepting = asyncio.create_task(accept_connections(listener, http, tls, places, connections))
+        connections: dict[asyncio.Task[None], Place] = {}
+        accepting = asyncio.create_task(accept_connections(listener, http, tls, limits, admission, connections))
         try:
             yield listener.getsockname()[1]
         finally:
             await end_tasks({accepting})
             await runner.cleanup()
             if connections:
-                await asyncio.wait(connections, timeout=LEAVE_SECONDS)
+                await asyncio.wait(list(connections), timeout=LEAVE_SECONDS)
             await end_tasks(connections)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -16,7 +16,12 @@ from finetune_operator.serving.port import listening
 
 @contextmanager
 def listening_in_thread(
-    app: web.Application, host: str, port: int, *, tls: ssl.SSLContext | None = None
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    fruitful: Container[int] = (),
 ) -> Iterator[int]:
     """`listening`, on a thread of its own for as long as the context is open.
 
@@ -30,7 +35,7 @@ def listening_in_thread(
     stop = asyncio.Event()
 
     async def serve() -> None:
-        async with listening(app, host, port, tls=tls) as opened:
+        async with listening(app, host, port, tls=tls, fruitful=fruitful) as opened:
             begun.set_result((asyncio.get_running_loop(), opened))
             await stop.wait()
 

@@ -11,8 +11,8 @@ from finetune_api.job_file import job_yaml
 from finetune_api.load import load_job
 from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES
 from finetune_operator.desired import (
-    effective_job,
     continuation,
+    effective_job,
     immutable_spec,
     job_problems,
     placement,

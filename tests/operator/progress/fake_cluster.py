@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -23,17 +25,19 @@ JOB_UID = "0b5c1f6e-8d0f-4c55-a0f0-51a1b3f0c0de"
 PYTORCHJOB_UID = "uid-of-the-pytorchjob"
 
 
-def worker(index: int = 0, *, namespace: str = "team-a", attempt: int = 1) -> Object:
-    """A worker's pod of job `guard`, as the training operator makes it."""
-    owner = child_name("guard", JOB_UID, attempt)
+def worker(
+    index: int = 0, *, namespace: str = "team-a", attempt: int = 1, job: str = "guard", uid: str = JOB_UID
+) -> Object:
+    """A worker's pod of a job, as the training operator makes it."""
+    owner = child_name(job, uid, attempt)
     return {
         "metadata": {
             "namespace": namespace,
             "name": pod_name(owner, index),
             "uid": f"uid-of-worker-{index}",
             "labels": {
-                JOB_NAME_LABEL: "guard",
-                JOB_UID_LABEL: JOB_UID,
+                JOB_NAME_LABEL: job,
+                JOB_UID_LABEL: uid,
                 ATTEMPT_LABEL: str(attempt),
                 REPLICA_INDEX_LABEL: str(index),
             },
@@ -48,6 +52,35 @@ def worker(index: int = 0, *, namespace: str = "team-a", attempt: int = 1) -> Ob
             ],
         }
     }
+
+
+def token_of(pod: Object | None, *, number: Any = 1, namespace: Any = "team-a", **changed: Any) -> str:
+    """What a kubelet projects into `pod`, as far as a reader without the key can tell; None: of no pod.
+
+    Args:
+        pod: the pod that it is bound to.
+        number: tells tokens of one pod apart.
+        namespace: of a token of no pod.
+        changed: claims that are otherwise than usual; None takes one away.
+    """
+    metadata = pod["metadata"] if pod else {"namespace": namespace}
+    bound = {"pod": {"name": metadata["name"], "uid": metadata["uid"]}} if pod else {}
+    claims: Object = {
+        "aud": ["finetune-operator"],
+        "exp": 4_000_000_000,
+        "iss": "https://kubernetes.default.svc.cluster.local",
+        "jti": str(number),
+        "kubernetes.io": {"namespace": metadata["namespace"], **bound, "serviceaccount": {"name": "default"}},
+        "sub": f"system:serviceaccount:{metadata['namespace']}:default",
+        **changed,
+    }
+    return jwt({name: value for name, value in claims.items() if value is not None})
+
+
+def jwt(claims: Any) -> str:
+    """A JSON Web Token that says this, with a signature that nobody looks at."""
+    parts = (json.dumps({"alg": "RS256"}), json.dumps(claims), "signature")
+    return ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in parts)
 
 
 def review_of(pod: Object, audience: str = "finetune-operator") -> Object:
@@ -76,6 +109,8 @@ class FakeCluster:
         self.reviews: dict[str, Object] = {}
         self.requests: list[str] = []
         """Names of the methods that were called."""
+        self.reviewed: list[str] = []
+        """Tokens that were asked about."""
         self.error: ApiError | None = None
         """What every request fails with."""
         self.refused: dict[str, ApiError] = {}
@@ -87,11 +122,12 @@ class FakeCluster:
         self.answers.set()
         self._version = 0
 
-    def add_pod(self, pod: Object, token: str) -> Object:
-        """Add `pod`, and `token` as one that is bound to it."""
+    def add_pod(self, pod: Object) -> str:
+        """Add `pod`; a token that is bound to it."""
         self.pods[pod["metadata"]["namespace"], pod["metadata"]["name"]] = pod
+        token = token_of(pod)
         self.reviews[token] = review_of(pod)
-        return pod
+        return token
 
     def stored(self, kept: Object) -> Object:
         """`kept` with a new resourceVersion."""
@@ -100,6 +136,7 @@ class FakeCluster:
 
     async def review_token(self, token: str, audience: str) -> Object:
         self._request("review_token")
+        self.reviewed.append(token)
         await self.answers.wait()
         return self.reviews.get(token, {"authenticated": False, "error": "invalid bearer token", "user": {}})
 

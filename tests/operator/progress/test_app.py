@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import KubeflowCallback
 
-from finetune_api.outcome import PROGRESS_BODY_LIMIT_BYTES, TrainerStatus
+from finetune_api.outcome import PROGRESS_BODY_LIMIT_BYTES, ProgressReport, TrainerStatus
 from finetune_operator.progress.app import progress_app
 from finetune_operator.progress.refusals import MayNotReport, TryAgain
+from finetune_operator.serving.port import listening
 from tests.progress_receiver import run_receiver
 
 REPORT = {
@@ -33,7 +37,7 @@ GOOD = {"Authorization": "Bearer right"}
 SECRET = "s3cr3t-token"
 
 
-async def authorize(token: str) -> str | None:
+async def authorize(token: str, peer: str) -> str | None:
     """Knows one token, forbids another, cannot check a third."""
     if token == "foreign":
         raise MayNotReport("This pod belongs to an earlier attempt.")
@@ -188,6 +192,57 @@ def test_a_body_that_never_ends_is_given_up() -> None:
             assert response.status == 408
 
     assert serve(use, read_timeout_seconds=0.05) == []
+
+
+WHOLE = json.dumps(REPORT).encode()
+HEAD = b"POST / HTTP/1.1\r\nHost: progress\r\nAuthorization: Bearer right\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param((b"Content-Length: 1000\r\n\r\n" + WHOLE,), id="shorter than declared"),
+        pytest.param((b"Content-Length: 20\r\n\r\n" + WHOLE,), id="longer than declared"),
+        pytest.param((CHUNKED + b"5\r\n{", b"}}}}"), id="cut in a chunk"),
+        pytest.param((CHUNKED + b"5\r\n", b"{}}}}nonsense\r\n"), id="a chunk of another length"),
+        pytest.param((CHUNKED + b"1\r\n{\r\n", b"nonsense\r\n"), id="a chunk of no length"),
+        pytest.param((b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\n", b"not gzip!"), id="wrongly compressed"),
+        pytest.param(
+            (b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot ", b"gzip!"), id="wrongly compressed in parts"
+        ),
+        pytest.param((b"Content-Length: 2, 3\r\n\r\n{}",), id="two lengths"),
+    ],
+)
+def test_a_body_that_breaks_off_or_contradicts_its_headers_is_dropped_without_a_line_in_the_log(
+    parts: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    delivered: list[TrainerStatus] = []
+
+    async def run() -> bytes:
+        app = progress_app(authorize, lambda key, status: delivered.append(status), read_timeout_seconds=1)
+        async with listening(app, "127.0.0.1", 0) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HEAD)
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.05)  # so that they arrive apart
+            writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    answer = asyncio.run(asyncio.wait_for(run(), 60))
+    assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 400"))
+    assert delivered == []
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+@given(st.integers(0, len(WHOLE) - 1))
+def test_a_report_of_which_the_end_is_missing_is_none(length: int) -> None:
+    with pytest.raises(ValidationError):
+        ProgressReport.model_validate_json(WHOLE[:length])
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])

@@ -30,9 +30,10 @@ from finetune_operator.progress.tokens import TokenAuthorizer
 from finetune_operator.serving.answers import counted
 from finetune_trainer.train import progress_status as ours
 from finetune_trainer.train.progress import Endpoint, ProgressReporter
-from tests.operator.progress.fake_cluster import JOB_UID, PYTORCHJOB_UID, FakeCluster, worker
+from tests.operator.progress.fake_cluster import JOB_UID, PYTORCHJOB_UID, FakeCluster, token_of, worker
 
-GOOD, FOREIGN, EXPIRED, EARLIER = "good", "of-another-worker", "expired", "of-an-earlier-attempt"
+GOOD, FOREIGN, EARLIER = token_of(worker()), token_of(worker(1)), token_of(worker(attempt=2))
+REVOKED, EXPIRED = token_of(worker(), number=2), token_of(worker(), exp=1_000_000_000)
 
 
 class Served:
@@ -41,9 +42,8 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cluster = FakeCluster()
-        self.cluster.add_pod(worker(), GOOD)
-        self.cluster.add_pod(worker(1), FOREIGN)
-        self.cluster.add_pod(worker(attempt=2), EARLIER)
+        for pod in (worker(), worker(1), worker(attempt=2)):
+            self.cluster.add_pod(pod)
         # So long ago that clients, who have the real time, trust both the first certificate and the next.
         self.now = datetime.now(UTC) - LEAF_RENEWAL
         self.woken: list[tuple[str, str]] = []
@@ -80,7 +80,7 @@ class Served:
         return self.folder / "ca.crt"
 
     def token(self, token: str) -> Path:
-        path = self.folder / f"token-{token}"
+        path = self.folder / "token"
         path.write_text(f"{token}\n")
         return path
 
@@ -170,6 +170,7 @@ def test_transformers_own_callback_is_received(tmp_path: Path, monkeypatch: pyte
         ({}, 401),
         ({"Authorization": "Bearer unknown"}, 401),
         ({"Authorization": f"Bearer {EXPIRED}"}, 401),
+        ({"Authorization": f"Bearer {REVOKED}"}, 401),
         ({"Authorization": f"Bearer {FOREIGN}"}, 403),
         ({"Authorization": f"Bearer {EARLIER}"}, 403),
         ({"Authorization": f"Bearer {GOOD}"}, 200),
@@ -179,7 +180,6 @@ def test_tokens_that_are_wrong_expired_foreign_or_missing_change_nothing(
     tmp_path: Path, headers: dict[str, str], expected: int
 ) -> None:
     async def use(served: Served) -> None:
-        served.cluster.reviews[EXPIRED] = {"authenticated": False, "error": "token has expired"}
         assert await asyncio.to_thread(served.post, headers) == expected
 
     served = serve(tmp_path, use)

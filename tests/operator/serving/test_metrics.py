@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from finetune_api.status import Phase
 from finetune_operator.cache import Cache
-from finetune_operator.serving.metrics import Metrics, metrics_app
+from finetune_operator.serving.metrics import REFRESH_SECONDS, Metrics, metrics_app
 from finetune_operator.serving.port import listening
 
 
@@ -127,6 +127,7 @@ def test_whether_the_operator_sees_the_cluster_is_one_or_zero(metrics: Metrics, 
         (405, "malformed"),
         (408, "malformed"),
         (413, "malformed"),
+        (429, "too_often"),
         (500, "unavailable"),
         (503, "unavailable"),
     ],
@@ -163,3 +164,39 @@ def test_a_scraper_gets_the_format_that_it_asks_for(metrics: Metrics) -> None:
     for parse, text in parsers:
         names = {family.name for family in parse(text)}
         assert {"finetune_jobs", "process_resident_memory_bytes", "process_open_fds"} <= names
+
+
+def test_scrapes_in_a_row_count_the_jobs_once(metrics: Metrics) -> None:
+    seconds, counts = 100.0, 0
+
+    def refresh() -> None:
+        nonlocal counts
+        counts += 1
+
+    async def scrape() -> None:
+        nonlocal seconds
+        app = metrics_app(metrics, refresh=refresh, clock=lambda: seconds)
+        async with listening(app, "127.0.0.1", 0) as port, httpx.AsyncClient(trust_env=False) as client:
+            for passed, expected in ((0.0, 1), (0.0, 1), (REFRESH_SECONDS, 2), (0.0, 2)):
+                seconds += passed
+                (await client.get(f"http://127.0.0.1:{port}/metrics")).raise_for_status()
+                assert counts == expected
+
+    asyncio.run(scrape())
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/plain; version=abc", "application/openmetrics-text; version=1.0.0.x", ";;;,,"]
+)
+def test_a_format_that_nobody_knows_is_no_error_of_ours(
+    metrics: Metrics, accept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scrape() -> int:
+        async with (
+            listening(metrics_app(metrics), "127.0.0.1", 0) as port,
+            httpx.AsyncClient(trust_env=False, headers={"Accept": accept}) as client,
+        ):
+            return (await client.get(f"http://127.0.0.1:{port}/metrics")).status_code
+
+    assert asyncio.run(scrape()) in (200, 400)
+    assert caplog.records == []
