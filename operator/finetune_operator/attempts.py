@@ -11,7 +11,7 @@ from finetune_api.job import FineTuneJob
 from finetune_operator.cache import Cache, CachedJob
 from finetune_operator.children import is_calm
 from finetune_operator.cluster import Cluster
-from finetune_operator.desired import immutable_spec, job_config_map, placement, pytorch_job
+from finetune_operator.desired import job_config_map, pytorch_job, same_placement, same_training
 from finetune_operator.desired.continuation import continued
 from finetune_operator.desired.fingerprint import is_edited
 from finetune_operator.errors import ApiError, Conflict
@@ -142,10 +142,8 @@ class Attempts:
         longer what attempt number `attempt` was made of."""
         first = await self.first_config_map(cached)
         current = first if attempt == 1 else await self.config_map(cached, attempt)
-        return (
-            _recorded(first, SPEC_KEY) not in (None, immutable_spec(job)),
-            _recorded(current, PLACEMENT_KEY) not in (None, placement(job)),
-        )
+        trained, placed = _recorded(first, SPEC_KEY), _recorded(current, PLACEMENT_KEY)
+        return not same_training(trained, job), not same_placement(placed, job)
 
     async def config_map(self, cached: CachedJob, attempt: int) -> Raw | None:
         """The ConfigMap of an attempt, if there is one of ours."""
