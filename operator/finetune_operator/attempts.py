@@ -115,9 +115,10 @@ class Attempts:
                     raise
                 if not is_owned(found, cached.uid):
                     raise name_taken(PYTORCH_JOB, namespace, name) from None
-                made = found
-        self._cache.children(cached.key, cached.uid).seen(PYTORCH_PLURAL, made)
-        return read_pytorch_job(made, attempt, edited=is_edited(made))
+                self._cache.children(cached.key, cached.uid).seen(PYTORCH_PLURAL, found)
+                return read_pytorch_job(found, attempt, edited=is_edited(found))
+        view = self._cache.children(cached.key, cached.uid).made(made)
+        return view if view is not None else read_pytorch_job(made, attempt)
 
     async def release(
         self, cached: CachedJob, attempt: int, pytorch_job: PyTorchJobView | None, *, keep_config_map: bool = False

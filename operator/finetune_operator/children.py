@@ -42,6 +42,12 @@ class Children:
         pods = (seen.view for seen in self._pods.values() if seen.attempt == attempt)
         return found, sorted(pods, key=lambda pod: pod.index)
 
+    def made(self, raw: Raw) -> PyTorchJobView | None:
+        """Keep a PyTorchJob that we have created just now; as the policies see it, or None if it is not the job's."""
+        self._keep(self._pytorch_jobs, raw, _attempt(raw), lambda raw, _: self._view(raw, edited=False), deleted=False)
+        found = self._pytorch_jobs.get(raw["metadata"]["name"])
+        return found.view if found is not None else None
+
     def seen(self, kind: str, raw: Raw, *, deleted: bool = False) -> bool:
         """Keep what a watch told or what was read; whether it is news for a reconcile.
 
@@ -50,8 +56,7 @@ class Children:
             raw: the object.
             deleted: it is gone, or, as a pod, it has ended: only living ones are watched.
         """
-        metadata = raw["metadata"]
-        attempt = _number((metadata.get("labels") or {}).get(ATTEMPT_LABEL))
+        attempt = _attempt(raw)
         if kind == PYTORCH_PLURAL:
             return self._keep(self._pytorch_jobs, raw, attempt, self._pytorch_job_view, deleted=deleted)
         container = PYTORCH_CONTAINER if attempt else VERIFICATION_CONTAINER
@@ -107,15 +112,15 @@ class Children:
         return before is None or before.view != now
 
     def _pytorch_job_view(self, raw: Raw, before: _Seen[PyTorchJobView] | None) -> PyTorchJobView | None:
-        if not is_owned(raw, self.job_uid):
-            return None
         metadata = raw["metadata"]
-        attempt = _number((metadata.get("labels") or {}).get(ATTEMPT_LABEL))
         if before is not None and before.uid == metadata["uid"] and before.generation == metadata.get("generation"):
             edited = before.view.edited  # the spec is the same, so its fingerprint is
         else:
             edited = is_edited(raw)
-        return read_pytorch_job(raw, attempt, edited=edited)
+        return self._view(raw, edited=edited)
+
+    def _view(self, raw: Raw, *, edited: bool) -> PyTorchJobView | None:
+        return read_pytorch_job(raw, _attempt(raw), edited=edited) if is_owned(raw, self.job_uid) else None
 
 
 def is_calm(pytorch_job: PyTorchJobView | None, pods: Sequence[PodView]) -> bool:
@@ -140,5 +145,7 @@ def is_newer(version: str, than: str) -> bool:
     return version != than
 
 
-def _number(text: Any) -> int:
+def _attempt(raw: Raw) -> int:
+    """Number of the attempt that an object belongs to by its label; 0 for none."""
+    text = (raw["metadata"].get("labels") or {}).get(ATTEMPT_LABEL)
     return int(text) if isinstance(text, str) and text.isdecimal() and len(text) < 10 else 0
