@@ -35,6 +35,7 @@ def worker(
             "namespace": namespace,
             "name": pod_name(owner, index),
             "uid": f"uid-of-worker-{index}",
+            "creationTimestamp": "2030-01-02T03:04:05Z",
             "labels": {
                 JOB_NAME_LABEL: job,
                 JOB_UID_LABEL: uid,
