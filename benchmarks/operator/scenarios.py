@@ -55,6 +55,35 @@ def arrivals_and_restart(
         return arrived, _restart(plane, contestant, folder, namespace)
 
 
+def among_many(
+    plane: ControlPlane, contestant: Contestant, folder: Path, *, count: int, per_second: float, rest_seconds: float
+) -> tuple[Figures, Figures]:
+    """A start among jobs that have been there for long, a while at rest, and jobs that come at a rate."""
+    position, begin = plane.audit.position(), time.monotonic()
+    with _namespace(plane) as namespace, running(plane, contestant, folder) as operator:
+        figures = {"ready (s)": time.monotonic() - begin}
+        _wait_quiet(operator)
+        requests = operator.requests(position)
+        figures |= {
+            "writes of the start": sum(request.writes for request in requests),
+            "requests of the start": len(requests),
+            "CPU of the start (s)": usage(_pids(plane, operator)).processes["operator"],
+            "RSS peak of the start (MiB)": peak_mib(operator.server.pid),
+        }
+        position, before = plane.audit.position(), usage(_pids(plane, operator))
+        time.sleep(rest_seconds)
+        rest = operator.requests(position)
+        used = usage(_pids(plane, operator)).since(before).processes
+        figures |= {
+            "at rest: requests per second": len(rest) / rest_seconds,
+            "at rest: writes per second": sum(request.writes for request in rest) / rest_seconds,
+            "at rest: CPU of the operator (% of one core)": 100 * used["operator"] / rest_seconds,
+            "at rest: CPU of kube-apiserver (% of one core)": 100 * used["kube-apiserver"] / rest_seconds,
+            "at rest: RSS (MiB)": resident_mib(operator.server.pid),
+        }
+        return figures, _arrivals(plane, operator, namespace, count=count, per_second=per_second)
+
+
 def _arrivals(
     plane: ControlPlane, operator: OperatorProcess, namespace: str, *, count: int, per_second: float | None
 ) -> Figures:

@@ -16,7 +16,9 @@ TAG = re.compile(r"</?[\w|]+>|<\|[^|<>]+\|>|\[/?[A-Z_]+\]")
 """Text that looks as if its author took it for a special token."""
 
 _TAGS_AND_SPACES = re.compile(rf"{TAG.pattern}|\s+")
-_SPACES_AROUND = re.compile(r"^\s+|\s+$")
+
+MOST_BORDERS = 64
+"""Of an end-of-turn, at which a stop may begin or end. Each is one more text that an answer may end with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +46,37 @@ class AnswerLiterals:
         return content[: len(content) - len(end)]
 
 
-@functools.lru_cache(maxsize=64)
+def borders(tail: str) -> set[int]:
+    """Positions in a format's text after the message at which a stop may begin or end.
+
+    These are the ends of its tags and of the white space between them, or where it has no tags of the white space
+    around it.
+    """
+    if TAG.search(tail):
+        return {border for match in _TAGS_AND_SPACES.finditer(tail) for border in match.span()}
+    # By a regular expression, white space that is not at the end is looked through once for each of its characters.
+    before, after = len(tail) - len(tail.lstrip()), len(tail.rstrip())
+    return {*((0, before) if before else ()), *((after, len(tail)) if after < len(tail) else ())}
+
+
+@functools.lru_cache(maxsize=8)
 def answer_literals(head: str, tail: str, trailing: str) -> AnswerLiterals:
     """The literals of a format.
 
-    An answer's beginning is the part of `head` behind `trailing`. Its end is `tail` up to where a stop may begin or
-    end: at its tags and the white space between them, or where it has none at the white space around it. Servers leave
-    special tokens out of texts, so the beginning is known without its tags, too.
+    An answer's beginning is the part of `head` behind `trailing`. Its end is `tail` up to one of its `borders`. Servers
+    leave special tokens out of texts, so the beginning is known without its tags, too.
 
     Args:
         head: the format's text before the message.
         tail: its text after the message.
         trailing: what `head` begins with and a prompt ends with.
     """
-    parts = _TAGS_AND_SPACES if TAG.search(tail) else _SPACES_AROUND
-    borders = {border for match in parts.finditer(tail) for border in match.span()}
     start = head[len(trailing) :]
     return AnswerLiterals(
         head=head,
         tail=tail,
         starts=_longest_first([start, TAG.sub("", start)]),
-        ends=_longest_first([tail, *(tail[:border] for border in borders)]),
+        ends=_longest_first([tail, *(tail[:border] for border in borders(tail))]),
     )
 
 

@@ -78,15 +78,35 @@ def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
     return value
 
 
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    value: int = loader.construct_yaml_int(node)
+    return _checked(value)
+
+
+def _checked(value: int) -> int:
+    """A whole number that is no larger than any other number: Go reads no JSON with one, Python may not print it."""
+    if abs(value) >= 2**1024:
+        raise ValueError("a whole number is too large for any key")
+    return value
+
+
 def _refuse_tag(_: _Loader, node: yaml.Node) -> Any:
     raise yaml.MarkedYAMLError(None, None, f"the tag {node.tag} has no meaning here", node.start_mark)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_map)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor(None, _refuse_tag)
 for _tag in ("binary", "timestamp", "omap", "pairs", "set"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _refuse_tag)
+
+
+def is_other_than_text(value: str) -> bool:
+    """Whether `value` without quotes would be read as something else than text."""
+    resolvers = _Loader.yaml_implicit_resolvers
+    candidates = [*resolvers.get(value[:1], ()), *resolvers.get(None, ())]
+    return any(pattern.match(value) for _, pattern in candidates)
 
 
 def decode(data: bytes, source: str) -> str:
@@ -133,7 +153,13 @@ def parse_value(text: str, source: str) -> Any:
 def _parse(text: str, source: str) -> Any:
     if text.lstrip().startswith("{"):
         try:
-            return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+            return json.loads(
+                text,
+                object_pairs_hook=_unique,
+                parse_constant=_no_constant,
+                parse_float=_finite,
+                parse_int=lambda digits: _checked(int(digits)),
+            )
         except json.JSONDecodeError as error:
             if source.endswith(".json"):
                 raise DocumentError(
@@ -147,10 +173,11 @@ def _parse(text: str, source: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is given twice")
+        found[key] = value
     return found
 
 

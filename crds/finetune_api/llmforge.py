@@ -83,17 +83,18 @@ _NO_EFFECT = {
     "and nowhere else; put the address there.",
 }
 
-_REFUSED = {
+REFUSED = {
     "classifier_config": "classifier_config is not supported: remove it, write each label as the assistant's message, "
     "and train with `task: instruction_tuning`, whose loss falls on the label alone.",
     "preference_tuning_config": "preference_tuning_config is not supported, only supervised fine-tuning is: remove it, "
     "and train on the chosen answers with `task: instruction_tuning`.",
 }
+"""Keys for jobs of other kinds, with why there are none."""
 
 KEYS: dict[str, KeyFate] = {
     **{key: KeyFate(Fate.ACTED_ON, sentence) for key, sentence in _ACTED_ON.items()},
     **{key: KeyFate(Fate.NO_EFFECT, sentence) for key, sentence in _NO_EFFECT.items()},
-    **{key: KeyFate(Fate.REFUSED, sentence) for key, sentence in _REFUSED.items()},
+    **{key: KeyFate(Fate.REFUSED, sentence) for key, sentence in REFUSED.items()},
 }
 """Every top-level key of LLMForge's configuration."""
 
@@ -159,7 +160,7 @@ REFUSED_PEFT_KEYS = {
 
 def refused_keys(spec: FineTuneJobSpec) -> Iterator[Problem]:
     """A sentence for each refused key and task in `spec`."""
-    for key, sentence in _REFUSED.items():
+    for key, sentence in REFUSED.items():
         if getattr(spec, key) is not None:
             yield Problem(key, sentence)
     if spec.task in REFUSED_TASKS:

@@ -16,19 +16,26 @@ from pydantic import ValidationError
 from finetune_api.defaults import notices
 from finetune_api.document import SIZE_LIMIT_BYTES, DocumentError, decode, parse_mapping, parse_value
 from finetune_api.job import API_VERSION, KIND, NAME_LIMIT, FineTuneJob
-from finetune_api.llmforge import FULL_PARAMETER_REFUSAL, keys_without_effect
-from finetune_api.problem import Problem
+from finetune_api.llmforge import FULL_PARAMETER_REFUSAL, REFUSED, keys_without_effect
+from finetune_api.problem import MOST, Problem, first_ones
 from finetune_api.rules import spec_problems
-from finetune_api.spec_errors import problems_of
+from finetune_api.spec_errors import dotted, findings_of
+from finetune_api.spec_size import size_fault
 
 __all__ = ["LoadResult", "Problem", "load_job", "load_job_file", "load_manifest"]
 
 _TOP_LEVEL = ("apiVersion", "kind", "metadata", "spec", "status")
 
+_LEVELS = 32
+"""So far down empty values are looked for; the models refuse what is nested half as deep."""
+
+_SERVERS = ("managedFields", "ownerReferences")
+"""Of metadata, kept by the server and of any depth: left as they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """A job, or why there is none."""
+    """A job, or why there is none. Of errors as of warnings there are a few, and the number of those left out."""
 
     job: FineTuneJob | None
     errors: list[Problem] = field(default_factory=list)
@@ -80,36 +87,49 @@ def load_job(text: str, *, source: str, overrides: Sequence[str] = ()) -> LoadRe
 
 def load_manifest(manifest: Mapping[str, Any]) -> LoadResult:
     """The job in an object as the API server gives it. Paths of problems start at its top."""
+    spec = manifest.get("spec")
+    if fault := size_fault(spec):
+        return LoadResult(None, [Problem("spec", f"spec {fault}")])
     missing = [
         Problem(key, f"{key} is required: write {key}: {value}.")
         for key, value in (("apiVersion", API_VERSION), ("kind", KIND))
         if not manifest.get(key)
     ]
-    spec = manifest.get("spec")
-    warnings: list[Problem] = []
-    if isinstance(spec, Mapping):
-        if spec.get("lora_config", spec) is None:
+    empty: list[Keys] = []
+    cleaned = {
+        key: _without_nulls(value, (key,), empty if key == "spec" else [])
+        for key, value in manifest.items()
+        if value is not None
+    }
+    named = [keys for keys in empty if keys != ("spec", "lora_config")]
+    warnings = [Problem(dotted(keys), f"{keys[-1]} is empty, so it counts as not given.") for keys in named[:MOST]]
+    unnamed = len(named) - len(warnings)
+    if isinstance(cleaned.get("spec"), dict):
+        if ("spec", "lora_config") in empty:
             missing.append(Problem("spec.lora_config", FULL_PARAMETER_REFUSAL))
-        warnings = [
-            Problem(path, f"{path.rsplit('.', 1)[-1]} is empty, so it counts as not given.")
-            for path in _empty(spec, "spec")
-            if path != "spec.lora_config"
-        ]
-    cleaned = _without_nulls(manifest)
+        # Whatever is in them: the sentence about the key is the one that helps.
+        refused = [key for key in REFUSED if key in cleaned["spec"]]
+        missing += [Problem(f"spec.{key}", REFUSED[key]) for key in refused]
+        for key in refused:
+            del cleaned["spec"][key]
     metadata = cleaned.get("metadata")
     if isinstance(metadata, dict) and "name" not in metadata and isinstance(metadata.get("generateName"), str):
         metadata["name"] = metadata["generateName"].rstrip("-")
     try:
         job = FineTuneJob.model_validate(cleaned, by_alias=True, by_name=False)
     except ValidationError as error:
-        found = problems_of(error, manifest)
-        other_kind = [problem for problem in found if problem.path in ("apiVersion", "kind")]
-        return LoadResult(None, other_kind or [*missing, *found], [] if other_kind else warnings)
+        found = findings_of(error, manifest)
+        other_kind = [finding.problem() for finding in found if finding.path in ("apiVersion", "kind")]
+        if other_kind:
+            return LoadResult(None, first_ones(other_kind))
+        shown = [finding.problem() for finding in found[:MOST]]
+        return LoadResult(None, first_ones([*missing, *shown], len(found) - len(shown)), first_ones(warnings, unnamed))
     errors = [*missing, *(problem.below("spec") for problem in spec_problems(job.spec))]
     if errors:
         ignored = [problem.below("spec") for problem in keys_without_effect(job.spec)]
-        return LoadResult(None, errors, [*warnings, *ignored])
-    return LoadResult(job, [], [*warnings, *(problem.below("spec") for problem in notices(job))])
+        return LoadResult(None, first_ones(errors), first_ones([*warnings, *ignored], unnamed))
+    said = [*warnings, *(problem.below("spec") for problem in notices(job))]
+    return LoadResult(job, [], first_ones(said, unnamed))
 
 
 def job_name(source: str) -> str:
@@ -157,16 +177,26 @@ def _override(manifest: dict[str, Any], override: str) -> Problem | None:
     return None
 
 
-def _empty(value: Any, path: str) -> list[str]:
-    if value is None:
-        return [path]
-    if isinstance(value, Mapping):
-        return [found for key, inner in value.items() for found in _empty(inner, f"{path}.{key}")]
-    return []
+Keys = tuple[str | int, ...]
 
 
-def _without_nulls(value: Any) -> Any:
-    """As the API server does: an empty value is an absent one."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+def _without_nulls(value: Any, keys: Keys, empty: list[Keys]) -> Any:
+    """As the API server does: an empty value is an absent one. Where there are some is added to `empty`."""
+    if len(keys) >= _LEVELS:
+        return value
+    if isinstance(value, dict):
+        found = {}
+        for key, inner in value.items():
+            if inner is None:
+                empty.append((*keys, key))
+            elif isinstance(inner, dict | list) and not (len(keys) == 1 and key in _SERVERS):
+                found[key] = _without_nulls(inner, (*keys, key), empty)
+            else:
+                found[key] = inner
+        return found
+    if isinstance(value, list):
+        return [
+            _without_nulls(inner, (*keys, index), empty) if isinstance(inner, dict | list) else inner
+            for index, inner in enumerate(value)
+        ]
     return value

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+MOST = 10
+"""Of problems, and of notices, about one job: more are no help to anybody, and each becomes an event in a cluster."""
+
+_PATH_LIMIT, _MESSAGE_LIMIT = 256, 1000
+"""In characters. Keys and values that are quoted in them may be much longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +29,25 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message
+
+
+def first_ones(problems: Sequence[Problem], more: int = 0) -> list[Problem]:
+    """The first `MOST` of `problems` in words that can be shown anywhere, and how many there are besides.
+
+    Args:
+        problems: in the order in which they matter.
+        more: how many there are that are not in `problems`.
+    """
+    shown = [Problem(_shown(item.path, _PATH_LIMIT), _shown(item.message, _MESSAGE_LIMIT)) for item in problems[:MOST]]
+    more += len(problems) - len(shown)
+    return [*shown, Problem("", f"and {more} more, which are named once these are gone.")] if more else shown
+
+
+def _shown(text: str, limit: int) -> str:
+    """`text` of at most `limit` characters, on one line, with nothing in it that acts on a terminal."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from finetune_api.answer_literals import AnswerLiterals, answer_literals
+from finetune_api.answer_literals import MOST_BORDERS, AnswerLiterals, answer_literals, borders
 
 TEMPLATE_LIMIT = 16_384
 """Longest template text in characters; the longest published one has 1 300."""
@@ -146,7 +146,12 @@ class PromptFormat(BaseModel):
             raise ValueError("user must contain {system} when system_in_user is true, or the system message is lost.")
         if self.system_in_last_user and not self.system_in_user:
             raise ValueError("system_in_last_user needs system_in_user: true.")
-        head, _ = _around(self.assistant)
+        head, tail = _around(self.assistant)
+        if len(borders(tail)) > MOST_BORDERS:
+            raise ValueError(
+                "assistant has more tags and spaces after {instruction} than can be told apart: shorten the text with "
+                f"which an answer ends to at most {MOST_BORDERS // 2} of them."
+            )
         if not head.startswith(self.trailing_assistant):
             raise ValueError(
                 f"trailing_assistant {self.trailing_assistant!r} is not how assistant begins ({head!r} comes before "
@@ -278,7 +283,8 @@ class HuggingFaceChatTemplate(BaseModel):
 PromptFormatSpec = PromptFormat | HuggingFaceChatTemplate
 
 
-def template_pieces(template: str) -> list[tuple[str, str | None]]:
+@functools.lru_cache(maxsize=16)
+def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     """(literal text, name of the placeholder after it or None) in order.
 
     Raises:
@@ -296,10 +302,10 @@ def template_pieces(template: str) -> list[tuple[str, str | None]]:
                 f"{{{field}}} in {template!r} takes no format or conversion: write it plainly, and literal braces as "
                 "{{ and }}."
             )
-    return [(literal, field) for literal, field, _, _ in parsed]
+    return tuple((literal, field) for literal, field, _, _ in parsed)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _around(template: str) -> tuple[str, str]:
     """Literal text before and after the only placeholder."""
     head, tail = "", ""

@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_api.crd import structural_schema
 from finetune_api.llmforge import KEYS, REFUSED_PEFT_KEYS, Fate
+from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES
 
 HEADER = "<!-- Generated from crds/finetune_api by `python -m finetune_api.reference`: change the models instead. -->\n"
 
@@ -29,6 +30,16 @@ What to train and `output` cannot be changed once applied: create a new FineTune
 `activeDeadlineSeconds` and `ttlSecondsAfterFinished` can be changed at any time, `workers` and `secrets` while the job
 is suspended or waits.
 """
+
+SIZES = (
+    f"A spec may take {SPEC_LIMIT_BYTES // 1024} KiB as JSON and hold {SPEC_LIMIT_VALUES:,} values; what is larger is "
+    "refused as a whole.\n"
+)
+
+_UNTYPED = "see text"
+
+_NOT_TAKEN_APART = {"affinity", *(key for key, fate in KEYS.items() if fate.fate is Fate.REFUSED)}
+"""Objects without a table of their own: Kubernetes documents one, and nobody is to write the others."""
 
 _DEFAULT = re.compile(r"Default: (.*?)(?:; |\. |\.$)")
 
@@ -78,6 +89,7 @@ def reference() -> str:
     parts = [
         HEADER,
         INTRODUCTION,
+        SIZES,
         *_sections("spec", schema["spec"]),
         DEFAULTS_INTRODUCTION,
         _table(
@@ -110,6 +122,8 @@ def _sections(path: str, node: dict[str, Any]) -> Iterator[str]:
     yield f"{level} {path}\n"
     yield _table(("field", "type", "default", "meaning"), rows)
     for key, inner in node["properties"].items():
+        if key in _NOT_TAKEN_APART:
+            continue
         if "properties" in inner:
             yield from _sections(f"{path}.{key}", inner)
         elif "properties" in inner.get("items", {}):
@@ -130,12 +144,12 @@ def _type(node: dict[str, Any]) -> str:
         return "quantity"
     kind = node.get("type")
     if kind is None:
-        return "see text"
+        return _UNTYPED
     if "enum" in node:
         return " \\| ".join(f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in node["enum"])
     if kind == "array":
         return f"list of {_type(node['items'])}"
-    if kind == "object" and "additionalProperties" in node:
+    if kind == "object" and "additionalProperties" in node and _type(node["additionalProperties"]) != _UNTYPED:
         return f"map to {_type(node['additionalProperties'])}"
     return "text" if kind == "string" else str(kind)
 

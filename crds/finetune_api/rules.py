@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api.accelerators import accelerator_problems
-from finetune_api.fields import SpecModel
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.llmforge import refused_keys
 from finetune_api.native_models import native_generation_config
@@ -34,6 +33,9 @@ _SECRET_TEXTS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"), "a private key", "workers.volumes with a secret"),
     (re.compile(r"://[^/\s:@]+:[^/\s@]+@"), "a password in an address", "workers.env with valueFrom.secretKeyRef"),
 )
+
+_SIGNS_OF_SECRETS = ("hf_", "AKIA", "ASIA", "-----BEGIN", "://")
+"""One of them is in whatever the expressions above find; looking for them first is a hundred times faster."""
 
 SECRET_VARIABLE = r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|API_KEY|ACCESS_KEY|ACCESS_KEY_ID|PRIVATE_KEY)$"
 """Names of environment variables whose value is a secret."""
@@ -203,7 +205,9 @@ def _worker_problems(workers: Workers) -> Iterator[Problem]:
 def _secret_problems(spec: FineTuneJobSpec) -> Iterator[Problem]:
     # Variables whose very name is a secret's are reported by their name.
     variables = {f"workers.env[{index}].value": variable.name for index, variable in enumerate(spec.workers.env)}
-    for path, text in _texts(spec.model_dump(exclude={"generation_config"}, exclude_unset=True), ""):
+    texts: list[tuple[str, str]] = []
+    _find_texts(spec.model_dump(exclude={"generation_config"}, exclude_unset=True), "", texts)
+    for path, text in texts:
         for pattern, what, instead in _SECRET_TEXTS:
             if pattern.search(text) and not _SECRET_VARIABLE.search(variables.get(path, "")):
                 yield Problem(
@@ -214,14 +218,16 @@ def _secret_problems(spec: FineTuneJobSpec) -> Iterator[Problem]:
                 break
 
 
-def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _find_texts(value: Any, path: str, found: list[tuple[str, str]]) -> None:
+    """Adds every text that may hold a secret, with its path, to `found`."""
     if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, SpecModel):
-        yield from _texts(value.model_dump(), path)
+        if any(sign in value for sign in _SIGNS_OF_SECRETS):
+            found.append((path, value))
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from _texts(inner, f"{path}.{key}" if path else str(key))
+            if isinstance(inner, str | dict | list):
+                _find_texts(inner, f"{path}.{key}" if path else str(key), found)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _texts(inner, f"{path}[{index}]")
+            if isinstance(inner, str | dict | list):
+                _find_texts(inner, f"{path}[{index}]", found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 
 from finetune_api.lora import ALL_LINEAR, LoraConfig
@@ -107,8 +108,11 @@ def lora_notices(config: LoraConfig) -> Iterator[Problem]:
 
 def _pattern_fault(pattern: str) -> str | None:
     try:
-        re.compile(pattern)
-    except re.error as error:
+        # That a pattern may mean something else in a later Python is no fault of it today.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
         return str(error)
     return None
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,15 +19,33 @@ from finetune_api.problem import Problem
 from finetune_api.prompt_format import HuggingFaceChatTemplate, PromptFormat
 
 
-def problems_of(error: ValidationError, document: Mapping[str, Any]) -> list[Problem]:
-    """One problem per place, in the order of the document; paths start at the top of the manifest."""
-    found: dict[str, Problem] = {}
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What pydantic found at one place; the sentence is made when it is asked for, since it takes a search."""
+
+    path: str
+    """As a problem's."""
+    place: tuple[int, ...]
+    """By which findings are in the order of the document."""
+    _detail: ErrorDetails
+    _where: Sequence[str | int]
+    _known: Sequence[str]
+
+    def problem(self) -> Problem:
+        """The finding as a sentence."""
+        return Problem(self.path, _sentence(self._detail, self._where, self._known))
+
+
+def findings_of(error: ValidationError, document: Mapping[str, Any]) -> list[Finding]:
+    """One finding per place, in the order of the document; paths start at the top of the manifest."""
+    found: dict[str, Finding] = {}
+    orders: dict[int, dict[str, int]] = {}
     for detail in error.errors(include_url=False):
         where, known = _locate(detail["loc"])
         path = dotted(where)
-        found.setdefault(path, Problem(path, _sentence(detail, where, known)))
-    places = {path: index for index, path in enumerate(_paths(document, ()))}
-    return sorted(found.values(), key=lambda problem: places.get(problem.path, -1))
+        if path not in found:
+            found[path] = Finding(path, _place(document, where, orders), detail, where, known)
+    return sorted(found.values(), key=lambda finding: finding.place)
 
 
 def dotted(keys: Sequence[str | int]) -> str:
@@ -36,27 +56,44 @@ def dotted(keys: Sequence[str | int]) -> str:
     return text
 
 
-def _paths(value: Any, keys: tuple[str | int, ...]) -> Iterator[str]:
-    yield dotted(keys)
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from _paths(inner, (*keys, key))
+def _place(value: Any, where: Sequence[str | int], orders: dict[int, dict[str, int]]) -> tuple[int, ...]:
+    """Where in the document a value stands; what is not there comes first.
+
+    Args:
+        value: the document.
+        where: keys from its top.
+        orders: the order of keys of mappings already looked at, by their ids.
+    """
+    place: list[int] = []
+    for key in where:
+        if isinstance(value, Mapping) and key in value:
+            order = orders.get(id(value))
+            if order is None:
+                order = orders[id(value)] = {name: number for number, name in enumerate(value)}
+            place.append(order[str(key)])
+            value = value[str(key)]
+        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+            place.append(key)
+            value = value[key]
+        else:
+            return (-1,)
+    return tuple(place)
 
 
-def _locate(location: Sequence[str | int]) -> tuple[list[str | int], list[str]]:
+def _locate(location: Sequence[str | int]) -> tuple[list[str | int], Sequence[str]]:
     """The keys of `location` as the user wrote them, and the keys known beside the last one."""
     where: list[str | int] = []
-    here: list[type[BaseModel]] = [FineTuneJob]
-    known: list[str] = []
+    here: tuple[type[BaseModel], ...] = (FineTuneJob,)
+    known: Sequence[str] = ()
     for key in location:
-        fields = {name: field for model in here for name, field in _fields(model).items()}
-        known = list(fields)
+        fields = _fields(here)
+        known = tuple(fields)
         if key in fields:
             where.append(key)
-            here = list(_models(fields[str(key)]))
+            here = tuple(_models(fields[str(key)]))
         elif isinstance(key, int) or not _is_branch(here, key):
             where.append(key)
-            here = here if isinstance(key, int) else []
+            here = here if isinstance(key, int) else ()
     return where, known
 
 
@@ -67,8 +104,9 @@ def _is_branch(here: Sequence[type[BaseModel]], key: str) -> bool:
     return key == "[key]"
 
 
-def _fields(model: type[BaseModel]) -> dict[str, Any]:
-    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+@functools.cache
+def _fields(models: tuple[type[BaseModel], ...]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for model in models for name, field in model.model_fields.items()}
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -80,6 +118,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
+@functools.cache
 def _homes() -> dict[str, str]:
     """Where keys belong, for those that stand elsewhere: name to dotted parent, the outermost first."""
     found: dict[str, str] = {}
@@ -87,7 +126,7 @@ def _homes() -> dict[str, str]:
     while level:
         below: list[tuple[tuple[str, ...], type[BaseModel]]] = []
         for path, model in level:
-            for name, annotation in _fields(model).items():
+            for name, annotation in _fields((model,)).items():
                 if name == "status":
                     continue
                 found.setdefault(name, ".".join(path))
@@ -115,8 +154,12 @@ def _sentence(detail: ErrorDetails, where: Sequence[str | int], known: Sequence[
             return f"{name} is required."
         case "string_pattern_mismatch":
             return f"{name} must match {context['pattern']}{_shown(value)}."
+        case "string_unicode":
+            return f"{name} must be text of valid Unicode characters: correct what stands there."
         case "one_of_several":
             return f"{name} {detail['msg']}{_instead(kind, value)}."
+        case "free_object":
+            return f"{name} {detail['msg']}."
         case "value_error":
             return str(context["error"])
         case _:
@@ -125,7 +168,6 @@ def _sentence(detail: ErrorDetails, where: Sequence[str | int], known: Sequence[
 
 _WRONG_TYPE = {
     "string_type": "text",
-    "string_unicode": "text of valid Unicode characters",
     "int_type": "a whole number",
     "int_parsing_size": "a whole number",
     "float_type": "a number",
@@ -161,7 +203,7 @@ def _instead(kind: str, value: Any) -> str:
         shown = str(value).lower()
         return f': put quotes around it ("{shown}")' if kind == "string_type" else f", not {shown}"
     if isinstance(value, (int, float)):
-        return f': put quotes around it ("{value}")' if kind == "string_type" else f", not {value}"
+        return f': put quotes around it ("{_digits(value)}")' if kind == "string_type" else f", not {_digits(value)}"
     if isinstance(value, list):
         return ", not a list"
     if isinstance(value, Mapping):
@@ -179,7 +221,14 @@ def _is_number(text: str) -> bool:
 
 def _shown(value: Any) -> str:
     """The value where it is short and cannot be a secret."""
-    return f", not {value}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+    return f", not {_digits(value)}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+
+
+def _digits(number: float) -> str:
+    try:
+        return str(number)
+    except ValueError:  # Python writes no whole number of more than 4 300 digits.
+        return "a number of thousands of digits"
 
 
 def _literal(name: str, value: Any, expected: str) -> str:

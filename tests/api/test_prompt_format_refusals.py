@@ -150,7 +150,7 @@ def test_the_end_of_turn_is_the_literal_text_after_the_message(template: str, en
 
 
 def test_a_format_is_taken_apart_into_literals_and_placeholders() -> None:
-    assert template_pieces("a{x}{{b}}{y}") == [("a", "x"), ("{", None), ("b}", None), ("", "y")]
+    assert template_pieces("a{x}{{b}}{y}") == (("a", "x"), ("{", None), ("b}", None), ("", "y"))
 
 
 @pytest.mark.parametrize("value", [False, "true", None])

@@ -96,7 +96,10 @@ def test_json_is_one_list_that_kubectl_takes(manifest: str) -> None:
 
 def test_the_job_in_the_config_map_is_a_block_that_people_can_read(manifest: str) -> None:
     printed = finetune("render", manifest).stdout
-    assert "\n  job.yaml: |\n    apiVersion: finetune.dev/v1alpha1\n    kind: FineTuneJob\n" in printed
+    assert (
+        '\n  job.yaml: |\n    {\n      "apiVersion": "finetune.dev/v1alpha1",\n      "kind": "FineTuneJob",\n'
+        in printed
+    )
 
 
 def test_a_file_without_uid_gets_a_placeholder_and_a_word_about_it(manifest: str) -> None:

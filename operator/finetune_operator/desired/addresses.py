@@ -25,7 +25,7 @@ class JobAddress:
 
 
 def job_addresses(job: FineTuneJob) -> Iterator[JobAddress]:
-    """Every address of `job` (a result of `attempt_job`), without models that are hub names."""
+    """Every address of `job` (a result of `effective_job`), without models that are hub names."""
     spec = job.spec
     for key in ("train_path", "valid_path"):
         address = getattr(spec, key)

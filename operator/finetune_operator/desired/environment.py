@@ -50,7 +50,7 @@ def environment(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> l
     """The container's variables, the job's own last; a name is never there twice.
 
     Args:
-        job: result of `attempt_job`.
+        job: result of `effective_job`.
         attempt: number of the attempt, from 1.
         settings: the operator's.
     """

@@ -7,25 +7,26 @@ from collections.abc import Iterator
 from finetune_api.accelerators import KEY, accelerator_notice, accelerator_type
 from finetune_api.defaults import notices
 from finetune_api.job import FineTuneJob
-from finetune_api.problem import Problem
+from finetune_api.problem import Problem, first_ones
 from finetune_operator.desired.addresses import claims
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.settings import OperatorSettings
 
 
 def cluster_notices(job: FineTuneJob, settings: OperatorSettings) -> list[Problem]:
-    """Everything to say about `job`: the contract's notices with those of this cluster. Paths start at its top.
+    """What to say about `job`: the contract's notices with those of this cluster, the first. Paths start at its top.
 
     Args:
         job: as its author wrote it; on a job with its defaults filled in, notices about absent keys are missing.
         settings: the operator's, which decide what an accelerator's name means.
     """
     unsure = accelerator_notice(job.spec.worker_resources)
-    return [
+    found = [
         *(notice.below("spec") for notice in notices(job) if notice != unsure),
         *_accelerator(job, settings),
-        *_shared_claims(attempt_job(job, settings)),
+        *_shared_claims(effective_job(job, settings)),
     ]
+    return first_ones(found)
 
 
 def _accelerator(job: FineTuneJob, settings: OperatorSettings) -> Iterator[Problem]:
@@ -39,7 +40,7 @@ def _accelerator(job: FineTuneJob, settings: OperatorSettings) -> Iterator[Probl
 
 
 def _shared_claims(job: FineTuneJob) -> Iterator[Problem]:
-    """Claims that pods on several machines mount. `job` is a result of `attempt_job`."""
+    """Claims that pods on several machines mount. `job` is a result of `effective_job`."""
     workers = job.spec.workers
     if workers.nodes == 1:
         return

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from finetune_api.job import FineTuneJob
-from finetune_api.problem import Problem
+from finetune_api.problem import Problem, first_ones
+from finetune_api.spec_size import size_fault
 from finetune_api.storage_uri import Scheme
 from finetune_api.workers import Volume
 from finetune_operator.desired.addresses import JobAddress, claims, job_addresses
-from finetune_operator.desired.attempt import attempt_job
-from finetune_operator.desired.job_config import DATA_LIMIT_BYTES, config_data
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.reserved import environment_problems
 from finetune_operator.desired.volumes import VOLUME_PREFIX, is_read_only, own_volumes
 from finetune_operator.settings import OperatorSettings
@@ -21,22 +21,19 @@ _KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 
 _ELSEWHERE = "use an s3:// or pvc://claim/path address, or mount the folder with workers.volumes"
 
-QUOTED_GROWTH = 8
-"""A text takes at most so many times its length as quoted YAML, twice over; what is far below the limit is not written
-out to be measured."""
-
 
 def job_problems(job: FineTuneJob, settings: OperatorSettings) -> list[Problem]:
-    """Every reason why `job`, which the contract accepts, cannot be done in this cluster. Paths start at its top."""
-    attempt = attempt_job(job, settings)
-    return [
+    """The first reasons why `job`, which the contract accepts, cannot be done here. Paths start at its top."""
+    attempt = effective_job(job, settings)
+    found = [
         *_output_problems(attempt),
         *(_where_written(problem, job) for problem in _address_problems(attempt)),
         *_claim_problems(attempt),
         *environment_problems(attempt.spec),
         *_volume_problems(attempt, settings),
-        *_size_problems(job, settings),
+        *_size_problems(attempt),
     ]
+    return first_ones(found)
 
 
 def _output_problems(job: FineTuneJob) -> Iterator[Problem]:
@@ -130,16 +127,11 @@ def _volume_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[P
             )
 
 
-def _size_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[Problem]:
-    if len(job.model_dump_json()) * QUOTED_GROWTH < DATA_LIMIT_BYTES:
-        return
-    size_bytes = sum(len(text.encode()) for text in config_data(job, settings).values())
-    if size_bytes > DATA_LIMIT_BYTES:
-        yield Problem(
-            "spec",
-            f"the job takes {size_bytes // 1024} KiB with its defaults written out, more than the 1024 KiB that a "
-            "ConfigMap holds: shorten its texts.",
-        )
+def _size_problems(attempt: FineTuneJob) -> Iterator[Problem]:
+    """What is trained is read again in the pods, by the same rules. A ConfigMap holds several of the largest."""
+    fault = size_fault(attempt.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+    if fault is not None:
+        yield Problem("spec", f"spec, with its defaults written out, {fault}")
 
 
 def _is_within(path: str, folder: str) -> bool:

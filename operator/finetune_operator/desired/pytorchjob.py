@@ -6,10 +6,11 @@ hold, and its restarts leave half a group. An attempt is whole or over; what com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.job import FineTuneJob
-from finetune_operator.desired.attempt import attempt_job
+from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.environment import processes_per_node
 from finetune_operator.desired.fingerprint import FINGERPRINT_ANNOTATION, fingerprint
 from finetune_operator.desired.metadata import child_metadata
@@ -18,11 +19,13 @@ from finetune_operator.names import PYTORCH_GROUP, PYTORCH_VERSION, WORKER_REPLI
 from finetune_operator.settings import OperatorSettings
 
 
-def pytorch_job(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> dict[str, Any]:
-    """The PyTorchJob of attempt number `attempt`, from 1."""
-    job = attempt_job(job, settings)
+def pytorch_job(
+    job: FineTuneJob, attempt: int, settings: OperatorSettings, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The PyTorchJob of attempt number `attempt`, from 1, whose pods prefer nodes other than those in `avoid`."""
+    job = effective_job(job, settings)
     metadata = child_metadata(job, attempt)
-    # Kueue's labels, the only ones that attempt_job leaves. runPolicy.suspend is Kueue's own from the start.
+    # Kueue's labels, the only ones that effective_job leaves. runPolicy.suspend is Kueue's own from the start.
     metadata["labels"] |= job.metadata.labels
     made: dict[str, Any] = {
         "apiVersion": f"{PYTORCH_GROUP}/{PYTORCH_VERSION}",
@@ -37,7 +40,7 @@ def pytorch_job(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> d
                 WORKER_REPLICA: {
                     "replicas": job.spec.workers.nodes,
                     "restartPolicy": "Never",
-                    "template": pod_template(job, attempt, settings),
+                    "template": pod_template(job, attempt, settings, avoid),
                 }
             },
         },

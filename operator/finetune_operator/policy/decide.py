@@ -6,65 +6,57 @@ before anything of it is deleted. So an operator that is killed between any two 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from finetune_api.outcome import Reason
-from finetune_api.problem import Problem
-from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_operator.policy import conditions, deadline, endings, retry, ttl, verification
-from finetune_operator.policy.failure_reason import Verdict, judge
-from finetune_operator.policy.observed import PodView, PyTorchJobView
-from finetune_operator.policy.plan import DesiredState, ObservedState, Plan, Timeouts
+from finetune_api.status import Phase
+from finetune_operator.policy import advance, deadline, endings, retry, ttl, verification
+from finetune_operator.policy.between import between_attempts
+from finetune_operator.policy.conditions import ConditionWriter, is_finished
+from finetune_operator.policy.failure_reason import Verdict, judge, newest_checkpoint
+from finetune_operator.policy.lifecycle import attempt_is_open, holds_back, next_attempt
+from finetune_operator.policy.notes import (
+    note_activity,
+    note_blocked,
+    note_created,
+    note_refused,
+    note_retrying,
+    problems_sentence,
+)
+from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
-from finetune_operator.policy.times import moment, rfc3339
-from finetune_operator.policy.waiting import Activity, activity
+from finetune_operator.policy.times import after, moment
 
-LOOK_AGAIN_SECONDS = 5.0
-"""When to look again for what an event should tell, in case it does not."""
+__all__ = [
+    "attempt_is_open",
+    "decide",
+    "holds_back",
+    "next_attempt",
+    "note_blocked",
+    "note_created",
+    "note_hindered",
+    "note_refused",
+    "problems_sentence",
+]
 
 
 def decide(observed: ObservedState, now: datetime, timeouts: Timeouts) -> Plan:
     """The next step for a job."""
     status = observed.status.model_copy(deep=True)
     status.observed_generation = observed.desired.generation
-    plan = Plan(status=status)
-    if conditions.is_finished(status):
+    plan = Plan(conditions=ConditionWriter(status, now, observed.desired.generation))
+    if is_finished(status):
         _after_the_end(plan, observed, now, timeouts)
     elif attempt_is_open(status):
         _during_an_attempt(plan, observed, now, timeouts)
     else:
-        _between_attempts(plan, observed, now, timeouts)
+        between_attempts(plan, observed, now, timeouts)
     return plan
 
 
-def attempt_is_open(status: FineTuneJobStatus) -> bool:
-    """Whether the current attempt was created and has not ended, as far as status knows."""
-    ended = status.attempts[-1].number if status.attempts else 0
-    return status.attempt is not None and status.attempt > ended
-
-
-def next_attempt(status: FineTuneJobStatus) -> int:
-    """Number of the attempt after the last one that has ended."""
-    return (status.attempts[-1].number if status.attempts else 0) + 1
-
-
-def note_created(
-    plan: Plan, pytorch_job: PyTorchJobView, observed: ObservedState, now: datetime, timeouts: Timeouts
-) -> None:
-    """Enter the attempt that was just created, or found to have been, into the plan's status."""
-    status = plan.status
-    status.attempt = pytorch_job.attempt
-    status.attempt_start_time = rfc3339(pytorch_job.created_at or now)
-    status.start_time = status.start_time or status.attempt_start_time
-    status.progress = None
-    _note_activity(plan, pytorch_job, (), observed, now, timeouts, reported=None)
-
-
-def note_hindered(plan: Plan, reason: str, message: str, observed: ObservedState, now: datetime) -> None:
-    """Enter why the next attempt could not be created just now."""
-    conditions.progressing(plan.status, Phase.PENDING, reason, message, now=now, generation=observed.desired.generation)
+def note_hindered(plan: Plan, reason: str, message: str, _observed: ObservedState, _now: datetime) -> None:
+    """As `note_blocked`."""
+    note_blocked(plan, reason, message)
 
 
 def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
@@ -77,7 +69,7 @@ def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts:
     elif expiry is not None and now >= expiry:
         plan.delete_job = True
         return
-    plan.again_at = min((time for time in (plan.again_at, expiry) if time is not None), default=None)
+    plan.look_again(expiry)
     plan.keep_config_map = verify
     if pytorch_job is None or pytorch_job.deleting:
         return
@@ -85,210 +77,65 @@ def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts:
     plan.release = any(not pod.ended for pod in observed.pods) or not (observed.pods or pytorch_job.ended)
     if not plan.release and any(pod.holds_machine for pod in observed.pods):
         # The trainer has ended, its pod has not: in a moment it will, unless a container beside it goes on for ever.
-        release_at = (moment(plan.status.completion_time) or now) + timedelta(seconds=timeouts.group_end_seconds)
-        plan.release = now >= release_at
+        ended_at = moment(plan.status.completion_time)
+        release_at = after(ended_at, timeouts.group_end_seconds) if ended_at is not None else now
+        # An end in the future is by another clock, and nobody knows how long ago it was.
+        plan.release = now >= release_at or (ended_at is not None and ended_at > now)
         if not plan.release:
-            plan.again_at = min(release_at, plan.again_at or patience_ends)
+            plan.look_again(release_at)
 
 
 def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
-    status, desired, pytorch_job = plan.status, observed.desired, observed.pytorch_job
+    status, pytorch_job = plan.status, observed.pytorch_job
+    if observed.progress is not None:
+        advance.note_report(status, observed.progress)
     if pytorch_job is None or pytorch_job.deleting:
-        verdict: Verdict | datetime | None = endings.deleted(status.attempt, observed.pods)
-        pods: Sequence[PodView] = ()
-    else:
-        pods = [pod for pod in observed.pods if pod.owner_uid == pytorch_job.uid]
-        verdict = judge(
-            pytorch_job, pods, now=now, noticed=observed.noticed, group_end_seconds=timeouts.group_end_seconds
-        )
-        plan.ending = isinstance(verdict, datetime)
+        _end(plan, endings.deleted(status.attempt, observed.pods), observed, now, timeouts)
+        return
+    pods = [pod for pod in observed.pods if pod.owner_uid == pytorch_job.uid]
+    found = judge(pytorch_job, pods, now=now, noticed=observed.noticed, group_end_seconds=timeouts.group_end_seconds)
+    if _end(plan, endings.final(found, status) if isinstance(found, Verdict) else None, observed, now, timeouts):
+        return
+    # One that its queue has stopped goes on from what its pods saved before they went.
+    keep_checkpoint(status, newest_checkpoint(pods))
+    note_activity(plan, pytorch_job, pods, observed, now, timeouts, reported=observed.reported)
+    status.progress = observed.progress or status.progress
+    plan.look_again(deadline.deadline(status, observed.desired.active_deadline_seconds))
+    if isinstance(found, datetime):
+        plan.ending = True
+        plan.look_again(found)
+
+
+def _end(plan: Plan, verdict: Verdict | None, observed: ObservedState, now: datetime, timeouts: Timeouts) -> bool:
+    """End the attempt, and maybe the job, where that is due; whether it was.
+
+    What the attempt brought about itself counts more than what was asked for meanwhile, unless it would only lead to
+    another attempt.
+    """
+    status, desired = plan.status, observed.desired
     limit = desired.active_deadline_seconds
-    if isinstance(verdict, Verdict) and verdict.succeeded:
-        endings.succeed(status, verdict, now=now, generation=desired.generation)
-        verification.begin(plan, observed, now)
-        plan.again_at = now
-    elif isinstance(verdict, Verdict) and not verdict.retryable:
+    if verdict is not None and verdict.succeeded:
+        endings.succeed(plan.conditions, verdict)
+        verification.begin(plan, observed)
+    elif verdict is not None and not verdict.retryable:
         endings.end_attempt(status, verdict, now)
-        endings.fail(status, verdict.reason, verdict.message, now=now, generation=desired.generation)
-        plan.again_at = now
+        plan.conditions.failed(verdict.reason, verdict.message)
     elif desired.suspend:
         endings.end_attempt(status, endings.suspended(), now)
-        conditions.progressing(
-            status,
-            Phase.SUSPENDED,
-            OperatorReason.SUSPENDED,
-            "The job is suspended; its workers save a checkpoint and end.",
-            now=now,
-            generation=desired.generation,
-        )
-        plan.again_at = now
+        sentence = "The job is suspended; its workers save a checkpoint and end."
+        plan.conditions.progressing(Phase.SUSPENDED, OperatorReason.SUSPENDED, sentence)
     elif limit is not None and deadline.exceeded(status, limit, now):
         sentence = deadline.deadline_sentence(limit)
         endings.end_attempt(status, endings.stopped(OperatorReason.DEADLINE_EXCEEDED, sentence), now)
-        endings.fail(status, OperatorReason.DEADLINE_EXCEEDED, sentence, now=now, generation=desired.generation)
-        plan.again_at = now
-    elif isinstance(verdict, Verdict):
+        plan.conditions.failed(OperatorReason.DEADLINE_EXCEEDED, sentence)
+    elif verdict is not None:
         endings.end_attempt(status, verdict, now)
-        _retry_or_fail(plan, verdict, observed, now, timeouts)
-    elif pytorch_job is not None:
-        # One that its queue has stopped goes on from what its pods saved before they went.
-        _keep_checkpoints(status, pods)
-        _note_activity(plan, pytorch_job, pods, observed, now, timeouts, reported=observed.reported)
-        if observed.progress is not None:
-            status.progress = observed.progress
-        times = [plan.again_at, verdict, deadline.deadline(status, limit)]
-        plan.again_at = min((time for time in times if time is not None), default=None)
-
-
-def _between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
-    status, desired = plan.status, observed.desired
-    if observed.unrecorded is not None:
-        note_created(plan, observed.unrecorded, observed, now, timeouts)
-        plan.again_at = now
-        return
-    left = [pod for pod in observed.pods if pod.holds_machine]
-    # The checkpoint of an attempt that was told to stop is known only now.
-    _keep_checkpoints(status, observed.pods)
-    if observed.pytorch_job is not None or left:
-        plan.release = observed.pytorch_job is not None and not observed.pytorch_job.deleting
-        plan.again_at = now + timedelta(seconds=LOOK_AGAIN_SECONDS)
-        names = ", ".join(pod.name for pod in left[:3]) or (observed.pytorch_job.name if observed.pytorch_job else "")
-        going = f"what is left of it is on its way out: {names}."
-        orphan = next((pod.name for pod in left if not pod.owner_uid and not pod.deleting), None)
-        if orphan is not None:
-            going = f"nobody will delete {orphan}, since its owner is gone: `kubectl delete pod {orphan}`."
-        conditions.progressing(
-            status,
-            Phase.SUSPENDED if desired.suspend else Phase.RETRYING,
-            OperatorReason.SUSPENDED if desired.suspend else OperatorReason.PODS_STILL_ENDING,
-            f"Attempt {status.attempt} has ended; {going}",
-            now=now,
-            generation=desired.generation,
-        )
-        return
-    if desired.suspend:
-        sentence = "The job is suspended and holds no machines: set suspend: false to go on"
-        where = f" from the checkpoint of step {status.checkpoint.step}" if status.checkpoint else ""
-        conditions.at_rest(
-            status,
-            Phase.SUSPENDED,
-            OperatorReason.SUSPENDED,
-            f"{sentence}{where}.",
-            now=now,
-            generation=desired.generation,
-        )
-        return
-    if desired.problems:
-        conditions.stalled(
-            status,
-            Phase.PENDING,
-            Reason.INVALID_SPEC,
-            problems_sentence(desired.problems),
-            now=now,
-            generation=desired.generation,
-        )
-        return
-    limit = desired.active_deadline_seconds
-    if limit is not None and deadline.exceeded(status, limit, now):
-        endings.fail(
-            status,
-            OperatorReason.DEADLINE_EXCEEDED,
-            deadline.deadline_sentence(limit),
-            now=now,
-            generation=desired.generation,
-        )
-        plan.again_at = now
-        return
-    if retry.exhausted(status.failures or 0, desired.backoff_limit):
-        # The limit was lowered since the last attempt ended.
-        endings.give_up(status, desired.backoff_limit, now=now, generation=desired.generation)
-        plan.again_at = now
-        return
-    due = _next_attempt_at(status, timeouts)
-    if due is not None and due > now:
-        last = status.attempts[-1]
-        _note_retrying(plan, f"{last.reason}: {last.message}", due, now, desired)
-        return
-    plan.create = next_attempt(status)
-
-
-def _note_activity(
-    plan: Plan,
-    pytorch_job: PyTorchJobView,
-    pods: Sequence[PodView],
-    observed: ObservedState,
-    now: datetime,
-    timeouts: Timeouts,
-    *,
-    reported: Phase | None,
-) -> None:
-    desired = observed.desired
-    doing: Activity = activity(
-        pytorch_job,
-        pods,
-        queue=desired.queue,
-        now=now,
-        pods_expected_seconds=timeouts.pods_expected_seconds,
-        reported=reported,
-    )
-    since = pytorch_job.resumed_at or pytorch_job.created_at or now
-    deadline.account(plan.status, active=not pytorch_job.suspended, since=now if pytorch_job.suspended else since)
-    plan.again_at = doing.again_at
-    if desired.problems:
-        # What runs goes on: it was made of a spec that was valid. The change is reported and no attempt made of it.
-        conditions.stalled(
-            plan.status,
-            doing.phase,
-            Reason.INVALID_SPEC,
-            f"{problems_sentence(desired.problems)} The current attempt goes on as it began.",
-            now=now,
-            generation=desired.generation,
-        )
-        return
-    note = f" Note: {desired.notices[0]}" if desired.notices else ""
-    more = f" ({len(desired.notices) - 1} more notes: see the events.)" if len(desired.notices) > 1 else ""
-    conditions.progressing(
-        plan.status, doing.phase, doing.reason, doing.message + note + more, now=now, generation=desired.generation
-    )
-
-
-def _retry_or_fail(plan: Plan, verdict: Verdict, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
-    status, desired = plan.status, observed.desired
+        if retry.exhausted(status.failures or 0, desired.backoff_limit):
+            endings.give_up(plan.conditions, desired.backoff_limit)
+        else:
+            note_retrying(plan, endings.next_attempt_at(status, timeouts, now) or now)
+    else:
+        return False
+    # What is left of the attempt goes with the next look, once its end is written down.
     plan.again_at = now
-    if retry.exhausted(status.failures or 0, desired.backoff_limit):
-        endings.give_up(status, desired.backoff_limit, now=now, generation=desired.generation)
-        return
-    due = _next_attempt_at(status, timeouts) or now
-    _note_retrying(plan, f"{verdict.reason}: {verdict.message}", due, now, desired)
-    plan.again_at = now
-
-
-def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, desired: DesiredState) -> None:
-    number = plan.status.attempts[-1].number
-    plan.again_at = due
-    conditions.progressing(
-        plan.status,
-        Phase.RETRYING,
-        plan.status.attempts[-1].reason or Phase.RETRYING,
-        f"Attempt {number} ended with {cause} Attempt {number + 1} starts at {rfc3339(due)} at the earliest, from the "
-        "last complete checkpoint.",
-        now=now,
-        generation=desired.generation,
-    )
-
-
-def _keep_checkpoints(status: FineTuneJobStatus, pods: Sequence[PodView]) -> None:
-    for pod in pods:
-        keep_checkpoint(status, pod.last_words.checkpoint if pod.last_words else None)
-
-
-def _next_attempt_at(status: FineTuneJobStatus, timeouts: Timeouts) -> datetime | None:
-    return retry.next_attempt_at(
-        status.attempts, base_seconds=timeouts.retry_base_seconds, limit_seconds=timeouts.retry_limit_seconds
-    )
-
-
-def problems_sentence(problems: Sequence[Problem]) -> str:
-    """The first problem, and how many more there are."""
-    more = f" ({len(problems) - 1} more: see the events.)" if len(problems) > 1 else ""
-    return f"{problems[0]}{more}"
+    return True

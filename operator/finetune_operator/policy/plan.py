@@ -8,6 +8,7 @@ from datetime import datetime
 
 from finetune_api.problem import Problem
 from finetune_api.status import FineTuneJobStatus, Phase, Progress
+from finetune_operator.policy.conditions import ConditionWriter
 from finetune_operator.policy.observed import PodView, PyTorchJobView, VerificationView
 
 
@@ -33,7 +34,7 @@ class DesiredState:
     active_deadline_seconds: int | None
     ttl_seconds_after_finished: int | None
     queue: str | None
-    """Kueue queue, if there is one."""
+    """Kueue queue that the next attempt is put in, if there is one."""
     verify: bool = False
     """Whether the adapter is to be verified by a Job of its own."""
     problems: Sequence[Problem] = ()
@@ -56,7 +57,9 @@ class ObservedState:
     """When it was first seen that the current attempt is ending."""
     progress: Progress | None = None
     reported: Phase | None = None
-    """Phase in the newest report of the current attempt."""
+    """Phase in the newest report of the present run of the current attempt."""
+    reports_expected: bool = False
+    """Whether trainers are told where to report."""
     verification: VerificationView | None = None
     """The Job that verifies the adapter; read while its verdict is awaited."""
 
@@ -65,9 +68,13 @@ class ObservedState:
 class Plan:
     """What to do, and what status says once it is done."""
 
-    status: FineTuneJobStatus
+    conditions: ConditionWriter
+    """Of the new status."""
     create: int | None = None
     """Number of the attempt to create."""
+    leftover_config_map: int | None = None
+    """Number of the attempt before that one, where its PyTorchJob may have been deleted by somebody else and its
+    ConfigMap be left: delete it."""
     release: bool = False
     """Delete the PyTorchJob of the current attempt and, unless it is the first, its ConfigMap."""
     keep_config_map: bool = False
@@ -79,3 +86,12 @@ class Plan:
     """When to look again although nothing may have happened."""
     ending: bool = False
     """The attempt's end has begun and is not judged yet."""
+
+    @property
+    def status(self) -> FineTuneJobStatus:
+        """The new status."""
+        return self.conditions.status
+
+    def look_again(self, time: datetime | None) -> None:
+        """Look again at that time, or earlier if that is planned already; None changes nothing."""
+        self.again_at = min((wish for wish in (self.again_at, time) if wish is not None), default=None)

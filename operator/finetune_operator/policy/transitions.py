@@ -24,8 +24,12 @@ WAITS = (
     OperatorReason.NAME_TAKEN,
     OperatorReason.TRAINING_OPERATOR_MISSING,
     OperatorReason.TRAINING_OPERATOR_UNAVAILABLE,
+    OperatorReason.ADMISSION_UNAVAILABLE,
     OperatorReason.CREATION_FORBIDDEN,
 )
+
+MOST_WARNINGS = 10
+"""Events about problems, and about notices, that one look posts before it says how many more there are."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,7 @@ def _events(
     old: FineTuneJobStatus, new: FineTuneJobStatus, problems: Sequence[Problem], notices: Sequence[Problem]
 ) -> Iterator[Event]:
     if old.observed_generation != new.observed_generation:
-        for notice in notices:
-            yield Event("Warning", "Notice", str(notice))
+        yield from _warnings("Notice", notices)
     known = {attempt.number for attempt in old.attempts}
     finished = is_finished(new) and not is_finished(old)
     end = condition(new, ConditionType.SUCCEEDED)
@@ -91,7 +94,18 @@ def _events(
         yield Event(kind, end.reason, end.message)
     stalled, was_stalled = condition(new, ConditionType.STALLED), condition(old, ConditionType.STALLED)
     if stalled is not None and (was_stalled is None or was_stalled.message != stalled.message):
-        for problem in problems:
-            yield Event("Warning", stalled.reason, str(problem))
+        if problems:
+            yield from _warnings(stalled.reason, problems)
+        else:  # the API server may refuse what nobody has found a problem in
+            yield Event("Warning", stalled.reason, stalled.message)
     if new.phase == Phase.RUNNING and changed and end.reason == Phase.RUNNING:
         yield Event("Normal", Phase.RUNNING, end.message)
+
+
+def _warnings(reason: str, problems: Sequence[Problem]) -> Iterator[Event]:
+    """One for each of the first few: a spec may be wrong in a hundred thousand places."""
+    for problem in problems[:MOST_WARNINGS]:
+        yield Event("Warning", reason, str(problem))
+    more = len(problems) - MOST_WARNINGS
+    if more > 0:
+        yield Event("Warning", reason, f"{more} more of this kind: mend the first ones and apply the job again.")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from finetune_api.job_file import job_yaml
 from finetune_api.load import load_job
-from finetune_operator.desired import attempt_job, immutable_spec, placement
-from finetune_operator.desired.continuation import continued
+from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES
+from finetune_operator.desired import (
+    continuation,
+    effective_job,
+    immutable_spec,
+    job_problems,
+    placement,
+    same_placement,
+    same_training,
+)
+from finetune_operator.desired.continuation import YAML_LIMIT_BYTES, continued
 from finetune_operator.desired.fingerprint import FINGERPRINT_ANNOTATION, fingerprint, is_edited
 from tests.operator.desired.built import SETTINGS, config_map, pytorch, stored
 
@@ -18,7 +29,7 @@ def test_the_effective_job_reads_back_as_what_is_trained() -> None:
     made = config_map(job)
     result = load_job(made["data"]["job.yaml"], source="job.yaml")
     assert result.errors == []
-    assert result.job == attempt_job(job, SETTINGS)
+    assert result.job == effective_job(job, SETTINGS)
     assert result.job is not None
     assert result.job.spec.output is not None
     assert result.job.spec.workers.image == SETTINGS.trainer_image
@@ -26,8 +37,8 @@ def test_the_effective_job_reads_back_as_what_is_trained() -> None:
 
 
 def test_filling_in_twice_changes_nothing() -> None:
-    once = attempt_job(stored(num_devices=16), SETTINGS)
-    assert attempt_job(once, SETTINGS) == once
+    once = effective_job(stored(num_devices=16), SETTINGS)
+    assert effective_job(once, SETTINGS) == once
 
 
 @pytest.mark.parametrize(
@@ -45,6 +56,76 @@ def test_filling_in_twice_changes_nothing() -> None:
 def test_changes_are_told_by_what_they_concern(change: dict[str, Any], other_training: bool, other_place: bool) -> None:
     assert (immutable_spec(stored()) != immutable_spec(stored(**change))) is other_training
     assert (placement(stored()) != placement(stored(**change))) is other_place
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "another number": {"learning_rate": 1e-5},
+    "another text": {"task": "causal_lm"},
+    "a key more": {"valid_path": "s3://data/valid.jsonl"},
+    "one item less": {"lora_config": {"target_modules": ["q_proj"]}},
+    "another truth": {"lora_config": {"init_lora_weights": False}},
+    "of another type": {"initial_base_model_ckpt_path": "s3://models/a"},
+}
+LONG: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "max_grad_norm": 1,
+    "task": "instruction_tuning",
+    "lora_config": {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": True, "rank_pattern": {"a": 1}},
+    "initial_base_model_ckpt_path": {"repo_id": "acme/base"},
+    "model_revision": "Über\u2028\x7f",
+    "workers": {"nodes": 2, "nodeSelector": {"a": "b"}, "affinity": {"nodeAffinity": {}}},
+}
+
+
+def older(text: str) -> str:
+    """The same record by another version: other order, spaces, escapes, spelling of numbers, and empty keys."""
+    read = json.loads(text)
+    backwards = dict(reversed(read.items())) | {"a_key_that_is_empty": None}
+    written = json.dumps(backwards, indent=4, ensure_ascii=True)
+    return written.replace("0.0001", "1E-4").replace('"max_grad_norm": 1.0', '"max_grad_norm": 1')
+
+
+def test_the_same_record_in_other_words_is_no_change() -> None:
+    job = stored(**LONG)
+    texts = immutable_spec(job), placement(job)
+    assert older(texts[0]) != texts[0]
+    assert "1E-4" in older(texts[0])
+    assert same_training(older(texts[0]), job)
+    assert same_placement(older(texts[1]), job)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_another_value_is_a_change_in_whatever_words(change: dict[str, Any]) -> None:
+    recorded = immutable_spec(stored(**LONG))
+    assert not same_training(recorded, stored(**{**LONG, **change}))
+    assert not same_training(older(recorded), stored(**{**LONG, **change}))
+    assert same_placement(placement(stored(**LONG)), stored(**{**LONG, **change}))
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, 1), (1, True), (0, False), ({"a": True}, {"a": 1}), ("1", 1)])
+def test_a_number_is_no_truth(before: Any, after: Any) -> None:
+    job = stored(logger={"provider": "wandb", "provider_config": {"anonymous": after}})
+    recorded = immutable_spec(stored(logger={"provider": "wandb", "provider_config": {"anonymous": before}}))
+    assert not same_training(recorded, job)
+
+
+@pytest.mark.parametrize("record", [None, "", "null", "[]", "7", "nonsense", "{", "[" * 100_000, '{"a":' * 100_000])
+def test_what_is_no_record_tells_nothing(record: str | None) -> None:
+    assert same_training(record, stored())
+    assert same_placement(record, stored())
+
+
+def test_an_empty_record_is_one() -> None:
+    assert not same_training("{}", stored())
+    assert same_placement("{}", stored())
+    assert not same_placement("{}", stored(workers={"nodes": 2}))
+
+
+def test_kueues_labels_are_no_part_of_where_a_job_is_placed() -> None:
+    """A PyTorchJob keeps the queue of its creation, whatever label the job gets later."""
+    queued = stored(labels={"kueue.x-k8s.io/queue-name": "a", "kueue.x-k8s.io/priority-class": "high"})
+    assert same_placement(placement(queued), stored())
+    assert placement(queued) == placement(stored())
 
 
 def test_new_defaults_of_the_operator_are_no_change_of_the_jobs() -> None:
@@ -68,6 +149,48 @@ def test_a_later_attempt_trains_what_the_first_one_did_where_the_spec_says_now()
 @pytest.mark.parametrize("config", [None, {}, {"data": None}, {"data": {"job.yaml": "nonsense: ["}}, {"data": []}])
 def test_without_the_first_ones_config_map_the_spec_is_all_there_is(config: Any) -> None:
     assert continued(stored(), config) == stored()
+
+
+def test_a_record_in_yaml_by_an_earlier_version_is_read() -> None:
+    first = config_map(stored())
+    newer = SETTINGS.model_copy(update={"default_output_uri": "s3://elsewhere/x"})
+    yaml = {"data": {"job.yaml": job_yaml(effective_job(stored(), SETTINGS))}}
+    assert not yaml["data"]["job.yaml"].startswith("{")
+    for config in (first, yaml):
+        made = effective_job(continued(stored(), config), newer)
+        assert made.spec.output is not None
+        assert made.spec.output.uri == SETTINGS.default_output_uri
+
+
+def test_a_long_text_that_somebody_put_in_its_place_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continuation, "load_job", lambda *_, **__: pytest.fail("it takes seconds"))
+    config = {"data": {"job.yaml": "a: [" + "[]," * YAML_LIMIT_BYTES + "]"}}
+    assert continued(stored(), config) == stored()
+
+
+LARGEST: dict[str, dict[str, Any]] = {
+    "texts": {"deepspeed": {f"{number}": "\x7f\u202e" * 2000 for number in range(16)}},
+    "escapes": {"deepspeed": {f"{number}": "\x00" * 2000 for number in range(10)}},
+    "lists": {"deepspeed": {f"{number}": [[[]] * 48] for number in range(99)}},
+    "maps": {"deepspeed": {f"{number}": {f"{inner}": {} for inner in range(98)} for number in range(98)}},
+    "workers": {"workers": {"env": [{"name": f"V{number}", "value": "v" * 960} for number in range(128)]}},
+}
+
+
+@pytest.mark.parametrize("spec", LARGEST.values(), ids=list(LARGEST))
+def test_a_config_map_holds_every_job_that_is_accepted(spec: dict[str, Any]) -> None:
+    job = stored(**spec)
+    assert job_problems(job, SETTINGS) == []
+    data = config_map(job)["data"]
+    # The server's bound is on keys and values together.
+    assert sum(len(key) + len(text.encode()) for key, text in data.items()) < 1024 * 1024
+    assert effective_job(job, SETTINGS) == load_job(data["job.yaml"], source="job.yaml").job
+
+
+def test_the_largest_of_all_is_not_far_from_what_is_tried_here() -> None:
+    """What a ConfigMap takes: a line for each value with its indentation, and every text once in each of two keys."""
+    indented = SPEC_LIMIT_VALUES * (1 + 2 * 12) + SPEC_LIMIT_BYTES
+    assert indented + SPEC_LIMIT_BYTES + 64 * 1024 < 1024 * 1024
 
 
 def recorded(**spec: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from finetune_api.job import FineTuneJob
+from finetune_api.problem import MOST
 from finetune_operator.desired import cluster_notices, job_problems
 from tests.operator.desired.built import SETTINGS, stored
 
@@ -79,15 +81,29 @@ def test_without_output_and_default_the_job_is_refused() -> None:
     assert "s3://bucket/prefix" in problem.message
 
 
-def test_a_job_that_no_config_map_holds_is_refused() -> None:
-    long = "x" * 16_000
-    formats = {"system": long + "{instruction}", "user": "{instruction}", "assistant": "{instruction}</s>"}
-    assert job_problems(stored(generation_config={"prompt_format": formats}), SETTINGS) == []
-    values = [{"name": f"V{index}", "value": "y" * 4096} for index in range(128)]
-    labels = {"affinity": {f"k{index}": "z" * 10_000 for index in range(100)}}
-    problems = job_problems(stored(workers={"env": values, **labels}), SETTINGS)
-    assert [problem.path for problem in problems] == ["spec"]
-    assert "1024 KiB" in problems[0].message
+def test_a_job_that_is_too_large_with_its_defaults_is_refused_before_a_pod_finds_out() -> None:
+    def values(count: int) -> FineTuneJob:
+        rows: list[Any] = [[1] * 100 for _ in range(98)]
+        return stored(deepspeed={"rows": rows, "rest": [1] * count})
+
+    assert job_problems(values(0), SETTINGS) == []
+    (problem,) = job_problems(values(90), SETTINGS)
+    assert problem.path == "spec"
+    assert problem.message.startswith("spec, with its defaults written out, holds more than 10000 values")
+
+
+def test_of_many_reasons_the_first_are_told() -> None:
+    volumes = [DATA | {"name": f"v{number}", "mountPath": f"/proc/{number}"} for number in range(32)]
+    problems = job_problems(stored(workers={"volumes": volumes}), SETTINGS)
+    assert len(problems) == MOST + 1
+    assert problems[-1].message == "and 22 more, which are named once these are gone."
+
+
+def test_of_many_notices_the_first_are_told() -> None:
+    job = stored(worker_resources={f"k{number}": 1 for number in range(200)})
+    notices = cluster_notices(job, SETTINGS)
+    assert len(notices) == MOST + 1
+    assert notices[-1].message == "and 190 more, which are named once these are gone."
 
 
 def test_an_accelerator_that_the_operator_does_not_know_is_no_secret() -> None:

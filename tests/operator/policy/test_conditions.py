@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune_api.status import Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.policy import conditions
-from finetune_operator.policy.conditions import condition, is_finished
+from finetune_operator.policy.conditions import ConditionWriter, condition, is_finished
 from finetune_operator.policy.times import rfc3339
 from tests.operator.policy.views import NOW, later
 
@@ -20,12 +20,11 @@ TURNS = ("progressing", "at_rest", "stalled", "succeeded", "failed")
 
 def turn(status: FineTuneJobStatus, kind: str, seconds: int, message: str = "A sentence.") -> None:
     """The job takes a turn, so many seconds after NOW."""
+    writer = ConditionWriter(status, later(seconds), 1)
     if kind in ("succeeded", "failed"):
-        conditions.finished(
-            status, succeeded=kind == "succeeded", reason="Ended", message=message, now=later(seconds), generation=1
-        )
+        getattr(writer, kind)("Ended", message)
     else:
-        getattr(conditions, kind)(status, Phase.PENDING, "Reason", message, now=later(seconds), generation=1)
+        getattr(writer, kind)(Phase.PENDING, "Reason", message)
 
 
 def states(status: FineTuneJobStatus) -> dict[str, str]:
@@ -92,3 +91,52 @@ def test_the_end_has_a_time() -> None:
     turn(status, "failed", 7)
     assert status.completion_time == rfc3339(NOW + timedelta(seconds=7))
     assert status.phase is Phase.FAILED
+
+
+@pytest.mark.parametrize("kind", TURNS)
+def test_the_end_is_told_from_what_the_api_server_holds_too(kind: str) -> None:
+    status = FineTuneJobStatus()
+    assert not is_finished(status)
+    turn(status, kind, 0)
+    assert is_finished(status.model_dump(mode="json", by_alias=True)) is is_finished(status)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        None,
+        {},
+        "Succeeded",
+        ["Succeeded", None, 3],
+        [{"type": "Succeeded"}],
+        [{"type": "Succeeded", "status": True}],
+        [{"type": "Succeeded", "status": "Unknown"}],
+        [{"type": "Stalled", "status": "True"}],
+        [{"type": ["Succeeded"], "status": ["True"]}],
+    ],
+)
+def test_what_says_nothing_of_an_end_is_none(conditions: object) -> None:
+    assert not is_finished({"conditions": conditions})
+    assert not is_finished({})
+
+
+@pytest.mark.parametrize("state", ["True", "False"])
+def test_an_end_is_one_among_other_conditions(state: str) -> None:
+    assert is_finished({"conditions": [3, {"type": "Stalled"}, {"type": "Succeeded", "status": state}]})
+
+
+def test_a_verdict_stands_behind_the_end() -> None:
+    status = FineTuneJobStatus()
+    ConditionWriter(status, NOW, 3).verified("True", "AsTrained", "It is.")
+    ConditionWriter(status, NOW, 3).succeeded("Succeeded", "Done.")
+    assert [item.type for item in status.conditions] == ["Succeeded", "Verified"]
+    assert {item.observed_generation for item in status.conditions} == {3}
+    assert status.phase is Phase.SUCCEEDED
+
+
+def test_a_condition_that_nobody_knows_stands_last() -> None:
+    time = rfc3339(NOW)
+    foreign = Condition(type="Foreign", status="True", reason="So", last_transition_time=time)
+    status = FineTuneJobStatus(conditions=[foreign])
+    turn(status, "stalled", 0)
+    assert [item.type for item in status.conditions] == ["Succeeded", "Stalled", "Foreign"]

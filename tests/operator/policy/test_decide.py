@@ -10,7 +10,7 @@ from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
 from finetune_api.status import Attempt, ConditionType, FineTuneJobStatus, Phase, Progress
 from finetune_operator.policy.conditions import condition, is_finished
-from finetune_operator.policy.decide import decide, note_created, note_hindered
+from finetune_operator.policy.decide import decide, note_blocked, note_created
 from finetune_operator.policy.plan import ObservedState, Plan
 from finetune_operator.policy.times import moment, rfc3339
 from tests.operator.policy.views import (
@@ -66,7 +66,7 @@ def test_a_new_job_gets_its_first_attempt() -> None:
 
 def test_what_hinders_the_creation_is_said_and_comes_to_no_attempt() -> None:
     plan = decide(observed(), NOW, PATIENCE)
-    note_hindered(plan, "TrainingOperatorMissing", "It is not there.", observed(), NOW)
+    note_blocked(plan, "TrainingOperatorMissing", "It is not there.")
     assert (plan.status.phase, reason(plan.status), plan.status.attempt) == (
         Phase.PENDING,
         "TrainingOperatorMissing",
@@ -118,6 +118,23 @@ def test_backoff_limit_counts_failures(failures: int | None, limit: int, over: b
         last = condition(plan.status, ConditionType.SUCCEEDED)
         assert last is not None
         assert "HubUnavailable" in last.message
+
+
+OOM = ended(0, 137, ended_reason="OOMKilled", memory_limit=None, node="node-7")
+
+
+@pytest.mark.parametrize(
+    ("before", "over"),
+    [([], False), (["TrainerCrashed"], False), (["OutOfMemory"], True), (["OutOfMemory", "Disrupted"], False)],
+)
+def test_what_may_be_the_nodes_fault_is_tried_once_more(before: list[str], over: bool) -> None:
+    ends = [Attempt(number=number, reason=why) for number, why in enumerate(before, 1)]
+    status = during(attempt=len(ends) + 1, attempts=ends, failures=len(ends))
+    plan = decide(observed(status, pytorch_job(attempt=len(ends) + 1), [OOM], backoff_limit=9), NOW, PATIENCE)
+    assert is_finished(plan.status) is over
+    end = plan.status.attempts[-1]
+    assert (end.reason, end.counted, end.node) == ("OutOfMemory", True, "node-7")
+    assert reason(plan.status) == "OutOfMemory"
 
 
 def test_disruptions_do_not_count() -> None:
@@ -208,7 +225,7 @@ def test_what_runs_goes_on_under_a_spec_that_has_become_invalid() -> None:
 
 
 def test_the_queue_is_not_active_time() -> None:
-    queued = decide(observed(during(), pytorch_job(suspended=True), queue="team"), NOW, PATIENCE).status
+    queued = decide(observed(during(), pytorch_job(suspended=True)), NOW, PATIENCE).status
     assert (queued.phase, queued.active_since, queued.active_seconds) == (Phase.QUEUED, None, 3600)
     again = decide(observed(queued, pytorch_job(resumed_at=later(100)), [pod()]), later(130), PATIENCE).status
     assert (again.active_since, again.active_seconds) == (rfc3339(later(100)), 3600)
@@ -216,9 +233,7 @@ def test_the_queue_is_not_active_time() -> None:
 
 def test_what_a_pod_saved_when_its_queue_stopped_it_is_kept() -> None:
     words = failure(Reason.TERMINATED, checkpoint=checkpoint(70))
-    stopped = decide(
-        observed(during(), pytorch_job(suspended=True), [ended(0, 143, words)], queue="team"), NOW, PATIENCE
-    )
+    stopped = decide(observed(during(), pytorch_job(suspended=True), [ended(0, 143, words)]), NOW, PATIENCE)
     assert stopped.status.checkpoint is not None
     assert (stopped.status.checkpoint.step, stopped.status.attempts) == (70, [])
 
@@ -281,3 +296,55 @@ def test_a_notice_stands_in_the_message() -> None:
     found = condition(plan.status, ConditionType.SUCCEEDED)
     assert found is not None
     assert "Note: spec.deepspeed: deepspeed has no effect." in found.message
+
+
+@pytest.mark.parametrize(("attempt", "left"), [(None, None), (1, None), (2, 2), (7, 7)])
+def test_what_somebody_elses_deletion_has_left_goes_before_the_next_attempt(
+    attempt: int | None, left: int | None
+) -> None:
+    """The first ConfigMap stays: it says what is trained. The others nobody else would delete."""
+    ends = [Attempt(number=attempt, reason="WorkersDeleted")] if attempt is not None else []
+    status = FineTuneJobStatus(attempt=attempt, attempts=ends)
+    plan = decide(observed(status), NOW, PATIENCE)
+    assert (plan.create, plan.leftover_config_map) == ((attempt or 0) + 1, left)
+
+
+def test_between_two_attempts_no_config_map_is_looked_for() -> None:
+    status = between(ago=5, attempt=2)
+    status.attempts[0].number = 2
+    for suspend in (False, True):
+        plan = decide(observed(status, suspend=suspend), NOW, PATIENCE)
+        assert (plan.create, plan.leftover_config_map) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("current", "label", "note"),
+    [
+        ("team", "team", None),
+        (None, None, None),
+        ("team", "other", "stays in the queue team, and the queue other counts from the next attempt on: suspend"),
+        ("team", None, "stays in the queue team, and no queue counts from the next attempt on"),
+        (None, "other", "stays in no queue, and the queue other counts from the next attempt on"),
+    ],
+)
+@pytest.mark.parametrize("suspended", [True, False])
+def test_the_queue_that_is_named_is_the_attempts(
+    current: str | None, label: str | None, note: str | None, suspended: bool
+) -> None:
+    found = pytorch_job(queue=current, suspended=suspended)
+    plan = decide(observed(during(), found, [] if suspended else [running()], queue=label), NOW, PATIENCE)
+    end = condition(plan.status, ConditionType.SUCCEEDED)
+    assert end is not None
+    assert (f"waits in the queue {current} until Kueue" in end.message) is (suspended and current is not None)
+    assert "waits in the queue other" not in end.message
+    told = f"Note: metadata.labels[kueue.x-k8s.io/queue-name]: the current attempt {note}"
+    assert told in end.message if note is not None else "Note" not in end.message
+
+
+def test_a_notice_about_the_queue_stands_before_the_others() -> None:
+    notices = [Problem("spec.task", "No task.")]
+    found = observed(during(), pytorch_job(queue="team"), [running()], queue="other", notices=notices)
+    end = condition(decide(found, NOW, PATIENCE).status, ConditionType.SUCCEEDED)
+    assert end is not None
+    assert "Note: metadata.labels" in end.message
+    assert end.message.endswith(" (1 more: see the events.)")

@@ -110,7 +110,7 @@ class Life(RuleBasedStateMachine):
             end = condition(self.status, ConditionType.SUCCEEDED)
             assert end is not None
             assert end.status == "True"
-            note_verifying(plan, self.world.verify(), observed, self.world.now, PATIENCE)
+            note_verifying(plan, self.world.verify(), self.world.now, PATIENCE)
         if crash == "no":
             self.status = plan.status
 

@@ -6,15 +6,15 @@ import pytest
 
 from finetune_api.problem import Problem
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase
-from finetune_operator.policy.conditions import finished, progressing, stalled
-from finetune_operator.policy.transitions import events_between
+from finetune_operator.policy.conditions import ConditionWriter
+from finetune_operator.policy.transitions import MOST_WARNINGS, events_between
 from tests.operator.policy.views import NOW
 
 
 def status(phase: Phase = Phase.STARTING, reason: str = "Starting", attempt: int | None = 1) -> FineTuneJobStatus:
     """A job on its way."""
     made = FineTuneJobStatus(attempt=attempt, observed_generation=1)
-    progressing(made, phase, reason, "A sentence.", now=NOW, generation=1)
+    ConditionWriter(made, NOW, 1).progressing(phase, reason, "A sentence.")
     return made
 
 
@@ -22,7 +22,8 @@ def end(succeeded: bool, reason: str, *attempts: str) -> FineTuneJobStatus:
     """A job that has ended after such attempts."""
     made = status()
     made.attempts = [Attempt(number=number, reason=why) for number, why in enumerate(attempts, 1)]
-    finished(made, succeeded=succeeded, reason=reason, message="A sentence.", now=NOW, generation=1)
+    writer = ConditionWriter(made, NOW, 1)
+    (writer.succeeded if succeeded else writer.failed)(reason, "A sentence.")
     return made
 
 
@@ -64,7 +65,7 @@ def test_a_change_is_told_once(old: FineTuneJobStatus, new: FineTuneJobStatus, t
 def test_each_problem_and_each_notice_is_told() -> None:
     problems = [Problem("spec.output", "It is required."), Problem("spec.train_path", "It is local.")]
     bad = FineTuneJobStatus(observed_generation=1)
-    stalled(bad, Phase.PENDING, "InvalidSpec", str(problems[0]), now=NOW, generation=1)
+    ConditionWriter(bad, NOW, 1).stalled(Phase.PENDING, "InvalidSpec", str(problems[0]))
     notices = [Problem("spec.task", "It is not given.")]
     events = events_between(FineTuneJobStatus(), bad, problems=problems, notices=notices)
     assert [(event.reason, event.message) for event in events] == [
@@ -73,3 +74,29 @@ def test_each_problem_and_each_notice_is_told() -> None:
         ("InvalidSpec", "spec.train_path: It is local."),
     ]
     assert events_between(bad, bad, problems=problems, notices=notices) == []
+
+
+def test_what_the_api_server_refuses_is_told_although_nobody_found_a_problem() -> None:
+    refused = FineTuneJobStatus(observed_generation=1)
+    sentence = "The API server refuses the workers of this job: no such key."
+    ConditionWriter(refused, NOW, 1).stalled(Phase.PENDING, "InvalidSpec", sentence)
+    events = events_between(status(attempt=None), refused)
+    assert [(event.type, event.reason, event.message) for event in events] == [("Warning", "InvalidSpec", sentence)]
+    assert events_between(refused, refused) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "posted"),
+    [(1, 1), (MOST_WARNINGS, MOST_WARNINGS), (MOST_WARNINGS + 1, MOST_WARNINGS + 1), (100_000, MOST_WARNINGS + 1)],
+)
+def test_a_spec_that_is_wrong_everywhere_floods_nobody(count: int, posted: int) -> None:
+    many = [Problem(f"spec.env[{number}]", "It is null.") for number in range(count)]
+    bad = FineTuneJobStatus(observed_generation=1)
+    ConditionWriter(bad, NOW, 1).stalled(Phase.PENDING, "InvalidSpec", str(many[0]))
+    told = events_between(FineTuneJobStatus(), bad, problems=many, notices=many)
+    for reason in ("InvalidSpec", "Notice"):
+        messages = [event.message for event in told if event.reason == reason]
+        assert len(messages) == posted
+        assert messages[:10] == [str(problem) for problem in many[:10]]
+        if count > MOST_WARNINGS:
+            assert messages[-1].startswith(f"{count - MOST_WARNINGS} more of this kind")

@@ -9,14 +9,16 @@ import pytest
 
 from finetune_api.status import Adapter, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.verification import VerificationMessage
+from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.decide import decide
+from finetune_operator.policy.evictions import exceeded_limit
 from finetune_operator.policy.observed import PodView, VerificationView, read_verification
 from finetune_operator.policy.plan import ObservedState, Plan
 from finetune_operator.policy.reasons import VerificationReason
 from finetune_operator.policy.times import rfc3339
 from finetune_operator.policy.transitions import events_between
-from finetune_operator.policy.verification import awaits_verdict, is_asked_for, note_created, note_hindered
+from finetune_operator.policy.verification import awaits_verdict, is_asked_for, note_blocked, note_created
 from tests.operator.policy.views import (
     ADAPTER,
     NOW,
@@ -93,7 +95,7 @@ def test_the_job_is_made_after_success_was_written(reason: str | None) -> None:
 
 def test_once_made_it_is_never_made_again() -> None:
     plan = look(succeeded(PENDING))
-    note_created(plan, job(created_at=NOW, started_at=None), observed(verify=True), NOW, PATIENCE)
+    note_created(plan, job(created_at=NOW, started_at=None), NOW, PATIENCE)
     assert told(plan) == ("Unknown", VERIFYING, RUNS)
     gone = look(plan.status)
     assert not gone.verify
@@ -122,6 +124,8 @@ def test_a_status_without_an_adapter_cannot_be_verified() -> None:
     assert (plan.verify, told(plan)[1]) == (False, FAILED)
 
 
+NO_PROGRAM = 'exec: "python": executable file not found in $PATH'
+TOO_LARGE = exceeded_limit('Usage of EmptyDir volume "finetune-cache" exceeds the limit "100Gi". ')
 KILLED: dict[str, Any] = {"ended_reason": "OOMKilled"}
 LOST: dict[str, Any] = {"disruption": "Evicted"}
 ENDS: dict[str, tuple[VerificationView, tuple[str, str, str]]] = {
@@ -143,8 +147,28 @@ ENDS: dict[str, tuple[VerificationView, tuple[str, str, str]]] = {
     "no words": (job(ended(0, 1), ended=True), ("Unknown", FAILED, "`kubectl logs guard-1-worker-0`")),
     "out of memory": (job(ended(0, 137, **KILLED), ended=True), ("Unknown", FAILED, "limits.memory")),
     "an image that has no trainer": (
-        job(ended(0, 128, ended_reason="StartError", ended_message="python: not found"), ended=True),
-        ("Unknown", FAILED, "(python: not found): check that workers.image"),
+        job(ended(0, 128, ended_reason="StartError", ended_message=NO_PROGRAM), ended=True),
+        ("Unknown", FAILED, f"({NO_PROGRAM}): check that workers.image"),
+    ),
+    "a node that cannot start it": (
+        job(ended(0, 128, ended_reason="StartError", ended_message="nvml error", node="node-7"), ended=True),
+        ("Unknown", FAILED, "which the node node-7 may be the cause of (StartError: nvml error)"),
+    ),
+    "an init container that failed": (
+        job(ended(0, None, init_container="mesh", ended_reason="OOMKilled"), ended=True),
+        ("Unknown", FAILED, "the init container mesh failed (OOMKilled)"),
+    ),
+    "a node without memory": (
+        job(ended(0, 137, memory_limit=None, **KILLED), ended=True),
+        ("Unknown", FAILED, "its node had no more main memory"),
+    ),
+    "too much disk": (
+        job(ended(0, 137, disk_limit=TOO_LARGE), ended=True),
+        (
+            "Unknown",
+            FAILED,
+            "raise workers.cache.sizeLimit, or name a claim with workers.cache.persistentVolumeClaim, or",
+        ),
     ),
     "no pod left": (
         job(ended=True, end_reason="BackoffLimitExceeded", end_message="Job has reached the limit"),
@@ -174,37 +198,37 @@ def test_an_end_has_its_sentence(end: str) -> None:
 FULL: dict[str, Any] = {"unschedulable": "0/3 nodes: full"}
 NO_IMAGE: dict[str, Any] = {"waiting": "ErrImagePull", "waiting_message": "not found"}
 OVER = 7200 - 60 + 5
-ON_THE_WAY: dict[str, tuple[VerificationView, str | None, str, float | None]] = {
-    "queued": (job(suspended=True), "team", "waits in the queue team until Kueue admits it", None),
-    "suspended by hand": (job(suspended=True), None, "set its spec.suspend to false", None),
-    "just made": (job(created_at=NOW, started_at=None), None, RUNS, 30),
-    "no pods yet": (job(started_at=later(-10)), None, RUNS, 20),
-    "no pods at all": (job(), None, "has no pod yet: `kubectl describe job guard-verify` says why", OVER),
-    "no room": (job(ended(0, 137, **LOST), replace(ended(), ended=False, **FULL)), None, "0/3 nodes: full", OVER),
-    "no image": (job(replace(ended(), ended=False, **NO_IMAGE)), None, "(ErrImagePull: not found)", OVER),
-    "running": (job(replace(ended(), ended=False, running=True)), None, RUNS, OVER),
-    "a pod has crashed and the Job may try again": (job(ended(0, 139)), None, RUNS, 5),
-    "a pod was taken away, whatever it said": (job(says(None, **LOST)), None, RUNS, 5),
-    "its time is over and its pod gone": (job(started_at=later(-7201)), None, "no room", 5),
+ON_THE_WAY: dict[str, tuple[VerificationView, str, float | None]] = {
+    "queued": (job(suspended=True, queue="team"), "waits in the queue team until Kueue admits it", None),
+    "suspended by hand": (job(suspended=True), "set its spec.suspend to false", None),
+    "just made": (job(created_at=NOW, started_at=None), RUNS, 30),
+    "no pods yet": (job(started_at=later(-10)), RUNS, 20),
+    "no pods at all": (job(), "has no pod yet: `kubectl describe job guard-verify` says why", OVER),
+    "no room": (job(ended(0, 137, **LOST), replace(ended(), ended=False, **FULL)), "0/3 nodes: full", OVER),
+    "no image": (job(replace(ended(), ended=False, **NO_IMAGE)), "(ErrImagePull: not found)", OVER),
+    "running": (job(replace(ended(), ended=False, running=True)), RUNS, OVER),
+    "a pod has crashed and the Job may try again": (job(ended(0, 139)), RUNS, 5),
+    "a pod was taken away, whatever it said": (job(says(None, **LOST)), RUNS, 5),
+    "its time is over and its pod gone": (job(started_at=later(-7201)), "no room", 5),
 }
 
 
 @pytest.mark.parametrize("doing", ON_THE_WAY)
 def test_what_it_does_is_said_once(doing: str) -> None:
-    found, queue, message, after = ON_THE_WAY[doing]
-    before = succeeded(message="no room" if message == "no room" else RUNS)
-    plan = look(before, found, queue=queue)
+    found, message, after = ON_THE_WAY[doing]
+    before = succeeded(message="no room", ago=7300) if message == "no room" else succeeded()
+    plan = look(before, found)
     assert told(plan)[:2] == ("Unknown", VERIFYING)
     assert message in told(plan)[2]
     assert plan.again_at == (None if after is None else later(after))
-    assert look(plan.status, found, queue=queue).status == plan.status
+    assert look(plan.status, found).status == plan.status
     assert events_between(before, plan.status) == []
 
 
 @pytest.mark.parametrize(("ago", "reason"), [(7199, PENDING), (7200, FAILED)])
 def test_what_hinders_it_is_said_and_not_for_ever(ago: float, reason: str) -> None:
     plan = look(succeeded(PENDING, ago=ago))
-    note_hindered(plan, observed(verify=True), NOW, PATIENCE, "A quota refuses it.", later(8))
+    note_blocked(plan, "A quota refuses it.", later(8), NOW, PATIENCE)
     assert told(plan)[1] == reason
     assert told(plan)[2].startswith("A quota refuses it. It ")
     assert plan.again_at == (later(8) if reason == PENDING else None)
@@ -256,12 +280,17 @@ def test_a_job_is_read_with_its_own_pods_alone() -> None:
     pods = [raw("job", times[0], "verify", 1), raw("other", "x", "verify", 0), raw("job", times[1], "pytorch", 3)]
     status = {"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "late"}]}
     found = read_verification(
-        {"metadata": {"name": "j", "uid": "job"}, "spec": {"suspend": True}, "status": status}, pods
+        {
+            "metadata": {"name": "j", "uid": "job", "labels": {KUEUE_QUEUE_LABEL: "team"}},
+            "spec": {"suspend": True},
+            "status": status,
+        },
+        pods,
     )
     assert [pod.name for pod in found.pods] == times[::-1]
     # What another container says is not its word.
     assert [pod.exit_code for pod in found.pods] == [None, 1]
-    assert (found.ended, found.end_reason, found.suspended) == (True, "DeadlineExceeded", True)
+    assert (found.ended, found.end_reason, found.suspended, found.queue) == (True, "DeadlineExceeded", True, "team")
     assert not read_verification({"metadata": [], "spec": 3, "status": {"conditions": [{"type": 7}]}}, []).ended
 
 

@@ -1,18 +1,18 @@
-"""The job of an attempt: what its author wrote, with the contract's defaults and the platform team's on top."""
+"""The job that an attempt trains: what its author wrote, with the contract's defaults and the platform team's."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from finetune_api.accelerators import accelerator_type
-from finetune_api.defaults import effective_job
+from finetune_api.defaults import effective_job as with_contract_defaults
 from finetune_api.job import FineTuneJob, Metadata, Output
 from finetune_api.workers import Cache, ClaimReference, Workers
 from finetune_operator.names import KUEUE_PRIORITY_LABEL, KUEUE_QUEUE_LABEL
 from finetune_operator.settings import OperatorSettings
 
 
-def attempt_job(job: FineTuneJob, settings: OperatorSettings) -> FineTuneJob:
+def effective_job(job: FineTuneJob, settings: OperatorSettings) -> FineTuneJob:
     """`job` with everything filled in that does not need the data; idempotent.
 
     Of its metadata only name, namespace, uid and Kueue's labels stay: the rest changes while an attempt runs, or is
@@ -27,7 +27,7 @@ def attempt_job(job: FineTuneJob, settings: OperatorSettings) -> FineTuneJob:
         uid=job.metadata.uid,
         labels=_queue_labels(job, settings),
     )
-    effective = effective_job(job.model_copy(update={"metadata": metadata, "status": None}))
+    effective = with_contract_defaults(job.model_copy(update={"metadata": metadata, "status": None}))
     changes: dict[str, Any] = {"workers": _workers(effective, settings)}
     if effective.spec.output is None and settings.default_output_uri:
         changes["output"] = Output(uri=settings.default_output_uri)

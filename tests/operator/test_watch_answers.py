@@ -1,0 +1,180 @@
+"""Whatever a watch or a list says, kopf is given what it can read, or a connection that broke."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import aiohttp
+import pytest
+from aiohttp import web
+from kopf._cogs.clients.api import iter_jsonlines  # what reads the lines in kopf
+
+from finetune_operator import watch_answers
+from finetune_operator.watch_answers import ReadableResponse
+
+T = TypeVar("T")
+GOOD: dict[str, Any] = {"metadata": {"uid": "u", "name": "a", "resourceVersion": "1"}, "spec": {"x": "\u2028\n"}}
+
+
+def event(kind: str = "ADDED", **metadata: Any) -> bytes:
+    """A line of a watch."""
+    return json.dumps({"type": kind, "object": {**GOOD, "metadata": {**GOOD["metadata"], **metadata}}}).encode()
+
+
+TROUBLES: list[str] = []
+"""What was said of the watches since the test began."""
+
+
+class Response(ReadableResponse):
+    """Notes what is said of it."""
+
+    lists_again = staticmethod(lambda: TROUBLES.append("lists again"))
+    streaming_refused = staticmethod(lambda: TROUBLES.append("streaming refused"))
+
+
+def asked(
+    answer: list[bytes], use: Callable[[aiohttp.ClientResponse], Awaitable[T]], *, query: str = "", status: int = 200
+) -> T:
+    """What `use` makes of an answer that comes in these pieces."""
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        await response.prepare(request)
+        for piece in answer:
+            await response.write(piece)
+            await asyncio.sleep(0)
+        return response
+
+    async def run() -> T:
+        app = web.Application()
+        app.router.add_get("/", serve)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        try:
+            async with (
+                aiohttp.ClientSession(response_class=Response) as session,
+                session.get(f"http://{host}:{port}/{query}") as response,
+            ):
+                return await use(response)
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run())
+
+
+async def lines(response: aiohttp.ClientResponse) -> list[Any]:
+    """The events that kopf reads."""
+    assert response.status == 200
+    return [json.loads(line) async for line in iter_jsonlines(response.content)]
+
+
+async def objects(response: aiohttp.ClientResponse) -> Any:
+    """The list that kopf reads."""
+    assert response.status == 200
+    return await response.json()
+
+
+def events(*pieces: bytes, status: int = 200, query: str = "?watch=true") -> list[Any]:
+    """The events that kopf reads of a watch."""
+    return asked(list(pieces), lines, query=query, status=status)
+
+
+ANEW = {"type": "ERROR", "object": {"code": 410}}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said() -> None:
+    TROUBLES.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_answers, "PAUSE_SECONDS", 0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 10_000])
+def test_events_come_whole_however_they_are_cut(size: int) -> None:
+    text = b"\n".join([event(), event("MODIFIED"), event("DELETED"), event("BOOKMARK")]) + b"\n"
+    found = events(*(text[start : start + size] for start in range(0, len(text), size)))
+    assert [one["type"] for one in found] == ["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    assert all(one["object"] == GOOD for one in found)
+
+
+def test_an_object_nested_a_thousand_levels_deep_costs_only_its_depths() -> None:
+    nested = '{"f:a":' * 3000 + "{}" + "}" * 3000
+    line = event()[:-2] + b',"status":{"deep":' + nested.encode() + b',"phase":"Running"}}}'
+    (found,) = events(line + b"\n")
+    assert found["object"]["status"]["phase"] == "Running"
+    managed = event()[:-2] + b',"more":1}}'
+    assert (
+        events(managed.replace(b'"uid"', b'"managedFields":[' + nested.encode() + b'],"uid"') + b"\n")[0]["type"]
+        == "ADDED"
+    )
+
+
+@pytest.mark.parametrize("error", [{"code": 410}, {"code": 500, "message": "no"}, {}, {"code": None}, {"code": "x"}])
+def test_any_error_of_a_watch_is_a_reason_to_list_again(error: dict[str, Any]) -> None:
+    found = events(event() + b"\n" + json.dumps({"type": "ERROR", "object": error}).encode() + b"\n")
+    assert found == [json.loads(event()), ANEW]
+    assert TROUBLES == ["lists again"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"<html>",
+        b"null",
+        b"[]",
+        b"1",
+        b"{}",
+        b'{"type":"ADDED"}',
+        b'{"type":"ADDED","object":null}',
+        b'{"type":"ADDED","object":{}}',
+        b'{"type":"ADDED","object":{"metadata":{"uid":1,"name":"a","resourceVersion":"1"}}}',
+        b'{"type":["ADDED"],"object":{"metadata":{"uid":"1","name":"a","resourceVersion":"1"}}}',
+        b'{"type":"SOMETHING","object":{"metadata":{"uid":"1","name":"a","resourceVersion":"1"}}}',
+        b'{"type":"ERROR","object":"gone"}',
+    ],
+)
+def test_nonsense_in_a_watch_is_a_reason_to_list_again_after_what_came_before(line: bytes) -> None:
+    assert events(event() + b"\n" + line + b"\n") == [json.loads(event()), ANEW]
+    assert TROUBLES == ["lists again"]
+
+
+def test_half_an_event_at_the_end_of_a_watch_is_none() -> None:
+    assert events(event() + b"\n" + event()[:40]) == [json.loads(event())]
+    assert TROUBLES == []
+
+
+@pytest.mark.parametrize(
+    ("status", "anew"), [(400, True), (409, True), (410, True), (422, True), (404, False), (403, False), (500, False)]
+)
+def test_a_watch_that_is_refused_is_begun_anew_by_us_or_by_kopf(status: int, anew: bool) -> None:
+    async def read(response: aiohttp.ClientResponse) -> tuple[int, list[Any]]:
+        return response.status, await lines(response) if response.status == 200 else []
+
+    found = asked([b'{"kind":"Status"}'], read, query="?watch=true", status=status)
+    assert found == ((200, [ANEW]) if anew else (503 if status == 404 else status, []))
+
+
+def test_a_server_that_does_not_stream_lists_is_not_asked_to_again() -> None:
+    assert events(b"{}", status=422, query="?watch=true&sendInitialEvents=true") == [ANEW]
+    assert TROUBLES == ["streaming refused", "lists again"]
+
+
+def test_a_list_comes_without_what_kopf_cannot_name() -> None:
+    items = [GOOD, None, 1, {}, {"metadata": None}, {"metadata": {"name": "a"}}, GOOD]
+    text = json.dumps({"kind": "List", "metadata": {"resourceVersion": "5"}, "items": items}).encode()
+    assert asked([text], objects, query="?limit=50")["items"] == [GOOD, GOOD]
+    assert asked([b'{"kind":"APIGroupList","groups":[]}'], objects)["groups"] == []
+
+
+@pytest.mark.parametrize(("text", "status"), [(b"<html>", 200), (b'{"kind":"Status"}', 410), (b"{}", 400)])
+def test_a_list_that_cannot_be_read_or_is_too_old_is_a_connection_that_broke(text: bytes, status: int) -> None:
+    with pytest.raises(aiohttp.ClientPayloadError):
+        asked([text], objects, query="?limit=50", status=status)
