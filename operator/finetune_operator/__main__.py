@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 
 from finetune_operator.app import run_operator
 from finetune_operator.errors import ApiError, SetupProblem
+from finetune_operator.log_lines import printable, set_up_logging
 from finetune_operator.settings import OperatorSettings
 
 
 def main() -> int:
     """Run until told to stop; 0 after a signal, 1 when something is wrong, which the last line says."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    set_up_logging()
     try:
         settings = OperatorSettings.from_environment(os.environ)
     except ValueError as error:
@@ -27,7 +26,7 @@ def main() -> int:
     except* (SetupProblem, ApiError, OSError) as group:
         problems += [str(problem) for problem in group.exceptions]
     for problem in problems:
-        print(f"The operator cannot run: {problem}", file=sys.stderr)
+        print(f"The operator cannot run: {printable(problem)}", file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -1,4 +1,4 @@
-"""Keeps the progress endpoint's certificate authority in one Secret and its certificate in the jobs' namespaces.
+"""Keeps the progress endpoint's certificate authority in one Secret, for as long as the installation lives.
 
 Jobs trust it for as long as they run, so it outlives the operator's process: it is read where there is one, made only
 where there is none, and never replaced because it looks odd.
@@ -9,18 +9,18 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from finetune_operator.errors import Conflict, Forbidden, NotFound, SetupProblem
 from finetune_operator.names import CA_KEY, MANAGED_BY_LABEL, MANAGER
+from finetune_operator.progress.bundle import bundle_key
 from finetune_operator.progress.certificates import Authorities
+from finetune_operator.progress.trust import ConfigMapClient, Trust
 
 SECRET_KEY = "ca.key"
 """Key of the Secret with the private keys, in the order of the certificates under CA_KEY."""
-NAMESPACE_CHECK_SECONDS = 600.0
-"""After this long a namespace's ConfigMap is looked at again."""
 CONFLICTS = 10
 """Times that an object is read again because somebody else wrote it in the meantime."""
 
@@ -29,7 +29,7 @@ Object = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
-class AuthorityClient(Protocol):
+class AuthorityClient(ConfigMapClient, Protocol):
     """What is needed of the API server. Objects are raw; failures are finetune_operator.errors.ApiError."""
 
     async def get_secret(self, namespace: str, name: str) -> Object | None:
@@ -39,15 +39,6 @@ class AuthorityClient(Protocol):
         """Create it; Conflict when there is one."""
 
     async def update_secret(self, namespace: str, body: Object) -> Object:
-        """Replace it; Conflict when `metadata.resourceVersion` is no longer the newest."""
-
-    async def get_config_map(self, namespace: str, name: str) -> Object | None:
-        """The ConfigMap, or None."""
-
-    async def create_config_map(self, namespace: str, body: Object) -> Object:
-        """Create it; Conflict when there is one."""
-
-    async def update_config_map(self, namespace: str, body: Object) -> Object:
         """Replace it; Conflict when `metadata.resourceVersion` is no longer the newest."""
 
 
@@ -76,11 +67,16 @@ class CertificateAuthority:
         self._client = client
         self._namespace = namespace
         self._secret = secret
-        self._config_map = config_map
         self._now = now
-        self._clock = clock
         self._authorities: Authorities | None = None
-        self._checked: dict[str, float] = {}
+        self._trust = Trust(
+            client,
+            config_map=config_map,
+            key=bundle_key(namespace, secret),
+            certificates=self._certificates,
+            now=now,
+            clock=clock,
+        )
 
     async def load(self) -> Authorities:
         """Read the authority from the Secret; make it where the Secret is empty or missing, renew it where it ages.
@@ -95,7 +91,7 @@ class CertificateAuthority:
             except Conflict:  # another operator was faster: its authority is ours
                 continue
             if self._authorities is None or authorities.bundle != self._authorities.bundle:
-                self._checked.clear()
+                self._trust.outdated()
             self._authorities = authorities
             return authorities
         raise SetupProblem(f"Secret {self._where} is changed again and again; find out who writes it.")
@@ -104,23 +100,21 @@ class CertificateAuthority:
         """See to it that pods in `namespace` can mount the certificate that they trust the endpoint by.
 
         Raises:
-            SetupProblem: as `load`, or a ConfigMap of that name belongs to somebody else.
-            ApiError: the API server refused or did not answer.
+            SetupProblem: that cannot be done now, whatever the reason is.
         """
-        checked = self._checked.get(namespace)
-        if checked is not None and self._clock() - checked < NAMESPACE_CHECK_SECONDS:
-            return
-        authorities = self._authorities or await self.load()
-        for _ in range(CONFLICTS):
-            try:
-                await self._write_config_map(namespace, authorities.bundle.decode())
-            except Conflict:
-                continue
-            self._checked[namespace] = self._clock()
-            return
-        raise SetupProblem(
-            f"ConfigMap {namespace}/{self._config_map} is changed again and again; find out who writes it."
-        )
+        await self._trust.ensure(namespace)
+
+    async def ensure_everywhere(self, namespaces: Iterable[str]) -> None:
+        """As `ensure_ca`, in those of `namespaces` that do not have the present certificate yet.
+
+        To be called with the namespaces of open attempts: after the installation was made anew, jobs that run trust
+        the old authority until theirs is told. Costs a request for each namespace once in the operator's life, and
+        again when the authority changes. Problems go to the log.
+        """
+        await self._trust.ensure_everywhere(namespaces)
+
+    async def _certificates(self) -> bytes:
+        return (self._authorities or await self.load()).bundle
 
     @property
     def _where(self) -> str:
@@ -144,7 +138,8 @@ class CertificateAuthority:
 
     async def _create(self) -> Authorities:
         authorities = Authorities().renewed(self._now())
-        body = _object("Secret", self._namespace, self._secret, _secret_data(authorities))
+        metadata = {"name": self._secret, "namespace": self._namespace, "labels": {MANAGED_BY_LABEL: MANAGER}}
+        body = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": _secret_data(authorities)}
         try:
             await self._client.create_secret(self._namespace, body)
         except (Forbidden, NotFound) as error:
@@ -162,25 +157,6 @@ class CertificateAuthority:
                 f"Secret {self._where} is damaged: {error}. Restore it from a backup, or delete its data: "
                 "jobs that run now will then report no more progress."
             ) from error
-
-    async def _write_config_map(self, namespace: str, bundle: str) -> None:
-        found = await self._client.get_config_map(namespace, self._config_map)
-        wanted = _object("ConfigMap", namespace, self._config_map, {CA_KEY: bundle})
-        if found is None:
-            await self._client.create_config_map(namespace, wanted)
-        elif (found["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) != MANAGER:
-            raise SetupProblem(
-                f"ConfigMap {namespace}/{self._config_map} exists and is not the operator's; rename or delete it, "
-                "since trainers find the certificate of the progress endpoint under that name."
-            )
-        elif found.get("data") != wanted["data"]:
-            await self._client.update_config_map(namespace, {**found, "data": wanted["data"]})
-
-
-def _object(kind: str, namespace: str, name: str, data: dict[str, str]) -> Object:
-    labels = {MANAGED_BY_LABEL: MANAGER}
-    metadata = {"name": name, "namespace": namespace, "labels": labels}
-    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, "data": data}
 
 
 def _secret_data(authorities: Authorities) -> dict[str, str]:

@@ -146,6 +146,15 @@ class Authorities:
         return self if valid == self.members else type(self)(valid)
 
 
+def valid_certificates(pem: bytes, now: datetime) -> bytes:
+    """The certificates in `pem` that have not expired, as PEM; empty when it holds anything that is none."""
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+        return b"".join(_pem(certificate) for certificate in found if certificate.not_valid_after_utc > now)
+    except (ValueError, x509.InvalidVersion):
+        return b""
+
+
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,

@@ -26,6 +26,16 @@ LAYOUTS = {layout.value: layout for layout in BatchLayout}
 PHASES = {phase.value: phase for phase in (Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING)}
 
 
+def sent_at(status: TrainerStatus, received: datetime) -> datetime:
+    """When a report was sent, to tell which of two of one sender is the newer (UTC).
+
+    Not after it was received, whatever the sender's clock says, and not more than CLOCK_TOLERANCE before: within these
+    bounds a clock that is wrong, or is put right, keeps no later report from counting.
+    """
+    sent = _time(status.last_updated_time)
+    return received if sent is None else max(received - CLOCK_TOLERANCE, min(received, sent))
+
+
 def condensed(status: TrainerStatus, received: datetime) -> TrainerStatus:
     """`status` without what `progress_of` does not look at, with a time that can be believed (UTC)."""
     metrics: dict[str, Metric] = {}
@@ -33,7 +43,7 @@ def condensed(status: TrainerStatus, received: datetime) -> TrainerStatus:
         if metric.name in KNOWN:
             metrics.setdefault(metric.name, metric)
     sent = _time(status.last_updated_time)
-    at = received if sent is None or abs(sent - received) > CLOCK_TOLERANCE else sent
+    at = received if sent is None or not received - CLOCK_TOLERANCE <= sent <= received else sent
     return status.model_copy(update={"metrics": list(metrics.values()), "last_updated_time": _text(at)})
 
 
@@ -43,10 +53,13 @@ def progress_of(status: TrainerStatus) -> tuple[Progress, Phase | None]:
     Without a name it is Running: KubeflowCallback, which knows no phases, only reports while it trains.
     """
     sent = _time(status.last_updated_time)
+    step, total_steps = _whole(status, ProgressMetric.STEP), _whole(status, ProgressMetric.TOTAL_STEPS) or None
+    if step is not None and total_steps is not None and step > total_steps:  # one of them is wrong
+        step = total_steps = None
     progress = Progress(
         percent=status.progress_percentage,
-        step=_whole(status, ProgressMetric.STEP),
-        total_steps=_whole(status, ProgressMetric.TOTAL_STEPS) or None,
+        step=step,
+        total_steps=total_steps,
         epoch=_positive(status, ProgressMetric.EPOCH, EPOCH_LOGGED),
         loss=status.number(ProgressMetric.LOSS),
         eval_loss=status.number(ProgressMetric.EVAL_LOSS),

@@ -1,7 +1,8 @@
 """Keeps the newest report of every job and wakes the reconciler, which alone writes status.
 
-A sender may send what and as often as it likes: of a report only the figures that have a place in status are kept, and
-a job is woken at most once per interval, at its end when the interval is not over.
+A sender may send what and as often as it likes, and its reports may come late, twice and in any order: of each only
+the figures that have a place in status are kept, an older one never replaces a newer one, and a job is woken at most
+once per interval, at its end when the interval is not over.
 """
 
 from __future__ import annotations
@@ -14,17 +15,28 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from finetune_api.outcome import TrainerStatus
-from finetune_operator.progress.figures import condensed
+from finetune_operator.progress.figures import condensed, sent_at
 from finetune_operator.progress.sender import Sender
 
 REMEMBERED = 20_000
 """Jobs whose report is kept; the one that has been silent longest is dropped first."""
 
 
+@dataclass(frozen=True, order=True)
+class _Age:
+    """Compares reports of one job: attempts before pods before times, since every pod has its own clock."""
+
+    attempt: int
+    pod_created_at: datetime
+    sent_at: datetime
+
+
 @dataclass
 class _Entry:
-    attempt: int
+    age: _Age
     status: TrainerStatus
+    received_at: datetime
+    """By our clock, UTC."""
     woken_at: float | None = None
     """When the job was last woken, on the clock; None before."""
     wake_is_due: bool = False
@@ -59,24 +71,35 @@ class Inbox:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
     def deliver(self, sender: Sender, status: TrainerStatus) -> None:
-        """Keep `status` as the newest of its job, unless a later attempt has already reported, and wake the job."""
+        """Keep `status` if it is the newest of its job, and wake the job."""
+        received = self._now()
+        age = _Age(sender.attempt, sender.pod_created_at, sent_at(status, received))
+        kept = condensed(status, received)
         entry = self._entries.get(sender.job_uid)
-        if entry is not None and entry.attempt > sender.attempt:
-            return
-        kept = condensed(status, self._now())
         if entry is None:
-            entry = self._entries[sender.job_uid] = _Entry(sender.attempt, kept)
+            entry = self._entries[sender.job_uid] = _Entry(age, kept, received)
             if len(self._entries) > REMEMBERED:
                 self._entries.popitem(last=False)
+        elif age < entry.age or (age, kept) == (entry.age, entry.status):  # late, or once more
+            return
         else:
-            entry.attempt, entry.status = sender.attempt, kept
+            entry.age, entry.status, entry.received_at = age, kept, received
             self._entries.move_to_end(sender.job_uid)
         self._wake_in_time(sender, entry)
 
-    def newest(self, job_uid: str, attempt: int) -> TrainerStatus | None:
-        """The newest report of that attempt, or None."""
+    def newest(self, job_uid: str, attempt: int, since: datetime | None = None) -> TrainerStatus | None:
+        """The newest report of that attempt, or None.
+
+        Args:
+            job_uid: uid of the FineTuneJob.
+            attempt: number of the attempt.
+            since: when it was last let go by whoever had suspended it, UTC; what came before was about pods that are
+                gone. None: nobody had.
+        """
         entry = self._entries.get(job_uid)
-        return entry.status if entry is not None and entry.attempt == attempt else None
+        if entry is None or entry.age.attempt != attempt or (since is not None and entry.received_at < since):
+            return None
+        return entry.status
 
     def forget(self, job_uid: str) -> None:
         """Drop what is kept of the job, because it has ended or is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from finetune_operator.names import (
@@ -13,6 +14,7 @@ from finetune_operator.names import (
     REPLICA_INDEX_LABEL,
     pod_name,
 )
+from finetune_operator.policy.times import moment
 from finetune_operator.progress.refusals import MayNotReport
 
 POD_NAME_EXTRA = "authentication.kubernetes.io/pod-name"
@@ -33,6 +35,8 @@ class Sender:
     attempt: int
     pytorchjob_uid: str
     pod_name: str
+    pod_created_at: datetime
+    """UTC. An attempt that was suspended and let go again has another pod of the same name."""
 
 
 @dataclass(frozen=True)
@@ -84,4 +88,5 @@ def read_sender(pod: dict[str, Any] | None, identity: PodIdentity) -> Sender:
         owner["name"], REPORTING_WORKER
     ):
         raise MayNotReport("Only the first worker of a job reports its progress.")
-    return Sender(identity.namespace, job_name, job_uid, int(attempt), owner["uid"], identity.name)
+    created_at = moment(metadata.get("creationTimestamp")) or datetime.min.replace(tzinfo=UTC)
+    return Sender(identity.namespace, job_name, job_uid, int(attempt), owner["uid"], identity.name, created_at)

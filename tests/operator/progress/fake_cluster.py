@@ -35,6 +35,7 @@ def worker(
             "namespace": namespace,
             "name": pod_name(owner, index),
             "uid": f"uid-of-worker-{index}",
+            "creationTimestamp": "2030-01-02T03:04:05Z",
             "labels": {
                 JOB_NAME_LABEL: job,
                 JOB_UID_LABEL: uid,
@@ -135,41 +136,42 @@ class FakeCluster:
         return {**deepcopy(kept), "metadata": {**kept["metadata"], "resourceVersion": str(self._version)}}
 
     async def review_token(self, token: str, audience: str) -> Object:
-        self._request("review_token")
+        await self._request("review_token")
         self.reviewed.append(token)
         await self.answers.wait()
         return self.reviews.get(token, {"authenticated": False, "error": "invalid bearer token", "user": {}})
 
     async def get_pod(self, namespace: str, name: str) -> Object | None:
-        self._request("get_pod")
+        await self._request("get_pod")
         return self.pods.get((namespace, name))
 
     async def get_secret(self, namespace: str, name: str) -> Object | None:
-        self._request("get_secret")
+        await self._request("get_secret")
         return deepcopy(self.secrets.get((namespace, name)))
 
     async def create_secret(self, namespace: str, body: Object) -> Object:
-        self._request("create_secret")
+        await self._request("create_secret")
         return self._create(self.secrets, namespace, body)
 
     async def update_secret(self, namespace: str, body: Object) -> Object:
-        self._request("update_secret")
+        await self._request("update_secret")
         return self._update(self.secrets, namespace, body)
 
     async def get_config_map(self, namespace: str, name: str) -> Object | None:
-        self._request("get_config_map")
+        await self._request("get_config_map")
         return deepcopy(self.config_maps.get((namespace, name)))
 
     async def create_config_map(self, namespace: str, body: Object) -> Object:
-        self._request("create_config_map")
+        await self._request("create_config_map")
         return self._create(self.config_maps, namespace, body)
 
     async def update_config_map(self, namespace: str, body: Object) -> Object:
-        self._request("update_config_map")
+        await self._request("update_config_map")
         return self._update(self.config_maps, namespace, body)
 
-    def _request(self, method: str) -> None:
+    async def _request(self, method: str) -> None:
         self.requests.append(method)
+        await asyncio.sleep(0)
         error = self.error or self.refused.get(method)
         if error is not None:
             raise error

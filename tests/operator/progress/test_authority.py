@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.errors import Forbidden, SetupProblem, Unavailable, api_error
-from finetune_operator.names import CA_KEY, MANAGED_BY_LABEL, MANAGER
-from finetune_operator.progress.authority import NAMESPACE_CHECK_SECONDS, SECRET_KEY, CertificateAuthority
+from finetune_operator.names import CA_KEY
+from finetune_operator.progress.authority import SECRET_KEY, CertificateAuthority
 from finetune_operator.progress.certificates import AUTHORITY_LIFE, Authorities
 from tests.operator.progress.fake_cluster import FakeCluster
 
@@ -132,71 +132,6 @@ def test_a_secret_that_somebody_writes_all_the_time_is_reported() -> None:
     cluster.before_write = again
     with pytest.raises(SetupProblem, match="again and again"):
         asyncio.run(Clocks().authority(cluster).load())
-
-
-def test_the_certificate_and_nothing_secret_reaches_a_namespace_with_one_write() -> None:
-    cluster, clocks = cluster_with(secret()), Clocks()
-    authority = clocks.authority(cluster)
-
-    async def many_jobs() -> None:
-        for _ in range(5):
-            await authority.ensure_ca(CONFIG_MAP[0])
-
-    asyncio.run(many_jobs())
-    config_map = cluster.config_maps[CONFIG_MAP]
-    assert config_map["data"] == {CA_KEY: stored_bundle(cluster).decode()}
-    assert config_map["metadata"]["labels"][MANAGED_BY_LABEL] == MANAGER
-    assert "PRIVATE" not in str(config_map)
-    assert cluster.requests.count("get_config_map") == 1
-
-
-def test_a_config_map_that_was_changed_or_deleted_is_put_right_after_a_while() -> None:
-    cluster, clocks = cluster_with(secret()), Clocks()
-    authority = clocks.authority(cluster)
-    asyncio.run(authority.ensure_ca(CONFIG_MAP[0]))
-    wanted = cluster.config_maps[CONFIG_MAP]["data"]
-
-    cluster.config_maps[CONFIG_MAP]["data"] = {CA_KEY: "edited"}
-    clocks.seconds += NAMESPACE_CHECK_SECONDS
-    asyncio.run(authority.ensure_ca(CONFIG_MAP[0]))
-    assert cluster.config_maps[CONFIG_MAP]["data"] == wanted
-
-    del cluster.config_maps[CONFIG_MAP]
-    clocks.seconds += NAMESPACE_CHECK_SECONDS
-    asyncio.run(authority.ensure_ca(CONFIG_MAP[0]))
-    assert cluster.config_maps[CONFIG_MAP]["data"] == wanted
-
-    cluster.requests.clear()
-    clocks.seconds += NAMESPACE_CHECK_SECONDS
-    asyncio.run(authority.ensure_ca(CONFIG_MAP[0]))
-    assert cluster.requests == ["get_config_map"]
-
-
-def test_a_race_for_the_config_map_ends_with_the_certificate_in_it() -> None:
-    cluster = cluster_with(secret())
-    authority = Clocks().authority(cluster)
-    asyncio.run(authority.load())
-    metadata = {"name": CONFIG_MAP[1], "namespace": CONFIG_MAP[0], "labels": {MANAGED_BY_LABEL: MANAGER}}
-
-    def other_operator() -> None:
-        cluster.config_maps[CONFIG_MAP] = cluster.stored({"metadata": metadata, "data": {CA_KEY: "older"}})
-
-    cluster.before_write = other_operator
-    asyncio.run(authority.ensure_ca(CONFIG_MAP[0]))
-    assert cluster.config_maps[CONFIG_MAP]["data"] == {CA_KEY: stored_bundle(cluster).decode()}
-
-
-@pytest.mark.parametrize("labels", [{}, {"labels": None}, {"labels": {MANAGED_BY_LABEL: "Helm"}}])
-def test_a_config_map_of_somebody_else_is_reported_each_time_and_left_alone(labels: dict[str, Any]) -> None:
-    cluster = cluster_with(secret())
-    metadata = {"name": CONFIG_MAP[1], "namespace": CONFIG_MAP[0], **labels}
-    theirs = cluster.stored({"metadata": metadata, "data": {"mine": "1"}})
-    cluster.config_maps[CONFIG_MAP] = theirs
-    authority = Clocks().authority(cluster)
-    for _ in range(2):
-        with pytest.raises(SetupProblem, match="team-a/finetune-progress-ca exists and is not the operator's"):
-            asyncio.run(authority.ensure_ca(CONFIG_MAP[0]))
-    assert cluster.config_maps[CONFIG_MAP] == theirs
 
 
 def test_a_renewed_authority_is_handed_out_beside_the_old_one_at_once() -> None:

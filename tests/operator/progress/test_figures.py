@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from finetune_api.crd import structural_schema
 from finetune_api.outcome import BatchLayout, Metric, ProgressMetric, TrainerStatus
 from finetune_api.status import Phase, Progress
-from finetune_operator.progress.figures import CLOCK_TOLERANCE, KNOWN, condensed, progress_of
+from finetune_operator.progress.figures import CLOCK_TOLERANCE, KNOWN, condensed, progress_of, sent_at
 from finetune_trainer.train import progress_status as ours
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -101,6 +101,15 @@ def test_stock_transformers_unknown_number_of_steps_is_absent() -> None:
         assert progress_of(report(total_steps=value))[0].total_steps is None
 
 
+@pytest.mark.parametrize(
+    ("step", "total", "shown"),
+    [("8", "8", (8, 8)), ("9", "8", (None, None)), ("9", "0", (9, None)), ("nan", "8", (None, 8))],
+)
+def test_a_step_beyond_the_last_one_is_not_shown(step: str, total: str, shown: tuple[int | None, int | None]) -> None:
+    progress, _ = progress_of(report(current_step=step, total_steps=total))
+    assert (progress.step, progress.total_steps) == shown
+
+
 @pytest.mark.parametrize(("eta", "seconds"), [(0, 0), (2**53, 2**53), (2**53 + 1, None), (10**4000, None)])
 def test_a_time_left_beyond_the_bounds_is_absent(eta: int, seconds: int | None) -> None:
     assert progress_of(report(eta=eta))[0].eta_seconds == seconds
@@ -130,12 +139,27 @@ def test_a_phase_that_a_trainer_cannot_be_in_is_none(name: str) -> None:
                 "9999-12-31T23:59:59-23:59",
                 (NOW + CLOCK_TOLERANCE + timedelta(seconds=1)).isoformat(),
                 (NOW - CLOCK_TOLERANCE - timedelta(seconds=1)).isoformat(),
+                (NOW + timedelta(seconds=1)).isoformat(),
             )
         ),
     ],
 )
 def test_a_time_that_cannot_be_believed_is_replaced_by_that_of_receipt(sent: str, kept: str) -> None:
     assert progress_of(condensed(report(at=sent), NOW))[0].last_updated == kept
+
+
+@pytest.mark.parametrize(
+    ("sent", "counts"),
+    [
+        (NOW.isoformat(), NOW),
+        ((NOW - timedelta(seconds=0.25)).isoformat(), NOW - timedelta(seconds=0.25)),
+        ((NOW - 2 * CLOCK_TOLERANCE).isoformat(), NOW - CLOCK_TOLERANCE),
+        ((NOW + timedelta(days=1)).isoformat(), NOW),
+        ("yesterday", NOW),
+    ],
+)
+def test_a_report_was_sent_before_it_came_and_not_long_before(sent: str, counts: datetime) -> None:
+    assert sent_at(report(at=sent), NOW) == counts
 
 
 def test_nothing_but_known_metrics_is_kept_and_of_each_the_first() -> None:

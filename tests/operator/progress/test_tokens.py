@@ -66,7 +66,9 @@ def forged(number: int) -> str:
 
 
 def test_the_first_worker_of_the_current_attempt_reports_for_its_job(setting: Setting) -> None:
-    assert setting.ask() == Sender(*JOB, 1, PYTORCHJOB_UID, setting.pod["metadata"]["name"])
+    assert setting.ask() == Sender(
+        *JOB, 1, PYTORCHJOB_UID, setting.pod["metadata"]["name"], datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+    )
 
 
 def changed(**fields: Any) -> Callable[[Setting], None]:
