@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from finetune_api.job import Published
 from finetune_api.llmforge import KEYS, REFUSED_TASKS, Fate
+from finetune_api.prompt_format import PromptFormat
 from finetune_api.rules import SECRET_VARIABLE
 from finetune_api.rules_lora import LORA_SENTENCES
 from finetune_api.storage_uri import READABLE
@@ -116,9 +117,9 @@ _FORMAT_RULES = [
     ),
     _rule(
         "!has(self.use_hugging_face_chat_template) || !("
-        + " || ".join(f"has(self.{key})" for key in _FORMAT_KEYS)
+        + " || ".join(f"has(self.{key})" for key in PromptFormat.model_fields)
         + ")",
-        "use_hugging_face_chat_template takes the tokenizer's own format: remove it, or the texts beside it.",
+        "use_hugging_face_chat_template takes the tokenizer's own format: remove it, or the keys beside it.",
     ),
     *(
         _rule(

@@ -16,7 +16,7 @@ from finetune_api.native_models import native_generation_config
 from finetune_api.problem import Problem
 from finetune_api.rules_lora import lora_problems
 from finetune_api.storage_uri import Scheme, UriError, parse, parse_output
-from finetune_api.workers import Workers
+from finetune_api.workers import GPUS_LIMIT, NODES_LIMIT, Workers
 
 GPUS_PER_NODE_LIMIT = 8
 """More num_devices than this are spread over nodes of this many, the usual size of a GPU machine."""
@@ -92,6 +92,11 @@ def workers_of(spec: FineTuneJobSpec) -> Workers:
         )
         raise ValueError(
             f"num_devices: {total} contradicts {shown}: remove num_devices, or make nodes x gpusPerNode {total}."
+        )
+    if nodes > NODES_LIMIT or gpus > GPUS_LIMIT:
+        raise ValueError(
+            f"num_devices: {total} would be {nodes} nodes of {gpus} GPUs, and {NODES_LIMIT} of {GPUS_LIMIT} are the "
+            "most: ask for fewer, or write workers.nodes and workers.gpusPerNode."
         )
     return workers.model_copy(update={"nodes": nodes, "gpus_per_node": gpus})
 

@@ -243,6 +243,8 @@ def _literal(name: str, value: Any, expected: str) -> str:
 
 def _unknown(where: Sequence[str | int], known: Sequence[str]) -> str:
     name = str(where[-1])
+    if name in known:
+        return f"{name} has no meaning beside use_hugging_face_chat_template: remove one of the two."
     if "lora_alpha" in known and name in REFUSED_PEFT_KEYS:
         return f"{name} of PEFT's LoraConfig is not supported ({REFUSED_PEFT_KEYS[name]}): remove it."
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7) or _ignoring_spelling(name, known)

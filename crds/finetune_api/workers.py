@@ -10,6 +10,9 @@ from finetune_api.affinity import Affinity
 from finetune_api.fields import Address, KubernetesModel, LabelKey, LabelMap, Name, Word
 from finetune_api.untyped import INT_OR_TEXT, one_of_several
 
+NODES_LIMIT, GPUS_LIMIT = 1024, 64
+"""Of one job, and of one of its nodes."""
+
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
 _QUANTITY_LIMIT = 2**53
 """Of one written as a number: the largest that every reader of JSON keeps as it is."""
@@ -166,12 +169,15 @@ class Workers(KubernetesModel):
     """The machines of one attempt: nodes x gpusPerNode processes train together."""
 
     nodes: int = Field(
-        default=1, ge=1, le=1024, description="nodes is the number of pods that train together, 1 to 1024. Default: 1."
+        default=1,
+        ge=1,
+        le=NODES_LIMIT,
+        description="nodes is the number of pods that train together, 1 to 1024. Default: 1.",
     )
     gpus_per_node: int = Field(
         default=1,
         ge=0,
-        le=64,
+        le=GPUS_LIMIT,
         description="gpusPerNode is the number of GPUs and of processes per node, 0 to 64; 0 trains on CPU with one "
         "process per node. Default: 1.",
     )

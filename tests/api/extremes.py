@@ -80,12 +80,12 @@ def at(path: Path, value: Any, node: Node) -> Any:
     if key == "[]":
         return [at(rest, value, node["items"])]
     if key == "{}":
-        return {_a_key(node): at(rest, value, node["additionalProperties"])}
+        return {a_key(node): at(rest, value, node["additionalProperties"])}
     whole = least(node)
     return {**whole, key: at(rest, value, node["properties"][key])}
 
 
-def _a_key(node: Node) -> str:
+def a_key(node: Node) -> str:
     """A key that a map may have alone."""
     return str(node["anyOf"][0]["required"][0]) if "anyOf" in node else "a"
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from finetune_api.crd import flatten, structural_schema
 from finetune_api.fields import LabelMap
-from finetune_api.job import FineTuneJobSpec
+from finetune_api.job import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.lora import Initialization, Layers, Modules
 from finetune_api.training import WeightsSource
 from finetune_api.untyped import FREE_LEVELS, FlatObject, FreeObject
@@ -126,6 +126,20 @@ def test_schema_and_models_agree_at_the_edges(key: str) -> None:
     for path, word, value in CASES[key]:
         written = at(path, value, SPEC)
         assert _takes(written) == accepts(SPEC, written), f"{_name(path)}: {word}"
+
+
+def test_the_operator_reads_every_status_that_the_schema_allows() -> None:
+    status = SCHEMA["status"]
+    tried = 0
+    for path, node in nodes(status):
+        for word, value in edges(node):
+            written = at(path, value, status)
+            if accepts(status, written):
+                FineTuneJobStatus.model_validate(_dropped(written))
+                tried += 1
+            else:
+                pytest.fail(f"{_name(path)}: {word}")
+    assert tried > 300
 
 
 def test_there_is_something_at_both_sides_of_the_edges() -> None:

@@ -61,7 +61,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     (
         {"generation_config": {"prompt_format": {"use_hugging_face_chat_template": True, "user": "{instruction}"}}},
         "generation_config.prompt_format.user",
-        "user is not a known key",
+        "user has no meaning beside use_hugging_face_chat_template: remove one of the two.",
     ),
     (
         {"generation_config": {"prompt_format": {"use_hugging_face_chat_template": False}}},

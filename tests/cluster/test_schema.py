@@ -10,8 +10,9 @@ import pytest
 
 from finetune_api.affinity import Affinity
 from finetune_api.crd import structural_schema
-from tests.api.extremes import Path, at, nodes
+from tests.api.extremes import Path, at, beyond, nodes
 from tests.cluster.api import Api, ApiError, Object
+from tests.cluster.hostile import allowed_edges, completed, packed
 from tests.cluster.scene import SPEC, manifest
 
 SCHEMA = structural_schema()["properties"]["spec"]
@@ -30,15 +31,55 @@ def _id(path: Path) -> str:
 
 @pytest.mark.parametrize("kind", DEEP)
 def test_what_is_nested_without_end_is_stored_nowhere(api: Api, kind: str) -> None:
-    url = f"/apis/finetune.dev/v1alpha1/namespaces/{api.namespace}/finetunejobs"
     said = {}
     for path in UNTYPED:
         body = json.dumps(manifest("deep", **{path[0]: at(path, MARK, SCHEMA)[path[0]]}))
         content = body.replace(f'"{MARK}"', DEEP[kind])
-        response = api.http.post(url, content=content, headers={"Content-Type": "application/json"})
+        response = api.http.post(_url(api), content=content, headers={"Content-Type": "application/json"})
         said[_id(path)] = (response.status_code, f"spec.{path[0]}" in response.text)
     assert {"deepspeed", "generation_config", "logger", "lora_config"} <= {path[0] for path in UNTYPED}
     assert said == dict.fromkeys(said, (422, True))
+
+
+STORABLE_BYTES = 1_000_000
+"""Of an object that etcd takes, with room for what the server adds."""
+
+
+def test_everything_that_the_schema_allows_is_stored(api: Api) -> None:
+    """The claim that schema and server agree on what is allowed, for every edge of every field."""
+    packs = packed(allowed_edges(), STORABLE_BYTES)
+    refused = {}
+    for pack in packs:
+        try:
+            api.request("POST", _url(api), json=_job(pack.spec), params={"dryRun": "All", "fieldValidation": "Strict"})
+        except ApiError as error:
+            refused[str(pack.edges[0])] = str(error)
+    assert refused == {}
+    assert sum(len(pack.edges) for pack in packs) > 2000
+
+
+def test_what_the_schema_does_not_allow_is_not_stored(api: Api) -> None:
+    """Of the values just beyond the edges, each is refused, and at its place."""
+    stored, tried = [], 0
+    for path, node in nodes(SCHEMA):
+        for word, value in beyond(node) if path else ():
+            spec = {**SPEC, **at(path, value, SCHEMA)}
+            body = {**manifest("edges"), "spec": spec}
+            response = api.http.post(_url(api), json=body, params={"dryRun": "All", "fieldValidation": "Strict"})
+            tried += 1
+            if response.status_code not in (400, 422) or path[0] not in response.text:
+                stored.append((_id(path), word, response.text[:300]))
+    assert stored == []
+    assert tried > 500
+
+
+def _job(spec: Object) -> Object:
+    made = manifest("edges")
+    return {**made, "spec": completed(spec)}
+
+
+def _url(api: Api) -> str:
+    return f"/apis/finetune.dev/v1alpha1/namespaces/{api.namespace}/finetunejobs"
 
 
 def _keys(node: Object, schemas: Object, path: Path = ()) -> Iterator[Path]:
