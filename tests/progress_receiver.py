@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from finetune_api.outcome import TrainerStatus
-from finetune_operator.http_servers import listening_in_thread
-from finetune_operator.progress_server import progress_app
+from finetune_operator.progress.app import progress_app
+from finetune_operator.serving.thread import listening_in_thread
 
 WAIT_SECONDS = 60
 """A safety net against hanging: far above what any post needs."""

@@ -11,13 +11,15 @@ import logging
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.console import machine, say
 from benchmarks.operator.contestants import NAIVE, OURS, Contestant, install_naive_account
 from benchmarks.operator.load import LoadError
+from benchmarks.operator.population import populate
 from benchmarks.operator.report import Report
-from benchmarks.operator.scenarios import arrivals, arrivals_and_restart
+from benchmarks.operator.scenarios import among_many, arrivals, arrivals_and_restart
 from tests.cluster.control_plane import ControlPlane, run_control_plane
 from tests.processes import StartError
 from tests.tools.build import ToolError
@@ -57,6 +59,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         default=5000,
         help="jobs of the last situation, in one round (default: %(default)s; 0: none)",
     )
+    parser.add_argument(
+        "--existing", type=int, default=0, help="jobs that are there already, in a situation of its own (default: none)"
+    )
+    parser.add_argument("--alive", type=int, default=1000, help="how many of those run (default: %(default)s)")
     parser.add_argument("--only", choices=[OURS.name, NAIVE.name], help="one contestant alone")
     return parser.parse_args(arguments)
 
@@ -92,6 +98,32 @@ def _measure(plane: ControlPlane, folder: Path, options: argparse.Namespace, rep
             where = place(contestant, "many", 0)
             found = arrivals(plane, contestant, where, count=options.many, per_second=None)
             report.add(titles["many"], contestant.name, found)
+
+    if options.existing:
+        _measure_population(plane, folder, options, report, contestants)
+
+
+def _measure_population(
+    plane: ControlPlane,
+    folder: Path,
+    options: argparse.Namespace,
+    report: Report,
+    contestants: Sequence[Contestant],
+) -> None:
+    past, present = "population-past", "population-present"
+    for name in (past, present):
+        plane.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        plane.api.wait("ServiceAccount", "default", bool, namespace=name)
+    say(f"{options.existing} jobs are made, {options.alive} of them run")
+    made = folder / "population"
+    populate(plane, made, (past, present), finished=options.existing - options.alive, alive=options.alive)
+    for contestant in contestants:
+        say(f"among many: {contestant.name}")
+        where, count = folder / f"among-{contestant.name}", int(options.rate * options.seconds)
+        start, steady = among_many(plane, contestant, where, count=count, per_second=options.rate)
+        population = f"{options.existing} jobs, of which {options.alive} run"
+        report.add(f"Start and rest among {population}", contestant.name, start)
+        report.add(f"{count} jobs, {options.rate:g} per second, among {population}", contestant.name, steady)
 
 
 def _machine() -> str:

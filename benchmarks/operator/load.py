@@ -85,6 +85,16 @@ class Client:
             raise LoadError(f"A job was not accepted: {text[:500].decode(errors='replace')}")
         timeline.answered[name] = time.monotonic()
 
+    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create any object; what the server has made of it."""
+        headers = {"Content-Type": "application/json"}
+        async with self.session.post(path, data=orjson.dumps(body), headers=headers) as answer:
+            text = await answer.read()
+        if answer.status != 201:
+            raise LoadError(f"{path}: {text[:500].decode(errors='replace')}")
+        made: dict[str, Any] = orjson.loads(text)
+        return made
+
     async def merge(self, path: str, body: Mapping[str, Any]) -> None:
         """JSON merge patch."""
         headers = {"Content-Type": "application/merge-patch+json"}

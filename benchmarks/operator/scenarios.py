@@ -30,6 +30,8 @@ LOAD_SECONDS = 900
 QUIET_SECONDS = 6.0
 """So long without a write, and the operator counts as done: longer than any of its waits while nothing is wrong."""
 QUIET_LIMIT_SECONDS = 300
+REST_SECONDS = 330.0
+"""More than one period of a resync with default settings."""
 GONE_SECONDS = 1800
 READY_POLL_SECONDS = 0.01
 
@@ -53,6 +55,35 @@ def arrivals_and_restart(
             _wait_quiet(operator)
         arrived["jobs ended at once: until all are recorded (s)"] = finished_seconds
         return arrived, _restart(plane, contestant, folder, namespace)
+
+
+def among_many(
+    plane: ControlPlane, contestant: Contestant, folder: Path, *, count: int, per_second: float
+) -> tuple[Figures, Figures]:
+    """A start among jobs that have been there for long, a while at rest, and jobs that come at a rate."""
+    position, begin = plane.audit.position(), time.monotonic()
+    with _namespace(plane) as namespace, running(plane, contestant, folder) as operator:
+        figures = {"ready (s)": time.monotonic() - begin}
+        _wait_quiet(operator)
+        requests = operator.requests(position)
+        figures |= {
+            "writes of the start": sum(request.writes for request in requests),
+            "requests of the start": len(requests),
+            "CPU of the start (s)": usage(_pids(plane, operator)).processes["operator"],
+            "RSS peak of the start (MiB)": peak_mib(operator.server.pid),
+        }
+        position, before = plane.audit.position(), usage(_pids(plane, operator))
+        time.sleep(REST_SECONDS)
+        rest = operator.requests(position)
+        used = usage(_pids(plane, operator)).since(before).processes
+        figures |= {
+            "at rest: requests per second": len(rest) / REST_SECONDS,
+            "at rest: writes per second": sum(request.writes for request in rest) / REST_SECONDS,
+            "at rest: CPU of the operator (% of one core)": 100 * used["operator"] / REST_SECONDS,
+            "at rest: CPU of kube-apiserver (% of one core)": 100 * used["kube-apiserver"] / REST_SECONDS,
+            "at rest: RSS (MiB)": resident_mib(operator.server.pid),
+        }
+        return figures, _arrivals(plane, operator, namespace, count=count, per_second=per_second)
 
 
 def _arrivals(

@@ -39,6 +39,28 @@ def let_succeed(plane: ControlPlane, namespace: str, *, recorded: bool) -> float
     return asyncio.run(_let_succeed(plane, namespace, JOBS if recorded else PYTORCH_JOBS))
 
 
+def let_run(plane: ControlPlane, namespace: str) -> None:
+    """Let the pods of every job run.
+
+    Raises:
+        LoadError: something did not happen.
+    """
+    asyncio.run(_let_run(plane, namespace))
+
+
+async def _let_run(plane: ControlPlane, namespace: str) -> None:
+    async with connect(plane) as client:
+        count = len((await client.list(PYTORCH_JOBS.format(namespace)))["items"])
+        pods = await _until(client, PODS.format(namespace), count, bool)
+        await in_parallel(
+            client.merge(f"{PODS.format(namespace)}/{pod['metadata']['name']}/status", {"status": _running(pod)})
+            for pod in pods
+        )
+        await _until(
+            client, JOBS.format(namespace), count, lambda job: (job.get("status") or {}).get("phase") == "Preparing"
+        )
+
+
 async def _let_succeed(plane: ControlPlane, namespace: str, recorded_in: str) -> float:
     async with connect(plane) as client:
         count = len((await client.list(PYTORCH_JOBS.format(namespace)))["items"])
@@ -64,8 +86,20 @@ async def _until(client: Client, path: str, count: int, condition: Callable[[Obj
 
 
 def _succeeded(pod: Object) -> Object:
-    now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = _now()
     ended = {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now, "message": success()}
+    return _status(pod, "Succeeded", {"terminated": ended})
+
+
+def _running(pod: Object) -> Object:
+    return _status(pod, "Running", {"running": {"startedAt": _now()}})
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _status(pod: Object, phase: str, state: Object) -> Object:
     containers = [
         {
             "name": container["name"],
@@ -73,8 +107,8 @@ def _succeeded(pod: Object) -> Object:
             "imageID": "",
             "restartCount": 0,
             "ready": False,
-            "state": {"terminated": ended},
+            "state": state,
         }
         for container in pod["spec"]["containers"]
     ]
-    return {"phase": "Succeeded", "containerStatuses": containers}
+    return {"phase": phase, "containerStatuses": containers}

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from finetune_api.outcome import ProgressMetric, TrainerStatus
-from finetune_operator.http_servers import listening_in_thread
-from finetune_operator.progress_server import progress_app
+from finetune_operator.progress.app import progress_app
+from finetune_operator.serving.thread import listening_in_thread
 from finetune_trainer.train.console import human_duration
 
 

@@ -1,7 +1,8 @@
 """The CustomResourceDefinition, generated from the models: `python -m finetune_api.crd` prints it.
 
 The API server takes structural schemas only: no $ref, one type per node, unions only as int-or-string or as values
-left unchecked, no null. Defaults stay out, so that a job in the cluster is the text its author committed.
+without a type (`untyped.py`), no null. Every text, list and map has a bound, and so has the depth. Defaults stay out,
+so that a job in the cluster is the text its author committed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from finetune_api.crd_rules import RULES
+from finetune_api.crd_rules import RULES, key_length_rule
 from finetune_api.job import GROUP, KIND, VERSION, FineTuneJob
 
 PLURAL = "finetunejobs"
@@ -61,6 +62,8 @@ _KEPT = (
     "minProperties",
     "maxProperties",
 )
+_OF_UNTYPED = (*_KEPT, "multipleOf", "not", "anyOf", _INT_OR_STRING, _UNCHECKED)
+"""What is kept of a node without a type, which is written as the API server takes it."""
 
 
 def custom_resource_definition() -> dict[str, Any]:
@@ -97,11 +100,11 @@ def custom_resource_definition() -> dict[str, Any]:
 def structural_schema() -> dict[str, Any]:
     """The OpenAPI v3 schema of a FineTuneJob, with its CEL rules."""
     generated = FineTuneJob.model_json_schema(by_alias=True)
-    schema = flatten(generated, generated.get("$defs", {}), ())
-    name = schema["properties"]["metadata"]["properties"]["name"]
-    del name["description"]
+    definitions = generated["$defs"]
+    name = {key: value for key, value in definitions["Metadata"]["properties"]["name"].items() if key != "description"}
     # Of metadata a CRD may restrict the name only; the server knows the rest.
-    schema["properties"]["metadata"] = {"type": "object", "properties": {"name": name}}
+    generated["properties"]["metadata"] = {"type": "object", "properties": {"name": name}}
+    schema = flatten(generated, definitions, ())
     schema["required"] = ["spec"]
     # Where no operator has looked yet, kstatus (Flux, Helm 4) would take a job without a status for one that is done.
     schema["properties"]["status"]["default"] = {"observedGeneration": 0}
@@ -125,11 +128,11 @@ def flatten(node: Mapping[str, Any], definitions: Mapping[str, Any], path: tuple
     """
     node = _resolved(node, definitions)
     kept = {"description": node["description"]} if "description" in node else {}
-    if node.get(_INT_OR_STRING):
-        return {**kept, _INT_OR_STRING: True}
-    if node.get(_UNCHECKED):
-        bounds: dict[str, Any] = {key: node[key] for key in ("type", "maxProperties") if key in node}
-        return {**kept, **bounds, _UNCHECKED: True}
+    if node.get(_INT_OR_STRING) or node.get(_UNCHECKED):
+        out = {key: node[key] for key in _OF_UNTYPED if key in node}
+        return out | {
+            key: flatten(node[key], definitions, path) for key in ("items", "additionalProperties") if key in node
+        }
     out = {key: node[key] for key in _KEPT if key in node} | kept
     if "const" in node:
         out["enum"] = [node["const"]]
@@ -144,7 +147,9 @@ def flatten(node: Mapping[str, Any], definitions: Mapping[str, Any], path: tuple
             if node.get("required"):
                 out["required"] = list(node["required"])
         case "object":
-            out["additionalProperties"] = flatten(node["additionalProperties"], definitions, (*path, "{}"))
+            values = out["additionalProperties"] = flatten(node["additionalProperties"], definitions, (*path, "{}"))
+            if not values.get(_UNCHECKED):
+                out["x-kubernetes-validations"] = [key_length_rule(node["propertyNames"]["maxLength"])]
         case "array":
             out["items"] = flatten(node["items"], definitions, (*path, "[]"))
             if keys := LIST_KEYS.get(path):

@@ -22,6 +22,11 @@ def _rule(expression: str, message: str, field: str | None = None) -> Rule:
     return rule | {"fieldPath": f".{field}"} if field else rule
 
 
+def key_length_rule(limit: int) -> Rule:
+    """Of a map: a schema cannot bound the length of keys, and CEL can where the values have a type."""
+    return _rule(f"self.all(key, size(key) <= {limit})", f"a key may have at most {limit} characters.")
+
+
 def _immutable(name: str, *, required: bool) -> Rule:
     same = f"self.{name} == oldSelf.{name}"
     if not required:

@@ -10,18 +10,17 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
-ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}
-"""Schema of a value of more than one type."""
-
-FREE_OBJECT = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-"""Schema of an object whose keys belong to somebody else."""
-
 
 def _integral(value: Any) -> Any:
     """4096.0 and 1e3 are whole numbers to the API server, so they are here."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _integrals(value: Any) -> Any:
+    """The same for the entries of a list or mapping; what is further down is another model's."""
     if isinstance(value, list):
         return [_integral(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return {key: _integral(item) for key, item in value.items()} if isinstance(value, dict) else _integral(value)
 
 
 class SpecModel(BaseModel):
@@ -35,7 +34,7 @@ class SpecModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _whole_floats_are_whole_numbers(cls, data: Any) -> Any:
-        return {key: _integral(value) for key, value in data.items()} if isinstance(data, dict) else data
+        return {key: _integrals(value) for key, value in data.items()} if isinstance(data, dict) else data
 
 
 class KubernetesModel(SpecModel):
@@ -50,6 +49,12 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 """A short text: a module name, a label, a stop sequence."""
 
+LabelKey = Annotated[str, StringConstraints(max_length=317)]
+"""Key of a label or a taint: a prefix of at most 253 characters, a slash and 63 more."""
+
+LabelValue = Annotated[str, StringConstraints(max_length=253)]
+"""Value of a label, or a name that stands for one."""
+
 Address = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 """A path or an address with a scheme."""
 
@@ -62,5 +67,4 @@ Amount = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A share from 0 to 1."""
 
-FreeObject = Annotated[dict[str, Any], Field(max_length=256, json_schema_extra=FREE_OBJECT)]
-"""An object whose keys belong to somebody else."""
+LabelMap = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]

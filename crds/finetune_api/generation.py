@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from finetune_api.fields import FreeObject, SpecModel, Word
+from finetune_api.fields import SpecModel, Word
 from finetune_api.prompt_format import HuggingFaceChatTemplate, PromptFormat
+from finetune_api.untyped import FreeObject
 
 _DECLARED, _TOKENIZERS_OWN = "declared", "tokenizers_own"
 

@@ -6,16 +6,17 @@ The spec is cut by fate: what to train (`training.py`, LLMForge's keys) cannot c
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune_api.fields import Count, FreeObject, KubernetesModel, SpecModel
+from finetune_api.fields import Count, KubernetesModel, SpecModel
 from finetune_api.generation import GenerationConfig
 from finetune_api.llmforge_keys import Refused, WithoutEffect
 from finetune_api.lora import LoraConfig
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.training import Logger, WhatToTrain
+from finetune_api.untyped import FlatObject
 from finetune_api.workers import Output, Secrets, Workers
 
 __all__ = [
@@ -41,6 +42,10 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LIMIT = 63
 
 
+ServerKept = Any
+"""Of metadata, where only the server says what may stand. It takes managedFields of any depth: nobody walks them."""
+
+
 class WhereItRuns(SpecModel):
     """Machines and credentials: may change while the job is suspended or waits."""
 
@@ -51,7 +56,7 @@ class WhereItRuns(SpecModel):
         description="num_devices is LLMForge's total number of GPUs. workers.nodes x workers.gpusPerNode says the "
         "same and more; given both, they must agree. Default: from workers.",
     )
-    worker_resources: FreeObject | None = Field(
+    worker_resources: FlatObject | None = Field(
         default=None,
         description="worker_resources is LLMForge's choice of machines: accelerator_type:NAME or "
         "anyscale/accelerator_shape:NxNAME becomes the node selector that the operator has for NAME, if it has one. "
@@ -132,8 +137,8 @@ class Metadata(KubernetesModel):
     labels: dict[str, str] = Field(default_factory=dict, description="labels of the job.")
     annotations: dict[str, str] = Field(default_factory=dict, description="annotations of the job.")
     finalizers: list[str] | None = Field(default=None, description="finalizers of the job.")
-    owner_references: list[FreeObject] | None = Field(default=None, description="ownerReferences of the job.")
-    managed_fields: list[FreeObject] | None = Field(default=None, description="managedFields, kept by the server.")
+    owner_references: ServerKept | None = Field(default=None, description="ownerReferences of the job.")
+    managed_fields: ServerKept | None = Field(default=None, description="managedFields, kept by the server.")
     self_link: str | None = Field(default=None, description="selfLink, no longer used by Kubernetes.")
 
 

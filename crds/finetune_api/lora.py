@@ -6,43 +6,60 @@ with the reason why it is refused; `experts` is the one key of ours.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, StringConstraints, WithJsonSchema
 
-from finetune_api.fields import ANYTHING, Count, SpecModel, Word
+from finetune_api.fields import Count, SpecModel, Word
+from finetune_api.untyped import NO_BOOLEAN, NO_LIST, NO_NUMBER, NO_OBJECT, NO_TEXT, UNTYPED, one_of_several
 
+_WORD = {"minLength": 1, "maxLength": 256}
+_LAYER = {"minimum": 0, "maximum": 65535}
 
-def one_of_several(what: str) -> WrapValidator:
-    """A validator for a union: its one error says what all the branches together take."""
-
-    def check(value: Any, handler: Any) -> Any:
-        try:
-            return handler(value)
-        except ValueError as error:
-            raise PydanticCustomError("one_of_several", "must be {what}", {"what": what}) from error
-
-    return WrapValidator(check)
-
+ModuleKey = Annotated[str, StringConstraints(max_length=256)]
 
 Modules = Annotated[
     Word | Annotated[list[Word], Field(min_length=1, max_length=256)],
     one_of_several("text (all-linear or a regular expression) or a list of module names"),
-    Field(json_schema_extra=ANYTHING),
+    WithJsonSchema(
+        {
+            **UNTYPED,
+            **_WORD,
+            **NO_NUMBER,
+            **NO_BOOLEAN,
+            **NO_OBJECT,
+            "minItems": 1,
+            "maxItems": 256,
+            "items": {"type": "string", **_WORD},
+        }
+    ),
 ]
 """Module names, or a regular expression that must match the whole dotted name."""
 
+Layer = Annotated[int, Field(ge=0, le=65535)]
+
 Layers = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1024)],
+    Layer | Annotated[list[Layer], Field(min_length=1, max_length=1024)],
     one_of_several("a layer number or a list of layer numbers, counted from 0"),
-    Field(json_schema_extra=ANYTHING),
+    WithJsonSchema(
+        {
+            **UNTYPED,
+            **_LAYER,
+            "multipleOf": 1,
+            **NO_TEXT,
+            **NO_BOOLEAN,
+            **NO_OBJECT,
+            "minItems": 1,
+            "maxItems": 1024,
+            "items": {"type": "integer", **_LAYER},
+        }
+    ),
 ]
 
 Initialization = Annotated[
     bool | Word,
     one_of_several("true, false or gaussian"),
-    Field(json_schema_extra=ANYTHING),
+    WithJsonSchema({**UNTYPED, **_WORD, **NO_NUMBER, **NO_LIST, **NO_OBJECT}),
 ]
 
 
@@ -128,12 +145,12 @@ class LoraConfig(SpecModel):
         default=False,
         description="use_dora must be false: vLLM serves no DoRA adapters. Default: false.",
     )
-    rank_pattern: Annotated[dict[str, Count], Field(max_length=256)] = Field(
+    rank_pattern: Annotated[dict[ModuleKey, Count], Field(max_length=256)] = Field(
         default_factory=dict,
         description="rank_pattern gives single layers a rank of their own: module name or regular expression to rank. "
         "Default: {}.",
     )
-    alpha_pattern: Annotated[dict[str, Count], Field(max_length=256)] = Field(
+    alpha_pattern: Annotated[dict[ModuleKey, Count], Field(max_length=256)] = Field(
         default_factory=dict,
         description="alpha_pattern gives single layers a lora_alpha of their own, as rank_pattern does for the rank. "
         "Default: {}.",

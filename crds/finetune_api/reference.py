@@ -30,6 +30,11 @@ What to train and `output` cannot be changed once applied: create a new FineTune
 is suspended or waits.
 """
 
+_UNTYPED = "see text"
+
+_NOT_TAKEN_APART = {"affinity", *(key for key, fate in KEYS.items() if fate.fate is Fate.REFUSED)}
+"""Objects without a table of their own: Kubernetes documents one, and nobody is to write the others."""
+
 _DEFAULT = re.compile(r"Default: (.*?)(?:; |\. |\.$)")
 
 DEFAULTS_INTRODUCTION = """\
@@ -110,6 +115,8 @@ def _sections(path: str, node: dict[str, Any]) -> Iterator[str]:
     yield f"{level} {path}\n"
     yield _table(("field", "type", "default", "meaning"), rows)
     for key, inner in node["properties"].items():
+        if key in _NOT_TAKEN_APART:
+            continue
         if "properties" in inner:
             yield from _sections(f"{path}.{key}", inner)
         elif "properties" in inner.get("items", {}):
@@ -130,12 +137,12 @@ def _type(node: dict[str, Any]) -> str:
         return "quantity"
     kind = node.get("type")
     if kind is None:
-        return "see text"
+        return _UNTYPED
     if "enum" in node:
         return " \\| ".join(f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in node["enum"])
     if kind == "array":
         return f"list of {_type(node['items'])}"
-    if kind == "object" and "additionalProperties" in node:
+    if kind == "object" and "additionalProperties" in node and _type(node["additionalProperties"]) != _UNTYPED:
         return f"map to {_type(node['additionalProperties'])}"
     return "text" if kind == "string" else str(kind)
 

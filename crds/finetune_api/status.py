@@ -15,6 +15,7 @@ Sentence = Annotated[str, Field(max_length=4096)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
 """RFC 3339, UTC."""
 Number = Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})]
+NodeName = Annotated[str, Field(max_length=253)]
 ATTEMPTS_KEPT = 64
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
@@ -88,6 +89,7 @@ class Attempt(StatusModel):
         default=None, description="exitCode of the worker that caused the end."
     )
     counted: bool = Field(default=True, description="counted says whether it counts against backoffLimit.")
+    node: NodeName | None = Field(default=None, description="node is where the worker ran that caused the end.")
     start_time: Time | None = Field(default=None, description="startTime of the attempt.")
     completion_time: Time | None = Field(default=None, description="completionTime of the attempt.")
 
@@ -217,6 +219,15 @@ class FineTuneJobStatus(StatusModel):
     )
     failures: Number | None = Field(
         default=None, description="failures is the number of attempts that count against backoffLimit."
+    )
+    attempts_without_progress: Number | None = Field(
+        default=None,
+        description="attemptsWithoutProgress is the number of attempts in a row that were taken away since training "
+        "last got further; the job fails when there are too many.",
+    )
+    resumed_step: Number | None = Field(
+        default=None,
+        description="resumedStep is the newest optimizer step that an attempt is known to have gone on from.",
     )
     active_seconds: Number | None = Field(
         default=None,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
-from finetune_api.fields import ANYTHING, Address, Amount, Count, FreeObject, Share, SpecModel, Word
+from finetune_api.fields import Address, Amount, Count, Share, SpecModel, Word
 from finetune_api.generation import GenerationConfig
 from finetune_api.llmforge_keys import OldSpellings
-from finetune_api.lora import LoraConfig, one_of_several
+from finetune_api.lora import LoraConfig
+from finetune_api.untyped import NO_BOOLEAN, NO_LIST, NO_NUMBER, UNTYPED, FreeObject, one_of_several
 
 DEFAULT_MIN_UPDATE_STEPS = 100
 """LLMForge's: how many optimizer steps a job without num_epochs makes at least."""
@@ -51,7 +52,7 @@ class HubRepository(SpecModel):
     """A repository on the Hugging Face hub."""
 
     repo_id: Word = Field(description="repo_id is the repository, as owner/name.")
-    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+    revision: Word | None = Field(
         default=None, description="revision is a branch, tag or commit. Default: the main branch."
     )
 
@@ -59,7 +60,20 @@ class HubRepository(SpecModel):
 WeightsSource = Annotated[
     Address | HubRepository,
     one_of_several("a path, an s3:// address, or {repo_id: owner/name}"),
-    Field(json_schema_extra=ANYTHING),
+    WithJsonSchema(
+        {
+            **UNTYPED,
+            "minLength": 1,
+            "maxLength": 2048,
+            **NO_NUMBER,
+            **NO_BOOLEAN,
+            **NO_LIST,
+            "maxProperties": 2,
+            "additionalProperties": {"type": "string", "minLength": 1, "maxLength": 256},
+            # Where types are left out, named properties would let others through, with anything in them.
+            "anyOf": [{"required": ["repo_id"], "maxProperties": 1}, {"required": ["repo_id", "revision"]}],
+        }
+    ),
 ]
 """Weights to start from."""
 

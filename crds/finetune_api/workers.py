@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
-from finetune_api.fields import Address, FreeObject, KubernetesModel, Name, Word
-from finetune_api.lora import one_of_several
+from finetune_api.affinity import Affinity
+from finetune_api.fields import Address, KubernetesModel, LabelKey, LabelMap, Name, Word
+from finetune_api.untyped import INT_OR_TEXT, one_of_several
 
-LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=253)]], Field(max_length=64)]
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
+_QUANTITY_LIMIT = 2**53
+"""Of one written as a number: the largest that every reader of JSON keeps as it is."""
 
 Quantity = Annotated[
-    Annotated[int, Field(ge=0)]
-    | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32)],
+    Annotated[int, Field(ge=0, le=_QUANTITY_LIMIT)] | Annotated[str, Field(pattern=_QUANTITY, max_length=32)],
     one_of_several("a quantity such as 4, 500m or 64Gi"),
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+    WithJsonSchema({**INT_OR_TEXT, "minimum": 0, "maximum": _QUANTITY_LIMIT, "pattern": _QUANTITY, "maxLength": 32}),
 ]
 
-Quantities = Annotated[dict[str, Quantity], Field(max_length=32)]
+Quantities = Annotated[dict[LabelKey, Quantity], Field(max_length=32)]
 
 
 class Resources(KubernetesModel):
@@ -39,7 +41,7 @@ class Resources(KubernetesModel):
 class Toleration(KubernetesModel):
     """A Kubernetes toleration."""
 
-    key: Annotated[str, Field(max_length=317)] | None = Field(
+    key: LabelKey | None = Field(
         default=None, description="key of the taint; absent with operator Exists matches every taint."
     )
     operator: Literal["Exists", "Equal"] | None = Field(
@@ -195,7 +197,7 @@ class Workers(KubernetesModel):
     tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(
         default_factory=list, description="tolerations lets the pods onto tainted machines. Default: []."
     )
-    affinity: FreeObject | None = Field(
+    affinity: Affinity | None = Field(
         default=None, description="affinity is a Kubernetes Affinity, passed on as it is. Default: none."
     )
     priority_class_name: Name | None = Field(

@@ -15,29 +15,31 @@ from datetime import UTC, datetime
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
+from finetune_operator.dispatch import Dispatcher
 from finetune_operator.errors import ApiError, SetupProblem
-from finetune_operator.handlers import registry, watch
-from finetune_operator.health import Heartbeat, health_app
-from finetune_operator.http_servers import counted, listening
-from finetune_operator.memory import Memory
-from finetune_operator.metrics import Metrics, metrics_app
+from finetune_operator.handlers import watch
+from finetune_operator.progress.app import progress_app
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.endpoint import ServerCertificate, endpoint_hosts, progress_endpoint
 from finetune_operator.progress.inbox import Inbox
 from finetune_operator.progress.tokens import TokenAuthorizer
-from finetune_operator.progress_server import progress_app
 from finetune_operator.queue import Key, WorkQueue
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.resync import Dispatcher, Resync
+from finetune_operator.resync import Resync
+from finetune_operator.serving.answers import counted
+from finetune_operator.serving.health import Heartbeat, health_app
+from finetune_operator.serving.metrics import Metrics, metrics_app
+from finetune_operator.serving.port import listening
 from finetune_operator.settings import OperatorSettings
 
 SETTLE_SECONDS = 0.2
-"""Least time between two looks at one job (seconds): one change comes with several events."""
+"""Least time between two reconciles of one job (seconds): one change comes with several events."""
 PROGRESS_RETRY_SECONDS = 10.0
 """Wait after the progress endpoint could not be served (seconds)."""
 KIND_CHECK_SECONDS = 5.0
-"""Time between two looks whether a kind that was missing has been installed meanwhile (seconds)."""
+"""Time between two checks whether a kind that was missing has been installed meanwhile (seconds)."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +50,9 @@ class Operator:
     def __init__(self, cluster: Cluster, settings: OperatorSettings) -> None:
         self._cluster = cluster
         self._settings = settings
-        self._memory = Memory()
+        self._cache = Cache()
         self._heartbeat = Heartbeat(settings.resync_seconds)
-        self._queue = WorkQueue(self._look, concurrency=settings.concurrency, settle_seconds=SETTLE_SECONDS)
+        self._queue = WorkQueue(self._reconcile, concurrency=settings.concurrency, settle_seconds=SETTLE_SECONDS)
         self._metrics = Metrics(CollectorRegistry(), queue_depth=self._queue.depth)
         self._inbox = Inbox(
             lambda namespace, name: self._queue.add(Key(namespace, name)),
@@ -65,20 +67,18 @@ class Operator:
         self._reconciler = Reconciler(
             cluster,
             settings,
-            memory=self._memory,
+            cache=self._cache,
             inbox=self._inbox,
             authority=self._authority if settings.progress_url else None,
             metrics=self._metrics,
-            newcomers=self._queue.newcomers,
         )
-        self._dispatcher = Dispatcher(self._queue, self._memory)
+        self._dispatcher = Dispatcher(self._queue, self._cache, self._heartbeat, forget=self._forget)
         self._resync = Resync(
             cluster,
             settings.watch_namespaces or (None,),
             period_seconds=settings.resync_seconds,
-            dispatcher=self._dispatcher,
             queue=self._queue,
-            memory=self._memory,
+            cache=self._cache,
             heartbeat=self._heartbeat,
         )
         self._open = False
@@ -98,9 +98,9 @@ class Operator:
             for task in tasks:
                 task.cancel()
 
-    async def _look(self, key: Key) -> float | None:
-        again = await self._reconciler.look(key)
-        if self._memory.find(key) is None:
+    async def _reconcile(self, key: Key) -> float | None:
+        again = await self._reconciler.reconcile(key)
+        if self._cache.find(key) is None:
             # Its children go after it; without this, their last events would leave something behind for ever.
             self._queue.forget(key)
         return again
@@ -110,25 +110,18 @@ class Operator:
         self._queue.forget(key)
 
     def _refresh_metrics(self) -> None:
-        self._metrics.set_jobs(self._memory.phases())
-        self._metrics.set_gpus(self._memory.gpus())
-        self._metrics.set_longest_waits(self._memory.longest_waits(datetime.now(UTC)))
+        self._metrics.set_jobs(self._cache.phases())
+        self._metrics.set_gpus(self._cache.gpus())
+        self._metrics.set_longest_waits(self._cache.longest_waits(datetime.now(UTC)))
         self._metrics.set_in_sync(self._heartbeat.ready and self._heartbeat.problem() is None)
 
     async def _watch(self) -> None:
         """Watch until a signal comes; anew once a kind appears that was missing, which kopf cannot see."""
-        handlers = registry(
-            self._dispatcher,
-            self._memory,
-            self._heartbeat,
-            forget=self._forget,
-            credentials=self._cluster.credentials,
-        )
         while True:
             appeared, stop = asyncio.Event(), asyncio.Event()
             appearance = asyncio.create_task(self._stop_when_kind_appears(appeared, stop))
             try:
-                await watch(handlers, self._settings.watch_namespaces, stop)
+                await watch(self._cluster, self._dispatcher.seen, self._settings.watch_namespaces, stop)
             finally:
                 appearance.cancel()
             if not appeared.is_set():
@@ -167,7 +160,7 @@ class Operator:
     async def _serve_progress(self) -> None:
         """Serve the progress endpoint for ever, as soon as that can be done: jobs train without it, too."""
         settings = self._settings
-        authorize = TokenAuthorizer(self._cluster, self._memory.current_attempt, audience=settings.progress_audience)
+        authorize = TokenAuthorizer(self._cluster, self._cache.current_attempt, audience=settings.progress_audience)
         certificate = ServerCertificate(self._authority, endpoint_hosts(settings.progress_url, settings.namespace))
         while True:
             app: web.Application = counted(progress_app(authorize, self._inbox.deliver), self._metrics.report_answered)

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from finetune_api.job import FineTuneJob
+from finetune_operator.cache import Cache, CachedJob
+from finetune_operator.children import is_calm
 from finetune_operator.cluster import Cluster
 from finetune_operator.desired import immutable_spec, job_config_map, placement, pytorch_job
 from finetune_operator.desired.continuation import continued
 from finetune_operator.desired.fingerprint import is_edited
-from finetune_operator.errors import Conflict
-from finetune_operator.memory import Known
-from finetune_operator.names import ATTEMPT_LABEL, JOB_UID_LABEL, PLACEMENT_KEY, SPEC_KEY, child_name, pod_name
-from finetune_operator.policy.observed import PodView, PyTorchJobView, read_pod, read_pytorch_job
+from finetune_operator.errors import ApiError, Conflict
+from finetune_operator.names import (
+    ATTEMPT_LABEL,
+    JOB_UID_LABEL,
+    PLACEMENT_KEY,
+    PODS_PLURAL,
+    PYTORCH_PLURAL,
+    SPEC_KEY,
+    child_name,
+    pod_name,
+)
+from finetune_operator.policy.observed import PodView, PyTorchJobView, is_owned, read_pod, read_pytorch_job
+from finetune_operator.policy.refusals import PYTORCH_JOB
 from finetune_operator.settings import OperatorSettings
+from finetune_operator.wire import Raw
 
 FEW_PODS = 8
 """Up to so many pods are read one by one: a list makes the API server look at every pod of the namespace."""
-
-Raw = dict[str, Any]
+CONFIG_MAP = "ConfigMap"
 
 
 class NameTaken(Exception):  # noqa: N818  the condition reason that it becomes
@@ -28,129 +40,159 @@ class NameTaken(Exception):  # noqa: N818  the condition reason that it becomes
 
 
 class Attempts:
-    """The objects of attempts in the cluster."""
+    """The objects of attempts in the cluster, and what the cache holds of them."""
 
-    def __init__(self, cluster: Cluster, settings: OperatorSettings) -> None:
+    def __init__(self, cluster: Cluster, settings: OperatorSettings, cache: Cache) -> None:
         self._cluster = cluster
         self._settings = settings
+        self._cache = cache
 
     async def read(
-        self, known: Known, attempt: int, *, pods_of_finished: bool = True
+        self, cached: CachedJob, attempt: int, *, pods_of_finished: bool = True
     ) -> tuple[PyTorchJobView | None, Sequence[PodView]]:
-        """The PyTorchJob of an attempt, if there is one of ours, and its pods.
+        """The PyTorchJob of an attempt, if there is one of ours, and its pods, read from the API server.
 
         Pods are read first: whoever suspends a PyTorchJob does so before its pods go, so what is seen of a pod is
         never older than the reason for it.
 
         Args:
-            known: the job.
+            cached: the job.
             attempt: number of the attempt.
             pods_of_finished: False reads pods only where there is a PyTorchJob.
         """
-        name = child_name(known.key.name, known.uid, attempt)
-        if not pods_of_finished:
-            pytorch_job = await self._workers(known, name, attempt)
-            return pytorch_job, await self._pods(known, name, attempt) if pytorch_job else ()
-        pods = await self._pods(known, name, attempt)
-        return await self._workers(known, name, attempt), pods
+        name = child_name(cached.key.name, cached.uid, attempt)
+        if pods_of_finished:
+            raw_pods = await self._pods(cached, name, attempt)
+            raw = await self._pytorch_job(cached, name)
+        else:
+            raw = await self._pytorch_job(cached, name)
+            raw_pods = await self._pods(cached, name, attempt) if raw is not None else []
+        found = read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
+        pods = sorted((read_pod(pod) for pod in raw_pods), key=lambda pod: pod.index)
+        children = self._cache.children(cached.key, cached.uid)
+        children.must_be_read = not is_calm(found, pods)
+        if raw is not None and not children.must_be_read:
+            children.seen(PYTORCH_PLURAL, raw)
+            for pod in raw_pods:
+                children.seen(PODS_PLURAL, pod)
+        return found, pods
 
-    async def find(self, known: Known, attempt: int) -> PyTorchJobView | None:
+    async def find(self, cached: CachedJob, attempt: int) -> PyTorchJobView | None:
         """The PyTorchJob of an attempt, if there is one of ours."""
-        return await self._workers(known, child_name(known.key.name, known.uid, attempt), attempt)
+        raw = await self._pytorch_job(cached, child_name(cached.key.name, cached.uid, attempt))
+        return read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
 
-    async def create(self, job: FineTuneJob, known: Known, attempt: int) -> PyTorchJobView:
+    async def create(self, job: FineTuneJob, cached: CachedJob, attempt: int, *, live: bool) -> PyTorchJobView:
         """Create ConfigMap and PyTorchJob of an attempt, or find that they were.
+
+        Args:
+            job: as its author wrote it.
+            cached: the same job.
+            attempt: number of the attempt.
+            live: whether the job was read just now. What a watch told may be old: where the ConfigMap is there
+                already, an operator was here before, and the job has to be read.
 
         Raises:
             NameTaken: somebody else's object is in the way.
-            ApiError: the API server refuses or does not answer.
+            Conflict: read the job and decide anew.
+            ApiError: the API server refuses or does not answer; its `kind` says which object.
         """
         if attempt > 1:
-            job = continued(job, await self.first_config_map(known))
-        await self._create_config_map(job, known, attempt)
+            job = continued(job, await self.first_config_map(cached))
+        with _creating(CONFIG_MAP):
+            await self._create_config_map(job, cached, attempt, live=live)
         body = pytorch_job(job, attempt, self._settings)
-        namespace, name = known.key.namespace, body["metadata"]["name"]
-        try:
-            made = await self._cluster.create_pytorch_job(namespace, body)
-        except Conflict:
-            found = await self._cluster.get_pytorch_job(namespace, name)
-            if found is None:
-                raise
-            if not is_owned(found, known.uid):
-                raise name_taken("PyTorchJob", namespace, name) from None
-            made = found
+        namespace, name = cached.key.namespace, body["metadata"]["name"]
+        with _creating(PYTORCH_JOB):
+            try:
+                made = await self._cluster.create_pytorch_job(namespace, body)
+            except Conflict:
+                found = await self._cluster.get_pytorch_job(namespace, name)
+                if found is None:
+                    raise
+                if not is_owned(found, cached.uid):
+                    raise name_taken(PYTORCH_JOB, namespace, name) from None
+                made = found
+        self._cache.children(cached.key, cached.uid).seen(PYTORCH_PLURAL, made)
         return read_pytorch_job(made, attempt, edited=is_edited(made))
 
     async def release(
-        self, known: Known, attempt: int, pytorch_job: PyTorchJobView, *, keep_config_map: bool = False
+        self, cached: CachedJob, attempt: int, pytorch_job: PyTorchJobView | None, *, keep_config_map: bool = False
     ) -> None:
         """Delete what an attempt holds. The first attempt's ConfigMap stays: it says what is trained."""
-        namespace = known.key.namespace
+        namespace = cached.key.namespace
+        name = child_name(cached.key.name, cached.uid, attempt)
         if attempt > 1 and not keep_config_map:
-            found = await self._cluster.get_config_map(namespace, pytorch_job.name)
-            if found is not None and is_owned(found, known.uid):
-                await self._cluster.delete_config_map(namespace, pytorch_job.name, uid=found["metadata"]["uid"])
-        await self._cluster.delete_pytorch_job(namespace, pytorch_job.name, uid=pytorch_job.uid)
+            found = await self._cluster.get_config_map(namespace, name)
+            if found is not None and is_owned(found, cached.uid):
+                await self._cluster.delete_config_map(namespace, name, uid=found["metadata"]["uid"])
+        if pytorch_job is not None:
+            await self._cluster.delete_pytorch_job(namespace, name, uid=pytorch_job.uid)
+            self._cache.children(cached.key, cached.uid).forget(name)
 
-    async def first_config_map(self, known: Known) -> Raw | None:
+    async def first_config_map(self, cached: CachedJob) -> Raw | None:
         """The ConfigMap of the first attempt, if it is there and ours."""
-        return await self.config_map(known, 1)
+        return await self.config_map(cached, 1)
 
-    async def changes(self, job: FineTuneJob, known: Known, attempt: int) -> tuple[bool, bool]:
+    async def changes(self, job: FineTuneJob, cached: CachedJob, attempt: int) -> tuple[bool, bool]:
         """Whether what is trained is no longer what the first attempt was made of, and whether where it runs is no
         longer what attempt number `attempt` was made of."""
-        first = await self.first_config_map(known)
-        current = first if attempt == 1 else await self.config_map(known, attempt)
+        first = await self.first_config_map(cached)
+        current = first if attempt == 1 else await self.config_map(cached, attempt)
         return (
             _recorded(first, SPEC_KEY) not in (None, immutable_spec(job)),
             _recorded(current, PLACEMENT_KEY) not in (None, placement(job)),
         )
 
-    async def config_map(self, known: Known, attempt: int) -> Raw | None:
+    async def config_map(self, cached: CachedJob, attempt: int) -> Raw | None:
         """The ConfigMap of an attempt, if there is one of ours."""
-        name = child_name(known.key.name, known.uid, attempt)
-        found = await self._cluster.get_config_map(known.key.namespace, name)
-        return found if found is not None and is_owned(found, known.uid) else None
+        name = child_name(cached.key.name, cached.uid, attempt)
+        found = await self._cluster.get_config_map(cached.key.namespace, name)
+        return found if found is not None and is_owned(found, cached.uid) else None
 
-    async def _create_config_map(self, job: FineTuneJob, known: Known, attempt: int) -> None:
+    async def _create_config_map(self, job: FineTuneJob, cached: CachedJob, attempt: int, *, live: bool) -> None:
         body = job_config_map(job, attempt, self._settings)
-        namespace, name = known.key.namespace, body["metadata"]["name"]
+        namespace, name = cached.key.namespace, body["metadata"]["name"]
         try:
             await self._cluster.create_config_map(namespace, body)
             return
         except Conflict:
+            if not live:
+                raise
             found = await self._cluster.get_config_map(namespace, name)
         if found is None:
             raise Conflict(409, "Conflict", f"ConfigMap {name} came and went.")
-        if not is_owned(found, known.uid):
-            raise name_taken("ConfigMap", namespace, name)
+        if not is_owned(found, cached.uid):
+            raise name_taken(CONFIG_MAP, namespace, name)
         if found.get("data") != body["data"] and await self._cluster.get_pytorch_job(namespace, name) is None:
             # Left by an operator that was stopped before it made the PyTorchJob; the spec has changed since.
             await self._cluster.delete_config_map(namespace, name, uid=found["metadata"]["uid"])
             raise Conflict(409, "Conflict", f"ConfigMap {name} was out of date and is made anew.")
 
-    async def _workers(self, known: Known, name: str, attempt: int) -> PyTorchJobView | None:
-        found = await self._cluster.get_pytorch_job(known.key.namespace, name)
-        if found is None or not is_owned(found, known.uid):
-            return None
-        return read_pytorch_job(found, attempt, edited=is_edited(found))
+    async def _pytorch_job(self, cached: CachedJob, name: str) -> Raw | None:
+        found = await self._cluster.get_pytorch_job(cached.key.namespace, name)
+        return found if found is not None and is_owned(found, cached.uid) else None
 
-    async def _pods(self, known: Known, name: str, attempt: int) -> Sequence[PodView]:
-        namespace = known.key.namespace
+    async def _pods(self, cached: CachedJob, name: str, attempt: int) -> list[Raw]:
+        namespace = cached.key.namespace
         raws: list[Raw]
-        size = known.size[1] if known.size is not None and known.size[0] == attempt else None
+        size = cached.size[1] if cached.size is not None and cached.size[0] == attempt else None
         if size is not None and size <= FEW_PODS:
             asked = (self._cluster.get_pod(namespace, pod_name(name, index)) for index in range(size))
             raws = [found for found in await asyncio.gather(*asked) if found is not None]
         else:
-            raws = [found async for found in self._cluster.list_pods(namespace, job_uid=known.uid, attempt=attempt)]
-        return sorted((read_pod(raw) for raw in raws if _belongs(raw, known.uid, attempt)), key=lambda pod: pod.index)
+            raws = [found async for found in self._cluster.list_pods(namespace, job_uid=cached.uid, attempt=attempt)]
+        return [raw for raw in raws if _belongs(raw, cached.uid, attempt)]
 
 
-def is_owned(raw: Mapping[str, Any], uid: str) -> bool:
-    """Whether the object in `raw` is controlled by the job with that uid."""
-    owners = (raw.get("metadata") or {}).get("ownerReferences") or ()
-    return any(owner.get("controller") and owner.get("uid") == uid for owner in owners)
+@contextmanager
+def _creating(kind: str) -> Iterator[None]:
+    """Errors say that it was an object of this kind that could not be created."""
+    try:
+        yield
+    except ApiError as error:
+        error.kind = kind
+        raise
 
 
 def _recorded(config_map: Mapping[str, Any] | None, key: str) -> str | None:

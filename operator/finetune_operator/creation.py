@@ -3,115 +3,84 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from finetune_api.job import FineTuneJob
-from finetune_api.outcome import Reason
 from finetune_api.status import Phase
 from finetune_operator.attempts import Attempts, NameTaken
-from finetune_operator.errors import ApiError, Forbidden, Invalid, NotFound, SetupProblem, Unavailable
-from finetune_operator.memory import Known
+from finetune_operator.cache import CachedJob
+from finetune_operator.errors import ApiError, Conflict, Forbidden, NotFound, SetupProblem
 from finetune_operator.policy.conditions import stalled
 from finetune_operator.policy.decide import note_created, note_hindered
 from finetune_operator.policy.observed import PyTorchJobView
-from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
+from finetune_operator.policy.plan import Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
+from finetune_operator.policy.refusals import Refusal, refusal
 from finetune_operator.progress.authority import CertificateAuthority
-
-HINDERED_LIMIT_SECONDS = 30.0
-"""Longest wait between two tries to create an attempt (seconds)."""
+from finetune_operator.view import View
 
 _log = logging.getLogger(__name__)
 
 
-async def create_attempt(
-    plan: Plan,
-    number: int,
-    job: FineTuneJob,
-    known: Known,
-    observed: ObservedState,
-    now: datetime,
-    timeouts: Timeouts,
-    *,
-    attempts: Attempts,
-    authority: CertificateAuthority | None,
-) -> PyTorchJobView | None:
-    """Create attempt `number` and enter it into the plan's status; its PyTorchJob, or None.
+class Creation:
+    """Creates attempts.
 
-    Raises:
-        ApiError: the API server does not answer, or somebody else was faster.
+    Args:
+        attempts: the objects of attempts.
+        authority: sees to it that trainers can trust the progress endpoint; None when there is none.
+        timeouts: the operator's.
     """
-    try:
-        if authority is not None:
-            await _trust(authority, known)
-        pytorch_job = await attempts.create(job, known, number)
-    except NameTaken as error:
-        _hindered(plan, known, OperatorReason.NAME_TAKEN, str(error), observed, now)
-    except Invalid as error:
-        sentence = f"The API server refuses the workers of this job: {error}. Change workers, or report it."
-        stalled(
-            plan.status, Phase.PENDING, Reason.INVALID_SPEC, sentence, now=now, generation=observed.desired.generation
-        )
-        plan.again_at = now + timedelta(seconds=hindered_seconds(known))
-    except (NotFound, Forbidden, Unavailable) as error:
-        reason = _reason(error)
-        if reason is not None:
-            _hindered(plan, known, reason, _SENTENCES[reason](error), observed, now)
-        elif isinstance(error, Forbidden):
-            # The namespace is being deleted, and the job with it.
-            plan.again_at = now + timedelta(seconds=hindered_seconds(known))
+
+    def __init__(self, attempts: Attempts, authority: CertificateAuthority | None, timeouts: Timeouts) -> None:
+        self._attempts = attempts
+        self._authority = authority
+        self._timeouts = timeouts
+
+    async def create(self, plan: Plan, number: int, view: View, now: datetime) -> PyTorchJobView | None:
+        """Create attempt `number` and enter it into the plan's status; its PyTorchJob, or None.
+
+        Raises:
+            Conflict: somebody else was faster, or the spec is not kept any more: read the job.
+            ApiError: the API server does not answer.
+        """
+        cached, job = view.cached, view.spec.job
+        if job is None:
+            raise Conflict(409, "Conflict", "The spec has to be read again.")
+        try:
+            await self._trust(cached)
+            made = await self._attempts.create(job, cached, number, live=view.live)
+        except NameTaken as error:
+            _enter(plan, view, now, Refusal(OperatorReason.NAME_TAKEN, str(error)))
+        except ApiError as error:
+            found = refusal(error)
+            if found is None and not _namespace_goes(error):
+                raise
+            if found is not None:
+                _enter(plan, view, now, found)
+            # else the namespace is being deleted, and the job with it
         else:
-            raise
+            cached.creation_failures = 0
+            note_created(plan, made, view.observed, now, self._timeouts)
+            return made
+        plan.again_at = now + timedelta(seconds=cached.creation_backoff_seconds())
+        return None
+
+    async def _trust(self, cached: CachedJob) -> None:
+        if self._authority is None:
+            return
+        try:
+            await self._authority.ensure_ca(cached.key.namespace)
+        except (SetupProblem, ApiError) as error:
+            # Progress is never worth a training run: the pods start without it.
+            _log.warning("%s/%s will show no progress: %s", *cached.key, error)
+
+
+def _namespace_goes(error: ApiError) -> bool:
+    return isinstance(error, NotFound) or (isinstance(error, Forbidden) and "being terminated" in error.message)
+
+
+def _enter(plan: Plan, view: View, now: datetime, found: Refusal) -> None:
+    if found.final:
+        generation = view.observed.desired.generation
+        stalled(plan.status, Phase.PENDING, found.reason, found.sentence, now=now, generation=generation)
     else:
-        known.hindered = 0
-        note_created(plan, pytorch_job, observed, now, timeouts)
-        return pytorch_job
-    return None
-
-
-async def _trust(authority: CertificateAuthority, known: Known) -> None:
-    try:
-        await authority.ensure_ca(known.key.namespace)
-    except (SetupProblem, Forbidden) as error:
-        # Progress is never worth a training run: the pods start without it.
-        _log.warning("%s/%s will show no progress: %s", *known.key, error)
-
-
-def _reason(error: ApiError) -> OperatorReason | None:
-    """What hinders; None when nothing in particular does and another look is all that helps."""
-    text = error.message
-    if isinstance(error, NotFound):
-        return OperatorReason.TRAINING_OPERATOR_MISSING
-    if isinstance(error, Forbidden):
-        return None if "being terminated" in text else OperatorReason.CREATION_FORBIDDEN
-    return OperatorReason.TRAINING_OPERATOR_UNAVAILABLE if "webhook" in text else None
-
-
-_SENTENCES: dict[OperatorReason, Callable[[ApiError], str]] = {
-    OperatorReason.TRAINING_OPERATOR_MISSING: lambda _: (
-        "The cluster has no PyTorchJob kind: have Kubeflow's training operator (v1) installed, and the job starts by "
-        "itself."
-    ),
-    OperatorReason.CREATION_FORBIDDEN: lambda error: (
-        f"The workers may not be created ({error.message}): ask for less, or have the quota or permission raised; the "
-        "job starts by itself then."
-    ),
-    OperatorReason.TRAINING_OPERATOR_UNAVAILABLE: lambda error: (
-        "Kubeflow's training operator, or whoever else is asked about PyTorchJobs (such as Kueue), does not answer "
-        f"({error.message}): the job starts by itself once it does."
-    ),
-}
-
-
-def _hindered(
-    plan: Plan, known: Known, reason: OperatorReason, sentence: str, observed: ObservedState, now: datetime
-) -> None:
-    note_hindered(plan, reason, sentence, observed, now)
-    plan.again_at = now + timedelta(seconds=hindered_seconds(known))
-
-
-def hindered_seconds(known: Known) -> float:
-    """How long to wait after one more try in a row that created nothing (seconds)."""
-    known.hindered += 1
-    return min(HINDERED_LIMIT_SECONDS, 0.5 * 2.0 ** min(known.hindered, 10))
+        note_hindered(plan, found.reason, found.sentence, view.observed, now)

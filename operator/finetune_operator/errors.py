@@ -28,6 +28,8 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
         self.retry_after_seconds = retry_after_seconds
+        self.kind = ""
+        """Kind of the object that could not be created, where one was to be."""
 
 
 class NotFound(ApiError):  # noqa: N818  HTTP's own name, as for those below

@@ -15,6 +15,7 @@ PYTORCH_PLURAL = "pytorchjobs"
 BATCH_GROUP = "batch"
 BATCH_VERSION = "v1"
 BATCH_PLURAL = "jobs"
+PODS_PLURAL = "pods"
 
 MANAGER = "finetune-operator"
 """Our name in managed-by labels, in events and as the audience of progress tokens."""
@@ -65,6 +66,11 @@ PYTORCH_CONTAINER = "pytorch"
 VERIFICATION_CONTAINER = "verify"
 """Name of the container that verifies an adapter."""
 WORKER_REPLICA = "Worker"
+
+CACHE_VOLUME = "finetune-cache"
+SCRATCH_VOLUME = "finetune-scratch"
+SHARED_MEMORY_VOLUME = "finetune-shared-memory"
+"""Names of a pod's emptyDir volumes: the kubelet names them when one has grown too large."""
 
 UID_CHARACTERS = 8
 NAME_CHARACTERS = 36

@@ -1,7 +1,7 @@
-"""Which job is looked at next: each at most once at a time, however many events name it, and again when it asked to.
+"""Which job is reconciled next: each at most once at a time, however many events name it, and again when it asked to.
 
-Events only name a key; what is to be done follows from what is read then. So a hundred events about one job cost one
-look, and a lost event costs no more than the wait for the next resync.
+Events only name a key; what is to be done follows from what is there then. So a hundred events about one job cost one
+reconcile, and a lost event costs no more than the wait for the next resync.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+SPARE_TIMERS = 64
+"""Void timers that may stay besides."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -25,8 +28,8 @@ class Key(NamedTuple):
     name: str
 
 
-class NotBefore(Exception):  # noqa: N818  said as the answer of a look
-    """Raised by a look: the API server wants to be left alone for so many seconds, whatever happens meanwhile."""
+class NotBefore(Exception):  # noqa: N818  said as the answer of a reconcile
+    """Raised by a reconcile: the API server wants to be left alone for so many seconds, whatever happens meanwhile."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"not before {seconds:g} s")
@@ -36,61 +39,54 @@ class NotBefore(Exception):  # noqa: N818  said as the answer of a look
 @dataclass(slots=True)
 class _Entry:
     due: float | None = None
-    """Monotonic seconds at which it is to be looked at again; None when nothing is due."""
+    """Monotonic seconds at which it is to be reconciled again; None when nothing is due."""
     ready: bool = False
     running: bool = False
     again: bool = False
     """An event came while it was running."""
     gone: bool = False
     not_before: float = field(default=float("-inf"))
-    """Monotonic seconds of the earliest next look."""
+    """Monotonic seconds of the earliest next reconcile."""
 
 
 class WorkQueue:
-    """Runs `work` for keys, several at a time, one at a time per key.
+    """Runs `reconcile` for keys, several at a time, one at a time per key.
 
     Args:
-        work: looks at one job; returns after how many seconds to look again, or None. It may raise NotBefore.
-        concurrency: jobs looked at at the same time.
-        settle_seconds: least time between two looks at one job: a change comes with several events (seconds).
+        reconcile: takes one job; returns after how many seconds to come again, or None. It may raise NotBefore.
+        concurrency: jobs reconciled at the same time.
+        settle_seconds: least time between two reconciles of one job: a change comes with several events (seconds).
         clock: monotonic seconds; the event loop's by default.
     """
 
     def __init__(
         self,
-        work: Callable[[Key], Awaitable[float | None]],
+        reconcile: Callable[[Key], Awaitable[float | None]],
         *,
         concurrency: int,
         settle_seconds: float = 0.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._work = work
+        self._reconcile = reconcile
         self._concurrency = concurrency
         self._settle_seconds = settle_seconds
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._entries: dict[Key, _Entry] = {}
-        self._fresh: deque[Key] = deque()
         self._ready: deque[Key] = deque()
         self._timers: list[tuple[float, int, Key]] = []
         self._sequence = itertools.count()
         self._wake = asyncio.Event()
 
     def depth(self) -> int:
-        """Keys that could be looked at right now if anybody had time."""
-        return len(self._fresh) + len(self._ready)
+        """Keys that could be reconciled right now if anybody had time."""
+        return len(self._ready)
 
-    def newcomers(self) -> int:
-        """Jobs that wait for their very first look."""
-        return len(self._fresh)
+    def timers(self) -> int:
+        """Times that are kept, void ones included; no more than about twice as many as there are keys."""
+        return len(self._timers)
 
-    def add(self, key: Key, *, after_seconds: float = 0.0, first: bool = False) -> None:
-        """Look at `key`, at once or later. The earliest wish counts.
-
-        Args:
-            key: the job.
-            after_seconds: not before that (seconds).
-            first: before those that were looked at already; for jobs that wait for their very first look.
-        """
+    def add(self, key: Key, *, after_seconds: float = 0.0) -> None:
+        """Reconcile `key`, at once or after some seconds. The earliest wish counts."""
         entry = self._entries.setdefault(key, _Entry())
         if entry.running and after_seconds <= 0:
             entry.again = True
@@ -100,11 +96,9 @@ class WorkQueue:
         now = self._clock()
         due = max(now + after_seconds, entry.not_before)
         if due <= now:
-            self._make_ready(key, entry, first=first)
+            self._make_ready(key, entry)
         elif entry.due is None or due < entry.due:
-            entry.due = due
-            heapq.heappush(self._timers, (due, next(self._sequence), key))
-            self._wake.set()
+            self._set_timer(key, entry, due)
 
     def forget(self, key: Key) -> None:
         """The job is gone: what was due is due no more."""
@@ -123,12 +117,23 @@ class WorkQueue:
             while True:
                 await slots.acquire()
                 key = await self._next()
-                group.create_task(self._look(key, slots))
+                group.create_task(self._run(key, slots))
 
-    def _make_ready(self, key: Key, entry: _Entry, *, first: bool) -> None:
+    def _make_ready(self, key: Key, entry: _Entry) -> None:
         entry.ready, entry.due = True, None
-        (self._fresh if first else self._ready).append(key)
+        self._ready.append(key)
         self._wake.set()
+
+    def _set_timer(self, key: Key, entry: _Entry, due: float) -> None:
+        entry.due = due
+        heapq.heappush(self._timers, (due, next(self._sequence), key))
+        self._wake.set()
+        if len(self._timers) > 2 * len(self._entries) + SPARE_TIMERS:
+            # A job that is reconciled every few seconds leaves a void one behind each time, of its deadline in a day.
+            valid = {(entry.due, key) for key, entry in self._entries.items() if entry.due is not None}
+            kept = {(due, key): (due, number, key) for due, number, key in self._timers if (due, key) in valid}
+            self._timers = list(kept.values())
+            heapq.heapify(self._timers)
 
     async def _next(self) -> Key:
         while True:
@@ -138,16 +143,14 @@ class WorkQueue:
                 entry = self._entries.get(key)
                 # An earlier wish may have replaced this one.
                 if entry is not None and entry.due == due and not entry.running:
-                    if entry.not_before > now:  # asked for before the look that said so
-                        entry.due = entry.not_before
-                        heapq.heappush(self._timers, (entry.due, next(self._sequence), key))
+                    if entry.not_before > now:  # asked for before the reconcile that said so
+                        self._set_timer(key, entry, entry.not_before)
                         continue
-                    self._make_ready(key, entry, first=False)
+                    self._make_ready(key, entry)
                 elif entry is not None and entry.due == due:
                     entry.due, entry.again = None, True
-            lane = self._fresh or self._ready
-            if lane:
-                return lane.popleft()
+            if self._ready:
+                return self._ready.popleft()
             self._wake.clear()
             wait = self._timers[0][0] - now if self._timers else None
             try:
@@ -156,18 +159,18 @@ class WorkQueue:
             except TimeoutError:
                 continue
 
-    async def _look(self, key: Key, slots: asyncio.Semaphore) -> None:
+    async def _run(self, key: Key, slots: asyncio.Semaphore) -> None:
         entry = self._entries[key]
         entry.ready, entry.running, entry.gone = False, True, False
         again_seconds: float | None = None
         pause_seconds = self._settle_seconds
         try:
-            again_seconds = await self._work(key)
+            again_seconds = await self._reconcile(key)
         except NotBefore as wish:
             again_seconds = wish.seconds
             pause_seconds = max(pause_seconds, wish.seconds)
         except Exception:  # a bug must not stop the other jobs
-            _log.exception("Looking at %s/%s failed in an unforeseen way.", *key)
+            _log.exception("Reconciling %s/%s failed in an unforeseen way.", *key)
             again_seconds = 60.0
         finally:
             slots.release()

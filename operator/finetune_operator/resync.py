@@ -1,6 +1,7 @@
-"""A look at everything, at start and every few minutes: finds what no event told, and proves that events still come.
+"""A look over everything, at start and every few minutes: finds what no event told, and proves that events still come.
 
-Also says what is to be done about a job as it is in an event or a list, so that a thousand finished jobs cost nothing.
+Only metadata is listed, and only of what is not known as it is listed is anything read: twenty thousand jobs that rest
+cost a page of their names now and then.
 """
 
 from __future__ import annotations
@@ -8,104 +9,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
-from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_operator.attempts import is_owned
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, NotFound
-from finetune_operator.health import Heartbeat
-from finetune_operator.memory import Memory
-from finetune_operator.names import ATTEMPT_LABEL, JOB_NAME_LABEL
-from finetune_operator.policy.times import moment, seconds_between
-from finetune_operator.policy.verification import awaits_verdict, is_asked_for
+from finetune_operator.names import (
+    ATTEMPT_LABEL,
+    FINETUNE_PLURAL,
+    JOB_NAME_LABEL,
+    PODS_PLURAL,
+    PYTORCH_PLURAL,
+)
+from finetune_operator.policy.conditions import is_finished
+from finetune_operator.policy.observed import is_owned
 from finetune_operator.queue import Key, WorkQueue
+from finetune_operator.serving.health import Heartbeat
+from finetune_operator.wire import Raw
 
 RETRY_SECONDS = 5.0
 """Wait after a resync that failed (seconds)."""
 ON_ITS_WAY_SECONDS = 5.0
-"""Time that an event may take (seconds): what is only missing for that long was not missed."""
-LOOK_SECONDS = 0.1
+"""Time that an event may take after the last that came (seconds): what is only missing for that long is not missed."""
+POLL_SECONDS = 0.1
 JITTER = 0.1
-JOBS, PYTORCH_JOBS = "finetunejobs", "pytorchjobs"
-ENDED_PHASES = ("Succeeded", "Failed")
-"""Of jobs and pods; a PyTorchJob has conditions of these names."""
+PAGES_PER_PERIOD = 300
+"""Pages of one kind that a resync may spread over its period: it is to be no load of its own."""
+KINDS = (FINETUNE_PLURAL, PYTORCH_PLURAL, PODS_PLURAL)
 
 _log = logging.getLogger(__name__)
 
 
-class Dispatcher:
-    """From a job that was seen to the time at which to look at it."""
-
-    def __init__(
-        self, queue: WorkQueue, memory: Memory, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
-        self._queue = queue
-        self._memory = memory
-        self._now = now
-
-    def job_seen(self, raw: Mapping[str, Any]) -> None:
-        """A FineTuneJob changed."""
-        if raw["metadata"]["resourceVersion"] != self._memory.job(raw).written_version:
-            self.job_listed(raw)
-        # else it is the echo of our own write, which said when to look again
-
-    def job_listed(self, raw: Mapping[str, Any]) -> None:
-        """A FineTuneJob is as it is; what has become of its children is not known."""
-        known = self._memory.job(raw)
-        metadata, status = raw["metadata"], raw.get("status") or {}
-        if not _is_finished(status) or status.get("observedGeneration") != metadata.get("generation"):
-            self._queue.add(known.key, first="phase" not in status)
-            return
-        known.phase = Phase(status["phase"]) if status.get("phase") in list(Phase) else None
-        spec = raw.get("spec") or {}
-        known.verifying = is_asked_for(spec) and awaits_verdict(FineTuneJobStatus.model_validate(status), verify=True)
-        if known.verifying:
-            self._queue.add(known.key)
-            return
-        ttl, completed = spec.get("ttlSecondsAfterFinished"), moment(status.get("completionTime"))
-        if ttl is not None and completed is not None:
-            self._queue.add(known.key, after_seconds=max(0.0, ttl - seconds_between(completed, self._now())))
-
-    def child_seen(self, namespace: str, job_name: str, *, ended: bool = False) -> None:
-        """A PyTorchJob or pod of the job changed; whether it has ended and holds nothing any more.
-
-        The Job of a verification is not watched: its pod tells of everything that a verdict is made of.
-        """
-        key = Key(namespace, job_name)
-        known = self._memory.find(key)
-        # A job that is not known yet is looked at once it is seen itself, unless it has ended as well.
-        over = known is None or (known.phase in ENDED_PHASES and not known.verifying)
-        if not (ended and over) and not (known is not None and known.settled):
-            self._queue.add(key)
-
-
-def child_ended(raw: Mapping[str, Any]) -> bool:
-    """Whether a PyTorchJob or pod has ended."""
-    status = raw.get("status") or {}
-    conditions = status.get("conditions") or ()
-    return status.get("phase") in ENDED_PHASES or any(item.get("type") in ENDED_PHASES for item in conditions)
-
-
-def _is_finished(status: Mapping[str, Any]) -> bool:
-    return any(
-        condition.get("type") == "Succeeded" and condition.get("status") in ("True", "False")
-        for condition in status.get("conditions") or ()
-    )
-
-
 class Resync:
-    """Looks at everything.
+    """Looks over everything.
 
     Args:
         cluster: the API server.
         namespaces: where the jobs are; None stands for all.
-        period_seconds: time between two looks (seconds).
-        dispatcher: what is to be done about each job.
-        queue: where unreleased attempts are put.
-        memory: what is known of the jobs.
+        period_seconds: time between two resyncs (seconds).
+        queue: where jobs are put of which something was missed.
+        cache: what is known.
         heartbeat: told of what no event had told.
     """
 
@@ -115,97 +60,137 @@ class Resync:
         namespaces: tuple[str | None, ...],
         *,
         period_seconds: float,
-        dispatcher: Dispatcher,
         queue: WorkQueue,
-        memory: Memory,
+        cache: Cache,
         heartbeat: Heartbeat,
     ) -> None:
         self._cluster = cluster
         self._namespaces = namespaces
         self._period_seconds = period_seconds
-        self._dispatcher = dispatcher
         self._queue = queue
-        self._memory = memory
+        self._cache = cache
         self._heartbeat = heartbeat
 
     async def run(self) -> None:
         """Resync until cancelled."""
+        pause_seconds = 0.0  # nobody waits for a resync but the first
         while True:
             wait = self._period_seconds * (1 + random.uniform(-JITTER, JITTER))
-            try:
-                await self.once()
-            except ApiError as error:
-                _log.warning("The cluster could not be looked over: %s", error)
+            if await self.once(pause_seconds=pause_seconds):
+                pause_seconds = self._period_seconds / PAGES_PER_PERIOD
+            else:
                 wait = min(RETRY_SECONDS, self._period_seconds)
             await asyncio.sleep(wait)
 
-    async def once(self) -> None:
-        """Look at everything once.
+    async def once(self, *, pause_seconds: float = 0.0) -> bool:
+        """Look over everything once; whether any of the namespaces could be listed.
+
+        Args:
+            pause_seconds: wait between two pages (seconds).
+        """
+        listed: list[str | None] = []
+        missed = dict.fromkeys(KINDS, 0)
+        for namespace in self._namespaces:
+            try:
+                for kind in KINDS:
+                    missed[kind] += await self._compare(kind, namespace, pause_seconds)
+            except ApiError as error:
+                # One that is gone, or not ours any more, is no reason to leave the others alone.
+                _log.warning("The namespace %s could not be looked over: %s", namespace or "(all)", error)
+            else:
+                listed.append(namespace)
+        if listed:
+            self._heartbeat.resynced(missed)
+        return bool(listed)
+
+    async def _compare(self, kind: str, namespace: str | None, pause_seconds: float) -> int:
+        """Reconcile what is not known as it is listed; how much that was.
 
         Raises:
             ApiError: the API server refused or did not answer.
         """
-        listed: dict[Key, str] = {}
-        for namespace in self._namespaces:
-            async for raw in self._cluster.list_jobs(namespace):
-                known = self._memory.job(raw)
-                listed[known.key] = raw["metadata"]["resourceVersion"]
-                self._dispatcher.job_listed(raw)
-            await self._look_for_unreleased(namespace)
-        gone = [key for key in self._memory.known_keys() if key not in listed]
-        for key in gone:
-            # It may be younger than the list, or gone without an event; a look tells.
-            self._queue.add(key)
-        self._heartbeat.resynced({JOBS: await self._missed(listed)})
-
-    async def _look_for_unreleased(self, namespace: str | None) -> None:
-        """Finished jobs whose attempt still holds machines, because the operator was stopped before it let go."""
+        names: set[tuple[str, str]] = set()
+        unknown: list[Raw] = []
+        strays: list[Raw] = []
         try:
-            async for raw in self._cluster.list_pytorch_jobs(namespace):
-                metadata = raw["metadata"]
-                if self._is_stray(raw):
-                    await self._cluster.delete_pytorch_job(metadata["namespace"], metadata["name"], uid=metadata["uid"])
-                    continue
-                name = metadata["labels"].get(JOB_NAME_LABEL)
-                if name and not child_ended(raw):
-                    self._queue.add(Key(metadata["namespace"], name))
+            async for page in self._cluster.list_metadata(kind, namespace):
+                if names:
+                    await asyncio.sleep(pause_seconds)
+                for item in page:
+                    metadata = item["metadata"]
+                    names.add((metadata["namespace"], metadata["name"]))
+                    if not self._cache.is_current(kind, item):
+                        unknown.append(item)
+                    elif kind == PYTORCH_PLURAL and self._may_be_stray(item):
+                        strays.append(item)
         except NotFound:
-            return  # without the training operator there is nothing to let go
+            return 0  # without the training operator there are none
+        unknown = await self._unannounced(kind, unknown)
+        for item in unknown:
+            self._read_anew(kind, item["metadata"])
+        for key in self._gone(kind, namespace, names):
+            self._queue.add(key)
+        for item in strays:
+            await self._delete_stray(item)
+        return len(unknown)
 
-    def _is_stray(self, raw: Mapping[str, Any]) -> bool:
-        """Whether an operator that stood still made this long after its attempt had ended: a later one is running."""
+    async def _unannounced(self, kind: str, unknown: list[Raw]) -> list[Raw]:
+        """Those of which no event has told, although it had time to come."""
+        waited = 0.0
+        while unknown and waited < ON_ITS_WAY_SECONDS:
+            await asyncio.sleep(POLL_SECONDS)
+            left = [item for item in unknown if not self._cache.is_current(kind, item)]
+            waited = 0.0 if len(left) < len(unknown) else waited + POLL_SECONDS
+            unknown = left
+        return unknown
+
+    def _read_anew(self, kind: str, metadata: dict[str, Any]) -> None:
+        if kind == FINETUNE_PLURAL:
+            key = Key(metadata["namespace"], metadata["name"])
+            cached = self._cache.find(key)
+            if cached is not None:
+                cached.raw, cached.done = None, False
+        else:
+            labels = metadata["labels"]
+            key = Key(metadata["namespace"], labels[JOB_NAME_LABEL])
+            cached = self._cache.find(key)
+            if cached is not None:
+                self._cache.children(key, cached.uid).must_be_read = True
+        self._queue.add(key)
+
+    def _gone(self, kind: str, namespace: str | None, names: set[tuple[str, str]]) -> Sequence[Key]:
+        """Jobs that are not there any more, or of which a child is not."""
+        if kind != FINETUNE_PLURAL:
+            return list(self._cache.keep_only(kind, (namespace,), names))
+        gone = [key for key in self._cache.all_keys() if namespace in (None, key.namespace) and key not in names]
+        for key in gone:
+            cached = self._cache.find(key)
+            if cached is not None:
+                cached.raw = None  # it may be younger than the list; reading it tells
+        return gone
+
+    def _may_be_stray(self, raw: Raw) -> bool:
         metadata = raw["metadata"]
-        labels = metadata["labels"]
-        known = self._memory.find(Key(metadata["namespace"], labels.get(JOB_NAME_LABEL, "")))
-        attempt = labels.get(ATTEMPT_LABEL, "")
-        return (
-            known is not None
-            and known.attempt is not None
-            and is_owned(raw, known.uid)
-            and attempt.isdecimal()
-            and int(attempt) < known.attempt
-        )
+        cached = self._cache.find(Key(metadata["namespace"], (metadata.get("labels") or {}).get(JOB_NAME_LABEL, "")))
+        if cached is None or not is_owned(raw, cached.uid) or "deletionTimestamp" in metadata:
+            return False
+        return cached.newest_attempt is not None and _attempt(raw) not in (None, cached.newest_attempt)
 
-    async def _missed(self, listed: Mapping[Key, str]) -> int:
-        """How many jobs of the list no event has told of, although one had time to come."""
-
-        def unannounced() -> list[Key]:
-            known = ((key, self._memory.find(key)) for key in listed)
-            return [
-                key
-                for key, job in known
-                if job is not None
-                and listed[key] not in (job.announced_version, job.written_version)
-                and not _newer(job.announced_version, listed[key])
-            ]
-
-        for _ in range(round(ON_ITS_WAY_SECONDS / LOOK_SECONDS)):
-            if not unannounced():
-                return 0
-            await asyncio.sleep(LOOK_SECONDS)
-        return len(unannounced())
+    async def _delete_stray(self, raw: Raw) -> None:
+        """Delete a PyTorchJob of ours that belongs to no attempt of its job: an operator that stood still made it
+        long after its attempt had ended, or was stopped just after it had made it and the job has ended since."""
+        metadata = raw["metadata"]
+        job = await self._cluster.get_job(metadata["namespace"], metadata["labels"][JOB_NAME_LABEL])
+        if job is None or not is_owned(raw, job["metadata"]["uid"]):
+            return
+        status = FineTuneJobStatus.model_validate(job.get("status") or {})
+        number = _attempt(raw)
+        if status.attempt is None or number is None or number == status.attempt:
+            return
+        if number < status.attempt or is_finished(status):
+            await self._cluster.delete_pytorch_job(metadata["namespace"], metadata["name"], uid=metadata["uid"])
 
 
-def _newer(version: str, other: str) -> bool:
-    """Whether resourceVersion `version` is a later one; Kubernetes compares them as numbers since 1.35."""
-    return version.isdecimal() and other.isdecimal() and int(version) > int(other)
+def _attempt(raw: Raw) -> int | None:
+    text = (raw["metadata"].get("labels") or {}).get(ATTEMPT_LABEL, "")
+    return int(text) if text.isdecimal() else None

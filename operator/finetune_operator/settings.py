@@ -12,8 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from finetune_api.fields import LabelMap
 from finetune_api.storage_uri import Scheme, parse
-from finetune_api.workers import LabelMap, Quantity, Resources
+from finetune_api.workers import Quantity, Resources
 from finetune_operator.names import CA_CONFIG_MAP, MANAGER, TLS_SECRET
 
 PREFIX = "FINETUNE_OPERATOR_"

@@ -5,82 +5,83 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.attempts import Attempts, NameTaken, is_owned, name_taken
+from finetune_operator.attempts import Attempts, NameTaken, name_taken
+from finetune_operator.cache import CachedJob
 from finetune_operator.cluster import Cluster
-from finetune_operator.creation import hindered_seconds
 from finetune_operator.desired import verification_job
 from finetune_operator.desired.continuation import continued
 from finetune_operator.errors import ApiError, Conflict, Forbidden, Invalid, Unavailable
-from finetune_operator.memory import Known
 from finetune_operator.names import verification_name
 from finetune_operator.policy.decide import problems_sentence
-from finetune_operator.policy.observed import VerificationView, read_verification
-from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
+from finetune_operator.policy.observed import VerificationView, is_owned, read_verification
+from finetune_operator.policy.plan import Plan, Timeouts
 from finetune_operator.policy.verification import give_up, is_under_way, note_created, note_hindered
 from finetune_operator.settings import OperatorSettings
+from finetune_operator.view import View
 
 
 class Verifications:
     """The Jobs that verify adapters in the cluster."""
 
-    def __init__(self, cluster: Cluster, settings: OperatorSettings, attempts: Attempts) -> None:
+    def __init__(self, cluster: Cluster, settings: OperatorSettings, attempts: Attempts, timeouts: Timeouts) -> None:
         self._cluster = cluster
         self._settings = settings
         self._attempts = attempts
+        self._timeouts = timeouts
 
-    async def read(self, known: Known, status: FineTuneJobStatus) -> VerificationView | None:
+    async def read(self, cached: CachedJob, status: FineTuneJobStatus) -> VerificationView | None:
         """The Job of a job's verification, if there is one of ours, and its pods."""
-        namespace = known.key.namespace
+        namespace = cached.key.namespace
         try:
-            found = await self._cluster.get_batch_job(namespace, verification_name(known.key.name, known.uid))
+            found = await self._cluster.get_batch_job(namespace, verification_name(cached.key.name, cached.uid))
         except Forbidden:
             if is_under_way(status):
                 raise
             # Whoever lacks this right lacks the other one too, and says so when it tries to create the Job.
             return None
-        if found is None or not is_owned(found, known.uid):
+        if found is None or not is_owned(found, cached.uid):
             return None
         pods = self._cluster.list_batch_job_pods(namespace, uid=found["metadata"]["uid"])
         return read_verification(found, [pod async for pod in pods])
 
-    async def begin(self, plan: Plan, known: Known, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
+    async def begin(self, plan: Plan, view: View, now: datetime) -> None:
         """Create the Job and enter it into the plan's status, or what hinders that.
 
         Raises:
             ApiError: the API server does not answer, or somebody else was faster.
         """
-        attempt = plan.status.attempt
-        last = await self._attempts.config_map(known, attempt) if attempt is not None else None
+        cached, observed, attempt = view.cached, view.observed, plan.status.attempt
+        last = await self._attempts.config_map(cached, attempt) if attempt is not None else None
         if attempt is None or last is None:
             give_up(plan, observed, now, "The ConfigMap of the last attempt is gone, and with it the job to verify by.")
             return
         try:
-            found = await self._create(plan, attempt, known)
+            found = await self._create(plan, attempt, view)
         except Invalid as error:
             give_up(plan, observed, now, f"The API server refuses the Job of the verification: {error}")
         except (_Hindered, NameTaken, Forbidden, Unavailable) as error:
-            again_at = now + timedelta(seconds=hindered_seconds(known))
-            note_hindered(plan, observed, now, timeouts, _sentence(error), again_at)
+            again_at = now + timedelta(seconds=cached.creation_backoff_seconds())
+            note_hindered(plan, observed, now, self._timeouts, _sentence(error), again_at)
         else:
-            known.hindered = 0
-            note_created(plan, found, observed, now, timeouts)
+            cached.creation_failures = 0
+            note_created(plan, found, observed, now, self._timeouts)
 
-    async def _create(self, plan: Plan, attempt: int, known: Known) -> VerificationView:
-        reading = known.reading
-        if reading is None or reading.job is None or reading.problems:
-            sentence = problems_sentence(reading.problems) if reading and reading.problems else "it cannot be read."
+    async def _create(self, plan: Plan, attempt: int, view: View) -> VerificationView:
+        cached, written, problems = view.cached, view.spec.job, view.spec.desired.problems
+        if written is None or problems:
+            sentence = problems_sentence(problems) if problems else "it cannot be read."
             raise _Hindered(f"Of the spec as it is now no verification can be made: {sentence}")
-        job = continued(reading.job, await self._attempts.first_config_map(known))
+        job = continued(written, await self._attempts.first_config_map(cached))
         address = plan.status.adapter.uri if plan.status.adapter is not None else ""
         body = verification_job(job, attempt, address, self._settings)
-        namespace, name = known.key.namespace, body["metadata"]["name"]
+        namespace, name = cached.key.namespace, body["metadata"]["name"]
         try:
             made = await self._cluster.create_batch_job(namespace, body)
         except Conflict:
             found = await self._cluster.get_batch_job(namespace, name)
             if found is None:
                 raise
-            if not is_owned(found, known.uid):
+            if not is_owned(found, cached.uid):
                 raise name_taken("Job", namespace, name) from None
             made = found
         return read_verification(made, ())

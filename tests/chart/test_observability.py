@@ -20,8 +20,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from finetune_api.outcome import Reason
-from finetune_operator.metrics import Metrics
-from finetune_operator.policy.reasons import ENDS_OF_ATTEMPTS, OperatorReason
+from finetune_operator.policy.reasons import ENDS_OF_ATTEMPTS, ENDS_OF_JOBS, OperatorReason
+from finetune_operator.serving.metrics import Metrics
 from tests.chart.monitoring import (
     ALERTS,
     CHART,
@@ -275,8 +275,8 @@ def words(metric: str) -> set[str]:
 
 
 def test_every_reason_to_wait_has_an_alert_but_the_authors_own_mistake() -> None:
-    waits = {str(reason) for reason in OperatorReason} - {str(reason) for reason in ENDS_OF_ATTEMPTS}
-    assert words("finetune_longest_wait_seconds") == waits - {"RetriesExhausted"} | {"Starting"}
+    waits = {str(reason) for reason in OperatorReason} - {str(reason) for reason in (*ENDS_OF_ATTEMPTS, *ENDS_OF_JOBS)}
+    assert words("finetune_longest_wait_seconds") == waits | {"Starting"}
 
 
 def test_the_alerts_on_attempts_name_reasons_that_there_are() -> None:

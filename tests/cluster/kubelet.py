@@ -84,6 +84,11 @@ class Kubelet:
         status = {"reason": "Evicted", "message": text}
         return self._end(pod, "Failed", SIGKILLED, "Error", "", status, disrupted)
 
+    def evict_for_limit(self, pod: Object | str, volume: str = "finetune-cache", limit: str = "10Gi") -> Object:
+        """The pod wrote more than it may; for that a kubelet sets no condition."""
+        text = f'Usage of EmptyDir volume "{volume}" exceeds the limit "{limit}". '
+        return self._end(pod, "Failed", SIGKILLED, "Error", "", {"reason": "Evicted", "message": text})
+
     def preempt(self, pod: Object | str) -> None:
         """The scheduler takes the pod away for a more important one: it is marked, then deleted."""
         text = "default-scheduler: preempting to accommodate a higher priority pod"

@@ -32,7 +32,8 @@ SPEC: Mapping[str, Any] = {
     "train_path": "s3://data/train.jsonl",
     "task": "instruction_tuning",
     "lora_config": {"r": 8},
-    "workers": {"nodes": 1, "gpusPerNode": 0},
+    # All memory set aside: a kill for want of it is the job's own then.
+    "workers": {"nodes": 1, "gpusPerNode": 0, "resources": {"limits": {"memory": "1Gi"}}},
 }
 
 

@@ -170,6 +170,11 @@ def out_of_memory(*, attempt: int = 1, worker: int = 0) -> Happening:
     return lambda scene: scene.kubelet.oom_kill(_pod(scene, attempt, worker))
 
 
+def over_its_limit(*, attempt: int = 1, worker: int = 0) -> Happening:
+    """A worker has written more than its cache may hold."""
+    return lambda scene: scene.kubelet.evict_for_limit(_pod(scene, attempt, worker))
+
+
 def evicted(*, attempt: int = 1, worker: int = 0) -> Happening:
     """A node takes a worker off, for want of a resource."""
     return lambda scene: scene.kubelet.evict(_pod(scene, attempt, worker))

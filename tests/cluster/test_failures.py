@@ -23,6 +23,7 @@ from tests.cluster.steps import (
     evicted,
     exits,
     out_of_memory,
+    over_its_limit,
     play,
     play_all,
     pod_deleted,
@@ -92,6 +93,12 @@ def start_error(scene: Scene) -> None:
     exits(128, text, reason="StartError")(scene)
 
 
+def driver_error(scene: Scene) -> None:
+    """The runtime's hook for GPUs fails on one node."""
+    text = "error running prestart hook #0: nvidia-container-cli: initialization error: nvml error: driver not loaded"
+    exits(128, text, reason="StartError")(scene)
+
+
 def admission_error(scene: Scene) -> None:
     """A node refuses a pod that was assigned to it, as one does whose GPU driver is not up yet."""
     pod = scene.kubelet.scheduled(scene.pod())
@@ -115,6 +122,8 @@ PODS: dict[str, tuple[Happening, str, str, bool | None]] = {
         None,
     ),
     "evicted": (evicted(), "Disrupted", "low on resource", False),
+    "evicted for more than it may write": (over_its_limit(), "DiskFull", "raise workers.cache.sizeLimit", None),
+    "a node without its GPU driver": (driver_error, "TrainerNotStarted", "nvml error: driver not loaded", True),
     # A pod that is gone before anybody looks tells nothing more than that.
     "preempted": (preempted(), "Disrupted", "does not count as a failure", False),
     "its pod deleted by hand": (pod_deleted(), "Disrupted", "does not count as a failure", False),
@@ -157,7 +166,7 @@ def test_what_became_of_a_pod_is_told(operator: OperatorProcess, api: Api, kubel
         assert status.get("failures", 0) == (counted is not False), name
 
 
-TWO = {"nodes": 2, "gpusPerNode": 0}
+TWO = {"nodes": 2, "gpusPerNode": 0, "resources": {"limits": {"memory": "1Gi"}}}
 PEER = says(Reason.PEER_FAILED, "Another worker ended.", code=203, collateral=True)
 GROUPS: dict[str, tuple[Callable[[Scene], object], str, str]] = {
     # What happens to two workers at once, and the reason and a part of the message that come of it.

@@ -175,13 +175,13 @@ def test_a_status_that_makes_no_sense_stops_nobody(scene: Scene) -> None:
     play(scene, [Step(succeeds(), "Succeeded", "Succeeded")])
 
 
-def test_a_job_with_a_finalizer_of_somebody_else_is_not_touched_while_it_goes(scene: Scene) -> None:
+def test_a_job_that_a_finalizer_of_somebody_else_holds_up_lets_its_machines_go(scene: Scene) -> None:
     play(scene, [Step(apply(), "Starting", "Starting"), Step(run(), "Preparing", "Preparing")])
     scene.api.patch("FineTuneJob", scene.name, {"metadata": {"finalizers": ["example.com/wait"]}})
     scene.api.delete("FineTuneJob", scene.name)
-    crashes()(scene)
-    scene.api.delete("PyTorchJob", scene.child())
     wait_until(scene.pytorch_jobs, lambda found: not found)
+    crashes()(scene)
+    assert scene.job()["metadata"]["finalizers"] == ["example.com/wait"]
     scene.api.patch("FineTuneJob", scene.name, {"metadata": {"finalizers": None}})
     scene.api.wait_gone("FineTuneJob", scene.name)
     assert scene.pytorch_jobs() == []

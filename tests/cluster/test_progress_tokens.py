@@ -20,6 +20,7 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.errors import Forbidden
 from finetune_operator.names import CA_CONFIG_MAP, CA_KEY, MANAGER, TLS_SECRET
 from finetune_operator.progress.authority import CertificateAuthority
+from finetune_operator.wire import Wire
 from finetune_trainer.train.progress import Endpoint, ProgressReporter
 from finetune_trainer.train.progress_status import Phase, Progress, trainer_status
 from tests.cluster.api import Api, Object
@@ -196,7 +197,7 @@ def _with_cluster(kubeconfig: Path, use: Callable[[Cluster], Awaitable[T]]) -> T
         configuration = Configuration()
         load: Any = load_kube_config  # not typed
         await load(config_file=str(kubeconfig), client_configuration=configuration)
-        async with Cluster(configuration) as cluster:
+        async with Cluster(Wire(configuration)) as cluster:
             return await use(cluster)
 
     return asyncio.run(run())

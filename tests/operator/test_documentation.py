@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from finetune_api.outcome import EXIT_CODES, Reason, is_retryable
 from finetune_api.status import ConditionType, Phase
-from finetune_operator.metrics import Metrics
 from finetune_operator.policy.reasons import OperatorReason, VerificationReason
+from finetune_operator.serving.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 STATUS = (ROOT / "docs" / "reference" / "status.md").read_text()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_operator.queue import Key, NotBefore, WorkQueue
+from finetune_operator.queue import SPARE_TIMERS, Key, NotBefore, WorkQueue
 from tests.operator.jumping_loop import JumpingLoop
 
 A, B, C = (Key("space", name) for name in "abc")
@@ -169,16 +169,37 @@ def test_two_looks_at_one_job_are_a_settle_time_apart() -> None:
     assert all(later - earlier >= SETTLE for earlier, later in itertools.pairwise(times))
 
 
-def test_jobs_that_wait_for_their_first_look_come_before_others() -> None:
-    desk = Desk(takes_seconds=1)
+def test_a_far_deadline_that_is_set_again_at_every_report_leaves_nothing_behind() -> None:
+    desk = Desk()
+    day, period = 24 * 3600.0, 5.0
+    most = 0
 
     async def story() -> None:
-        desk.queue.add(A)
-        desk.queue.add(B)
-        desk.queue.add(C, first=True)
+        nonlocal most
+        for report in range(round(day / period)):
+            desk.answers[A] = [day - report * period]
+            desk.queue.add(A)
+            await asyncio.sleep(period)
+            most = max(most, desk.queue.timers())
 
     play(desk, story)
-    assert desk.keys == [C, A, B]
+    assert len(desk.times(A)) >= day / period
+    assert most <= SPARE_TIMERS + 3
+
+
+def test_jobs_that_come_and_go_leave_no_timer() -> None:
+    desk = Desk(concurrency=16)
+
+    async def story() -> None:
+        for number in range(5000):
+            key = Key("space", str(number))
+            desk.answers[key] = [3600.0]
+            desk.queue.add(key)
+            await asyncio.sleep(0.01)
+            desk.queue.forget(key)
+        assert desk.queue.timers() <= SPARE_TIMERS + 3
+
+    play(desk, story)
 
 
 def test_no_more_jobs_are_looked_at_at_once_than_allowed_and_no_fewer() -> None:
@@ -279,7 +300,7 @@ def test_the_depth_counts_what_could_be_looked_at_now() -> None:
 @given(
     calls=st.lists(
         st.tuples(
-            st.sampled_from(["add", "add later", "add first", "forget"]),
+            st.sampled_from(["add", "add later", "forget"]),
             st.sampled_from([A, B, C]),
             st.sampled_from([0.0, 0.1, 0.3, 1.0]),
         ),
@@ -302,7 +323,7 @@ def test_whatever_is_asked_the_last_wish_of_a_job_is_granted_and_the_rules_hold(
                 asked.pop(key, None)
             else:
                 wish = seconds if what == "add later" else 0.0
-                desk.queue.add(key, after_seconds=wish, first=what == "add first")
+                desk.queue.add(key, after_seconds=wish)
                 asked[key] = max(asked.get(key, 0.0), _now())
             await asyncio.sleep(seconds)
 

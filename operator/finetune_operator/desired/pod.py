@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-
-from pydantic import BaseModel
 
 from finetune_api.job import FineTuneJob
 from finetune_api.workers import Workers
@@ -15,6 +14,7 @@ from finetune_operator.desired.environment import (
     verification_environment,
 )
 from finetune_operator.desired.metadata import child_labels, job_labels
+from finetune_operator.desired.scheduling import placement_of, plain
 from finetune_operator.desired.volumes import JOB_FOLDER, PodVolumes, pod_volumes, verification_volumes
 from finetune_operator.names import (
     APP_NAME_LABEL,
@@ -30,13 +30,16 @@ PORT_NAME = "pytorchjob-port"
 """The training operator's name for the port of its services."""
 
 
-def pod_template(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> dict[str, Any]:
+def pod_template(
+    job: FineTuneJob, attempt: int, settings: OperatorSettings, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
     """The template of the workers' pods.
 
     Args:
         job: result of `attempt_job`.
         attempt: number of the attempt, from 1.
         settings: the operator's.
+        avoid: names of nodes that others are preferred to.
     """
     volumes = pod_volumes(job, attempt, settings)
     container = {
@@ -47,10 +50,12 @@ def pod_template(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> 
         "ports": [{"name": PORT_NAME, "containerPort": MASTER_PORT, "protocol": "TCP"}],
         **_resources(job.spec.workers, job.spec.workers.gpus_per_node),
     }
-    return _template(job, child_labels(job, attempt), container, volumes, settings)
+    return _template(job, child_labels(job, attempt), container, volumes, settings, avoid)
 
 
-def verification_template(job: FineTuneJob, attempt: int, address: str, settings: OperatorSettings) -> dict[str, Any]:
+def verification_template(
+    job: FineTuneJob, attempt: int, address: str, settings: OperatorSettings, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
     """The template of the pod that verifies the adapter.
 
     Args:
@@ -58,6 +63,7 @@ def verification_template(job: FineTuneJob, attempt: int, address: str, settings
         attempt: number of the attempt whose ConfigMap the job is read from.
         address: the adapter's.
         settings: the operator's.
+        avoid: names of nodes that others are preferred to.
     """
     workers = job.spec.workers
     container = {
@@ -72,7 +78,7 @@ def verification_template(job: FineTuneJob, attempt: int, address: str, settings
         # One answers the few prompts that there are; main memory has to hold what it held in training.
         **_resources(workers, min(workers.gpus_per_node, 1)),
     }
-    return _template(job, job_labels(job), container, verification_volumes(job, attempt, settings), settings)
+    return _template(job, job_labels(job), container, verification_volumes(job, attempt, settings), settings, avoid)
 
 
 def _template(
@@ -81,6 +87,7 @@ def _template(
     container: dict[str, Any],
     volumes: PodVolumes,
     settings: OperatorSettings,
+    avoid: Sequence[str],
 ) -> dict[str, Any]:
     workers = job.spec.workers
     spec: dict[str, Any] = {
@@ -91,7 +98,7 @@ def _template(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": settings.termination_grace_seconds,
         "securityContext": _pod_security(settings),
-        **_placement(workers),
+        **placement_of(workers, avoid),
         "containers": [_container(container, workers, volumes.mounts)],
         "volumes": volumes.volumes,
     }
@@ -123,7 +130,7 @@ def _container(own: dict[str, Any], workers: Workers, mounts: list[dict[str, Any
 
 
 def _resources(workers: Workers, gpus: int) -> dict[str, Any]:
-    asked = _plain(workers.resources) if workers.resources else {}
+    asked = plain(workers.resources) if workers.resources else {}
     counted = {workers.gpu_resource_name: str(gpus)} if gpus else {}
     quantities = {kind: {**asked.get(kind, {}), **counted} for kind in ("limits", "requests")}
     found = {kind: amounts for kind, amounts in quantities.items() if amounts}
@@ -142,20 +149,3 @@ def _pod_security(settings: OperatorSettings) -> dict[str, Any]:
             "fsGroupChangePolicy": "OnRootMismatch",
         }
     return security
-
-
-def _placement(workers: Workers) -> dict[str, Any]:
-    chosen = {
-        "imagePullSecrets": [_plain(secret) for secret in workers.image_pull_secrets],
-        "nodeSelector": dict(workers.node_selector),
-        "tolerations": [_plain(toleration) for toleration in workers.tolerations],
-        "affinity": workers.affinity,
-        "priorityClassName": workers.priority_class_name,
-        "runtimeClassName": workers.runtime_class_name,
-    }
-    return {key: value for key, value in chosen.items() if value}
-
-
-def _plain(model: BaseModel) -> dict[str, Any]:
-    """A part of the job in Kubernetes' spelling."""
-    return model.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -6,6 +6,7 @@ hold, and its restarts leave half a group. An attempt is whole or over; what com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.job import FineTuneJob
@@ -18,8 +19,10 @@ from finetune_operator.names import PYTORCH_GROUP, PYTORCH_VERSION, WORKER_REPLI
 from finetune_operator.settings import OperatorSettings
 
 
-def pytorch_job(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> dict[str, Any]:
-    """The PyTorchJob of attempt number `attempt`, from 1."""
+def pytorch_job(
+    job: FineTuneJob, attempt: int, settings: OperatorSettings, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The PyTorchJob of attempt number `attempt`, from 1, whose pods prefer nodes other than those in `avoid`."""
     job = attempt_job(job, settings)
     metadata = child_metadata(job, attempt)
     # Kueue's labels, the only ones that attempt_job leaves. runPolicy.suspend is Kueue's own from the start.
@@ -37,7 +40,7 @@ def pytorch_job(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> d
                 WORKER_REPLICA: {
                     "replicas": job.spec.workers.nodes,
                     "restartPolicy": "Never",
-                    "template": pod_template(job, attempt, settings),
+                    "template": pod_template(job, attempt, settings, avoid),
                 }
             },
         },

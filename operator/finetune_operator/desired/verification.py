@@ -6,6 +6,7 @@ pod, whose log says more, until the FineTuneJob goes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.job import FineTuneJob
@@ -21,8 +22,13 @@ OUT_OF_MEMORY = 137
 """Exit code of a container that was killed; where no disruption did it, it was out of memory, as the next would be."""
 
 
-def verification_job(job: FineTuneJob, attempt: int, address: str, settings: OperatorSettings) -> dict[str, Any]:
-    """The batch Job that verifies the adapter at `address`, by the job of attempt number `attempt`, from 1."""
+def verification_job(
+    job: FineTuneJob, attempt: int, address: str, settings: OperatorSettings, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The batch Job that verifies the adapter at `address`, by the job of attempt number `attempt`, from 1.
+
+    Its pod prefers nodes other than those in `avoid`; one that follows a crash does so too, and knows no more.
+    """
     job = attempt_job(job, settings)
     metadata = verification_metadata(job)
     # Kueue's labels: where it manages Jobs, it suspends this one until there is quota.
@@ -44,6 +50,6 @@ def verification_job(job: FineTuneJob, attempt: int, address: str, settings: Ope
                     },
                 ]
             },
-            "template": verification_template(job, attempt, address, settings),
+            "template": verification_template(job, attempt, address, settings, avoid),
         },
     }

@@ -13,7 +13,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.workers import Volume
 from finetune_operator.desired.addresses import claims
 from finetune_operator.desired.metadata import child_of
-from finetune_operator.names import CA_KEY, JOB_FILE_KEY
+from finetune_operator.names import CA_KEY, CACHE_VOLUME, JOB_FILE_KEY, SCRATCH_VOLUME, SHARED_MEMORY_VOLUME
 from finetune_operator.settings import OperatorSettings
 
 JOB_FOLDER = "/etc/finetune"
@@ -95,16 +95,16 @@ def own_volumes(job: FineTuneJob, config_map: str, settings: OperatorSettings, *
     found = PodVolumes()
     config = {"name": config_map, "items": [{"key": JOB_FILE_KEY, "path": JOB_FILE_KEY}]}
     found.add(f"{VOLUME_PREFIX}job", {"configMap": config}, JOB_FOLDER, read_only=True)
-    found.add(f"{VOLUME_PREFIX}scratch", _empty_dir(size=settings.scratch_size), SCRATCH_FOLDER)
+    found.add(SCRATCH_VOLUME, _empty_dir(size=settings.scratch_size), SCRATCH_FOLDER)
     # Workers hand batches and tensors to each other through it; a container's own has 64 MiB.
     memory = _empty_dir(size=settings.shared_memory_size, medium="Memory")
-    found.add(f"{VOLUME_PREFIX}shared-memory", memory, SHARED_MEMORY_FOLDER)
+    found.add(SHARED_MEMORY_VOLUME, memory, SHARED_MEMORY_FOLDER)
     cache = job.spec.workers.cache
     if cache is not None and cache.persistent_volume_claim is not None:
-        found.add_claim(f"{VOLUME_PREFIX}cache", cache.persistent_volume_claim.claim_name, CACHE_FOLDER)
+        found.add_claim(CACHE_VOLUME, cache.persistent_volume_claim.claim_name, CACHE_FOLDER)
     else:
         size = cache.size_limit if cache is not None else None
-        found.add(f"{VOLUME_PREFIX}cache", _empty_dir(size=size), CACHE_FOLDER)
+        found.add(CACHE_VOLUME, _empty_dir(size=size), CACHE_FOLDER)
     if settings.progress_url:
         found.add(f"{VOLUME_PREFIX}progress", _progress(settings), PROGRESS_FOLDER, read_only=True)
     for index, (claim, written) in enumerate(claims(job).items()):

@@ -6,16 +6,19 @@ attempts does not count either.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.policy.times import moment, rfc3339, seconds_between
+from finetune_operator.policy.times import after, moment, rfc3339, seconds_between
 
 
-def account(status: FineTuneJobStatus, *, active: bool, since: datetime) -> None:
-    """Keep the books: the job is active or not, and became so at `since`."""
+def account(status: FineTuneJobStatus, *, active: bool, since: datetime, now: datetime) -> None:
+    """Keep the books: the job is active or not, and became so at `since`, by our own clock.
+
+    A beginning in the future was written down by an operator whose clock was ahead; it counts from now.
+    """
     running_since = moment(status.active_since)
-    if active and running_since is None:
+    if active and (running_since is None or running_since > now):
         status.active_since = rfc3339(since)
     elif not active and running_since is not None:
         status.active_seconds = (status.active_seconds or 0) + round(seconds_between(running_since, since))
@@ -27,7 +30,7 @@ def deadline(status: FineTuneJobStatus, limit_seconds: int | None) -> datetime |
     since = moment(status.active_since)
     if limit_seconds is None or since is None:
         return None
-    return since + timedelta(seconds=limit_seconds - (status.active_seconds or 0))
+    return after(since, limit_seconds - (status.active_seconds or 0))
 
 
 def exceeded(status: FineTuneJobStatus, limit_seconds: int | None, now: datetime) -> bool:

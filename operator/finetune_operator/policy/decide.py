@@ -12,13 +12,14 @@ from datetime import datetime, timedelta
 from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
 from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_operator.policy import conditions, deadline, endings, retry, ttl, verification
-from finetune_operator.policy.failure_reason import Verdict, judge
+from finetune_operator.policy import advance, conditions, deadline, endings, retry, ttl, verification
+from finetune_operator.policy.failure_reason import Verdict, judge, newest_checkpoint
 from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.phase import shown_phase
 from finetune_operator.policy.plan import DesiredState, ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
-from finetune_operator.policy.times import moment, rfc3339
+from finetune_operator.policy.times import after, believed_if_recent, moment, rfc3339
 from finetune_operator.policy.waiting import Activity, activity
 
 LOOK_AGAIN_SECONDS = 5.0
@@ -50,13 +51,27 @@ def next_attempt(status: FineTuneJobStatus) -> int:
     return (status.attempts[-1].number if status.attempts else 0) + 1
 
 
+def holds_back(desired: DesiredState, status: FineTuneJobStatus, now: datetime) -> bool:
+    """Whether no further attempt is made just now, for another reason than that one has to wait for its time.
+
+    Nobody would notice then that one was made, just before the operator was stopped.
+    """
+    return (
+        desired.suspend
+        or bool(desired.problems)
+        or deadline.exceeded(status, desired.active_deadline_seconds, now)
+        or advance.is_stuck(status)
+        or retry.exhausted(status.failures or 0, desired.backoff_limit)
+    )
+
+
 def note_created(
     plan: Plan, pytorch_job: PyTorchJobView, observed: ObservedState, now: datetime, timeouts: Timeouts
 ) -> None:
     """Enter the attempt that was just created, or found to have been, into the plan's status."""
     status = plan.status
     status.attempt = pytorch_job.attempt
-    status.attempt_start_time = rfc3339(pytorch_job.created_at or now)
+    status.attempt_start_time = rfc3339(believed_if_recent(pytorch_job.created_at, now))
     status.start_time = status.start_time or status.attempt_start_time
     status.progress = None
     _note_activity(plan, pytorch_job, (), observed, now, timeouts, reported=None)
@@ -85,10 +100,12 @@ def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts:
     plan.release = any(not pod.ended for pod in observed.pods) or not (observed.pods or pytorch_job.ended)
     if not plan.release and any(pod.holds_machine for pod in observed.pods):
         # The trainer has ended, its pod has not: in a moment it will, unless a container beside it goes on for ever.
-        release_at = (moment(plan.status.completion_time) or now) + timedelta(seconds=timeouts.group_end_seconds)
-        plan.release = now >= release_at
+        ended_at = moment(plan.status.completion_time)
+        release_at = after(ended_at, timeouts.group_end_seconds) if ended_at is not None else now
+        # An end in the future is by another clock, and nobody knows how long ago it was.
+        plan.release = now >= release_at or (ended_at is not None and ended_at > now)
         if not plan.release:
-            plan.again_at = min(release_at, plan.again_at or patience_ends)
+            plan.again_at = min(release_at, plan.again_at or release_at)
 
 
 def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
@@ -102,6 +119,9 @@ def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeo
             pytorch_job, pods, now=now, noticed=observed.noticed, group_end_seconds=timeouts.group_end_seconds
         )
         plan.ending = isinstance(verdict, datetime)
+        verdict = endings.final(verdict, status) if isinstance(verdict, Verdict) else verdict
+    if observed.progress is not None:
+        advance.note_report(status, observed.progress)
     limit = desired.active_deadline_seconds
     if isinstance(verdict, Verdict) and verdict.succeeded:
         endings.succeed(status, verdict, now=now, generation=desired.generation)
@@ -132,7 +152,7 @@ def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeo
         _retry_or_fail(plan, verdict, observed, now, timeouts)
     elif pytorch_job is not None:
         # One that its queue has stopped goes on from what its pods saved before they went.
-        _keep_checkpoints(status, pods)
+        keep_checkpoint(status, newest_checkpoint(pods))
         _note_activity(plan, pytorch_job, pods, observed, now, timeouts, reported=observed.reported)
         if observed.progress is not None:
             status.progress = observed.progress
@@ -146,9 +166,11 @@ def _between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeou
         note_created(plan, observed.unrecorded, observed, now, timeouts)
         plan.again_at = now
         return
+    if desired.suspend:
+        advance.note_suspension(status)
     left = [pod for pod in observed.pods if pod.holds_machine]
     # The checkpoint of an attempt that was told to stop is known only now.
-    _keep_checkpoints(status, observed.pods)
+    keep_checkpoint(status, newest_checkpoint(observed.pods))
     if observed.pytorch_job is not None or left:
         plan.release = observed.pytorch_job is not None and not observed.pytorch_job.deleting
         plan.again_at = now + timedelta(seconds=LOOK_AGAIN_SECONDS)
@@ -199,17 +221,26 @@ def _between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeou
         )
         plan.again_at = now
         return
+    if advance.is_stuck(status):
+        # Only now: what the last pods said of their checkpoint may have come after the end was written down.
+        sentence = advance.stuck_sentence(status)
+        endings.fail(status, OperatorReason.NO_PROGRESS, sentence, now=now, generation=desired.generation)
+        plan.again_at = now
+        return
     if retry.exhausted(status.failures or 0, desired.backoff_limit):
         # The limit was lowered since the last attempt ended.
         endings.give_up(status, desired.backoff_limit, now=now, generation=desired.generation)
         plan.again_at = now
         return
-    due = _next_attempt_at(status, timeouts)
+    due = _next_attempt_at(status, timeouts, now)
     if due is not None and due > now:
         last = status.attempts[-1]
         _note_retrying(plan, f"{last.reason}: {last.message}", due, now, desired)
         return
     plan.create = next_attempt(status)
+    # The first one's says what is trained.
+    if status.attempt is not None and status.attempt > 1:
+        plan.leftover_config_map = status.attempt
 
 
 def _note_activity(
@@ -223,17 +254,20 @@ def _note_activity(
     reported: Phase | None,
 ) -> None:
     desired = observed.desired
+    active = not pytorch_job.held
+    since = believed_if_recent(pytorch_job.resumed_at or pytorch_job.created_at, now) if active else now
+    deadline.account(plan.status, active=active, since=since, now=now)
+    phase, until = shown_phase(plan.status, pods, reported, reports_expected=observed.reports_expected, now=now)
     doing: Activity = activity(
         pytorch_job,
         pods,
         queue=desired.queue,
         now=now,
+        since=moment(plan.status.active_since) or since,
         pods_expected_seconds=timeouts.pods_expected_seconds,
-        reported=reported,
+        phase=phase,
     )
-    since = pytorch_job.resumed_at or pytorch_job.created_at or now
-    deadline.account(plan.status, active=not pytorch_job.suspended, since=now if pytorch_job.suspended else since)
-    plan.again_at = doing.again_at
+    plan.again_at = doing.again_at or (until if doing.phase is phase else None)
     if desired.problems:
         # What runs goes on: it was made of a spec that was valid. The change is reported and no attempt made of it.
         conditions.stalled(
@@ -258,7 +292,7 @@ def _retry_or_fail(plan: Plan, verdict: Verdict, observed: ObservedState, now: d
     if retry.exhausted(status.failures or 0, desired.backoff_limit):
         endings.give_up(status, desired.backoff_limit, now=now, generation=desired.generation)
         return
-    due = _next_attempt_at(status, timeouts) or now
+    due = _next_attempt_at(status, timeouts, now) or now
     _note_retrying(plan, f"{verdict.reason}: {verdict.message}", due, now, desired)
     plan.again_at = now
 
@@ -277,14 +311,9 @@ def _note_retrying(plan: Plan, cause: str, due: datetime, now: datetime, desired
     )
 
 
-def _keep_checkpoints(status: FineTuneJobStatus, pods: Sequence[PodView]) -> None:
-    for pod in pods:
-        keep_checkpoint(status, pod.last_words.checkpoint if pod.last_words else None)
-
-
-def _next_attempt_at(status: FineTuneJobStatus, timeouts: Timeouts) -> datetime | None:
+def _next_attempt_at(status: FineTuneJobStatus, timeouts: Timeouts, now: datetime) -> datetime | None:
     return retry.next_attempt_at(
-        status.attempts, base_seconds=timeouts.retry_base_seconds, limit_seconds=timeouts.retry_limit_seconds
+        status.attempts, base_seconds=timeouts.retry_base_seconds, limit_seconds=timeouts.retry_limit_seconds, now=now
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.status import ATTEMPTS_KEPT, Attempt, FineTuneJobStatus, Progress
-from finetune_operator.policy import conditions, deadline
-from finetune_operator.policy.failure_reason import Verdict
+from finetune_operator.policy import advance, conditions, deadline
+from finetune_operator.policy.failure_reason import Verdict, newest_checkpoint
 from finetune_operator.policy.observed import PodView
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import adapter_of, keep_checkpoint, keep_results
@@ -33,6 +34,7 @@ def deleted(attempt: int | None, pods: Sequence[PodView]) -> Verdict:
         "a failure. To stop the job, set suspend: true or delete the FineTuneJob.",
         retryable=True,
         counted=False,
+        checkpoint=newest_checkpoint(pods),
     )
 
 
@@ -46,19 +48,27 @@ def stopped(reason: str, message: str) -> Verdict:
     return Verdict(succeeded=False, reason=reason, message=message, retryable=True, counted=False)
 
 
+def final(verdict: Verdict, status: FineTuneJobStatus) -> Verdict:
+    """`verdict`, not to be retried where the attempt before ended in the same way and neither is an accident now."""
+    before = status.attempts[-1].reason if status.attempts else None
+    return replace(verdict, retryable=False) if verdict.doubtful and before == verdict.reason else verdict
+
+
 def end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> None:
     """The current attempt has ended."""
-    deadline.account(status, active=False, since=now)
+    deadline.account(status, active=False, since=now, now=now)
     ended = Attempt(
         number=status.attempt or 1,
         reason=verdict.reason,
         message=verdict.message[:4096],
         exit_code=verdict.exit_code,
         counted=verdict.counted,
+        node=verdict.node,
         start_time=status.attempt_start_time,
         completion_time=rfc3339(now),
     )
     status.attempts = [*status.attempts, ended][-ATTEMPTS_KEPT:]
+    advance.note_end(status, ended)
     if verdict.counted and not verdict.succeeded:
         status.failures = (status.failures or 0) + 1
     if status.progress is not None:
@@ -92,11 +102,8 @@ def fail(status: FineTuneJobStatus, reason: str, message: str, *, now: datetime,
 def give_up(status: FineTuneJobStatus, backoff_limit: int, *, now: datetime, generation: int) -> None:
     """No further attempt is allowed."""
     tries = f"{status.failures} attempts have failed" if (status.failures or 0) > 1 else "The attempt has failed"
-    last = next((attempt for attempt in reversed(status.attempts) if attempt.counted), status.attempts[-1])
-    fail(
-        status,
-        OperatorReason.RETRIES_EXHAUSTED,
-        f"{tries} and backoffLimit: {backoff_limit} allows no more; the last one: {last.reason}: {last.message}",
-        now=now,
-        generation=generation,
-    )
+    # Of many attempts only the newest are kept.
+    last = next((attempt for attempt in reversed(status.attempts) if attempt.counted), None)
+    how = f"; the last one: {last.reason}: {last.message}" if last is not None else "."
+    sentence = f"{tries} and backoffLimit: {backoff_limit} allows no more{how}"
+    fail(status, OperatorReason.RETRIES_EXHAUSTED, sentence, now=now, generation=generation)

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import IntEnum
+from itertools import islice
 
 from finetune_api.outcome import EXIT_CODES, CheckpointResult, Reason, TerminationMessage, is_retryable
 from finetune_api.status import Adapter
 from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.pod_ends import disk_full, never_started, out_of_memory, quoted
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import adapter_of
-from finetune_operator.policy.times import seconds_between
+from finetune_operator.policy.start_errors import NEVER_STARTED, image_is_at_fault
+from finetune_operator.policy.times import after
 
-NEVER_STARTED = ("ContainerCannotRun", "StartError", "RunContainerError")
-"""The kubelet's words for a command that cannot be run at all."""
-
-_KUBELET_TEXT_LIMIT = 400
-"""Characters of a foreign text that are quoted in our sentence."""
+OOM_KILLED = "OOMKilled"
+"""The kubelet's word for the end of a container of which the kernel killed a process for want of memory: at its own
+limit, or because its node had no more."""
+ANEW = "and create the FineTuneJob anew"
+_NAMED_WORKERS = 3
+KILLED = 137
+"""128 + SIGKILL, the exit code of a container that was killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,10 @@ class Verdict:
     retryable: bool = False
     counted: bool = True
     """Whether it counts against backoffLimit."""
+    doubtful: bool = False
+    """Job or node may be to blame: tried once more, and the same end again is the job's."""
+    node: str | None = None
+    """Where the worker ran that caused it."""
     words: TerminationMessage | None = None
     """What rank 0 said, after success."""
     checkpoint: CheckpointResult | None = None
@@ -46,13 +55,14 @@ class _Weight(IntEnum):
 
     SAID_USER = 0
     OUT_OF_MEMORY = 1
-    DISRUPTED = 2
-    SAID_WORLD = 3
-    NEVER_STARTED = 4
-    SIGNAL = 5
-    SAID_UNEXPECTED = 6
-    SILENT = 7
-    ECHO = 8
+    DISK_FULL = 2
+    DISRUPTED = 3
+    SAID_WORLD = 4
+    NEVER_STARTED = 5
+    SIGNAL = 6
+    SAID_UNEXPECTED = 7
+    SILENT = 8
+    ECHO = 9
 
 
 def judge(
@@ -69,19 +79,18 @@ def judge(
         pytorch_job: the attempt's PyTorchJob.
         pods: those of its pods that exist.
         now: the present.
-        group_end_seconds: how long the other pods may take to end after the first (seconds).
-        noticed: when the operator first saw that the end has begun.
+        group_end_seconds: how long the other pods may take to end once the end of the first was noticed (seconds).
+        noticed: when the operator first saw that the end has begun; None if it sees that now.
     """
-    if pytorch_job.suspended:
+    if pytorch_job.held:
         return None
     pods = [pod for pod in pods if not _left_over(pod, pytorch_job)]
     lead = next((pod for pod in pods if pod.index == 0), None)
-    first = _first_end(pytorch_job, pods)
-    if first is None:
+    if not _has_begun_to_end(pytorch_job, pods):
         return None
-    # The pods' times come from the clocks of their nodes: one that is ahead must not put the judgement off.
-    decide_at = min(first, noticed or now) + timedelta(seconds=group_end_seconds)
-    if not all(pod.ended for pod in pods) and seconds_between(now, decide_at) > 0:
+    # Counted from when we noticed: the times of the pods come from the clocks of their nodes.
+    decide_at = after(min(noticed or now, now), group_end_seconds)
+    if _others_may_end(pytorch_job, pods) and now < decide_at:
         return decide_at
     adapter = _adapter(lead)
     if adapter is not None and lead is not None and lead.last_words is not None:
@@ -93,12 +102,18 @@ def judge(
             words=lead.last_words,
             checkpoint=lead.last_words.checkpoint,
         )
-    checkpoint = next((pod.last_words.checkpoint for pod in pods if pod.last_words and pod.last_words.checkpoint), None)
+    checkpoint = newest_checkpoint(pods)
     failed = [pod for pod in pods if not pod.succeeded and (pod.ended or pod.deleting)]
     if not failed:
         return _without_failed_pod(pytorch_job, pods, checkpoint)
-    cause = min(failed, key=lambda pod: (_weight(pod), (pod.ended_at or now), pod.index))
+    cause = min(failed, key=lambda pod: (_weight(pod), pod.ended_at is None, pod.ended_at or now, pod.index))
     return _verdict(cause, checkpoint, complete=len(pods) >= pytorch_job.nodes)
+
+
+def newest_checkpoint(pods: Sequence[PodView]) -> CheckpointResult | None:
+    """The newest of the checkpoints that pods name in their last words."""
+    saved = [pod.last_words.checkpoint for pod in pods if pod.last_words and pod.last_words.checkpoint]
+    return max(saved, key=lambda found: found.step, default=None)
 
 
 def _left_over(pod: PodView, pytorch_job: PyTorchJobView) -> bool:
@@ -111,21 +126,21 @@ def _left_over(pod: PodView, pytorch_job: PyTorchJobView) -> bool:
     )
 
 
-def _first_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> datetime | None:
-    """When the end of the attempt began; None while it goes on. Workers that succeed wait for the others."""
+def _has_begun_to_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> bool:
+    """Whether the attempt is ending. Workers that succeed wait for the others."""
     all_over = bool(pods) and all(pod.ended for pod in pods)
-    begun = [pod for pod in pods if pod.deleting or (pod.ended and (not pod.succeeded or _adapter(pod) or all_over))]
-    times = [pod.ended_at for pod in begun if pod.ended_at]
-    if begun:
-        # A pod that is being deleted has no time of its end yet: judged as soon as the others have ended.
-        return min(times) if times else _long_ago(pytorch_job)
-    if pytorch_job.ended:
-        return pytorch_job.ended_at or _long_ago(pytorch_job)
-    return None
+    return pytorch_job.ended or any(
+        pod.deleting or (pod.ended and (not pod.succeeded or _adapter(pod) is not None or all_over)) for pod in pods
+    )
 
 
-def _long_ago(pytorch_job: PyTorchJobView) -> datetime:
-    return pytorch_job.started_at or pytorch_job.created_at or datetime.min.replace(tzinfo=UTC)
+def _others_may_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> bool:
+    """Whether pods that have not ended may yet say what the cause was.
+
+    Where one is only being deleted, nothing is waited for: the training operator makes another in its place, and then
+    nobody could tell that it was taken away.
+    """
+    return any(not pod.ended for pod in pods) and (pytorch_job.ended or any(pod.ended for pod in pods))
 
 
 def _adapter(pod: PodView | None) -> Adapter | None:
@@ -138,7 +153,9 @@ def _without_failed_pod(
 ) -> Verdict:
     if pytorch_job.end == "Failed" and len(pods) < pytorch_job.nodes:
         there = {pod.index for pod in pods}
-        gone = ", ".join(str(index) for index in range(pytorch_job.nodes) if index not in there)
+        # Lazily: whoever may edit the PyTorchJob may ask for billions.
+        missing = (str(index) for index in range(pytorch_job.nodes) if index not in there)
+        gone = ", ".join(islice(missing, _NAMED_WORKERS))
         return Verdict(
             succeeded=False,
             reason=OperatorReason.DISRUPTED,
@@ -169,8 +186,11 @@ def _without_failed_pod(
 
 def _weight(pod: PodView) -> _Weight:
     words, code = pod.last_words, pod.exit_code
-    if pod.ended_reason == "OOMKilled" and not (words and _is_users(words)):
+    said_user = words is not None and _is_users(words)
+    if pod.ended_reason == OOM_KILLED and pod.init_container is None and not said_user:
         return _Weight.OUT_OF_MEMORY
+    if pod.disk_limit is not None and not said_user:
+        return _Weight.DISK_FULL
     if words is not None and not words.succeeded:
         if words.collateral or words.reason is Reason.PEER_FAILED:
             return _Weight.DISRUPTED if _taken(pod) else _Weight.ECHO
@@ -181,7 +201,7 @@ def _weight(pod: PodView) -> _Weight:
         return _Weight.SAID_UNEXPECTED if words.reason in (None, Reason.INTERNAL_ERROR) else _Weight.SAID_WORLD
     if _taken(pod):
         return _Weight.DISRUPTED
-    if pod.ended_reason in NEVER_STARTED:
+    if pod.init_container is not None or pod.ended_reason in NEVER_STARTED:
         return _Weight.NEVER_STARTED
     return _Weight.SIGNAL if code is None or is_retryable(code) else _Weight.SILENT
 
@@ -203,13 +223,13 @@ def _taken(pod: PodView) -> bool:
 def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: bool) -> Verdict:
     weight, words, code = _weight(pod), pod.last_words, pod.exit_code
     who = f"Worker {pod.index}"
-    retryable, counted = True, True
+    retryable, counted, doubtful = True, True, False
     if weight is _Weight.OUT_OF_MEMORY:
-        reason, retryable = str(Reason.OUT_OF_MEMORY), False
-        message = (
-            f"{who} used more main memory than its limit and was killed: raise workers.resources.limits.memory, or "
-            "lower context_length, in a new FineTuneJob."
-        )
+        reason, message = str(Reason.OUT_OF_MEMORY), out_of_memory(who, pod, ANEW)
+        retryable = doubtful = not pod.memory_is_its_own
+    elif weight is _Weight.DISK_FULL and pod.disk_limit is not None:
+        reason, retryable = str(Reason.DISK_FULL), False
+        message = disk_full(who, pod.disk_limit, ANEW)
     elif weight is _Weight.DISRUPTED:
         reason, counted = str(OperatorReason.DISRUPTED), False
         message = f"{who} was taken away by the cluster ({quoted(_disruption(pod))}); this does not count as a failure."
@@ -219,11 +239,8 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
         counted = complete or weight is not _Weight.ECHO
         code = code if code is not None else EXIT_CODES[words.reason]
     elif weight is _Weight.NEVER_STARTED:
-        reason, retryable = str(OperatorReason.TRAINER_NOT_STARTED), False
-        message = (
-            f"{who} could not start the trainer ({quoted(pod.ended_message)}): check that workers.image is a trainer "
-            "of this operator."
-        )
+        reason, message = str(OperatorReason.TRAINER_NOT_STARTED), never_started(who, pod)
+        retryable = pod.init_container is not None or not image_is_at_fault(pod.ended_message)
     elif weight is _Weight.SILENT:
         reason, retryable = str(OperatorReason.TRAINER_CRASHED), False
         message = (
@@ -231,12 +248,7 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
             "and check that workers.image is a trainer of this operator."
         )
     else:
-        reason = str(OperatorReason.TRAINER_CRASHED)
-        how = f"with exit code {code}" if code is not None else f"({quoted(pod.ended_message or pod.ended_reason)})"
-        message = (
-            f"{who} ended {how} and could not say why; another attempt may succeed. If it comes back, report it with "
-            f"the last lines of `kubectl logs {pod.name}`."
-        )
+        reason, message = str(OperatorReason.TRAINER_CRASHED), _crashed(who, pod)
     return Verdict(
         succeeded=False,
         reason=reason,
@@ -244,7 +256,19 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
         exit_code=code if code is None or 0 <= code <= 255 else None,
         retryable=retryable,
         counted=counted,
+        doubtful=doubtful,
+        node=pod.node,
         checkpoint=checkpoint,
+    )
+
+
+def _crashed(who: str, pod: PodView) -> str:
+    code = pod.exit_code
+    how = f"with exit code {code}" if code is not None else f"({quoted(pod.ended_message or pod.ended_reason)})"
+    likely = ", which is how a node that runs out of memory ends one" if code == KILLED else ""
+    return (
+        f"{who} ended {how}{likely} and could not say why; another attempt may succeed. If it comes back, report it "
+        f"with the last lines of `kubectl logs {pod.name}`."
     )
 
 
@@ -252,9 +276,3 @@ def _disruption(pod: PodView) -> str:
     if pod.disruption:
         return pod.disruption
     return "its pod was deleted" if pod.deleting else "it was told to stop"
-
-
-def quoted(text: str) -> str:
-    """A foreign text on one line, and not too long for a sentence of ours."""
-    line = " ".join(text.split())
-    return line if len(line) <= _KUBELET_TEXT_LIMIT else line[: _KUBELET_TEXT_LIMIT - 1] + "…"

@@ -13,10 +13,11 @@ from typing import Any
 
 from finetune_api.outcome import TerminationMessage
 from finetune_operator.names import PYTORCH_CONTAINER, REPLICA_INDEX_LABEL, VERIFICATION_CONTAINER, WORKER_REPLICA
+from finetune_operator.policy.evictions import EVICTED, DiskLimit, exceeded_limit
 from finetune_operator.policy.times import moment
 
 DISRUPTION_REASONS = (
-    "Evicted",
+    EVICTED,
     "NodeLost",
     "NodeShutdown",
     "Shutdown",
@@ -29,6 +30,14 @@ DISRUPTION_REASONS = (
 """`status.reason` of pods that the cluster ended for its own sake, or that a node refused after all, as one does whose
 GPUs are not announced yet. OutOfcpu, OutOfmemory, OutOfnvidia.com/gpu … belong to them."""
 NO_ROOM_PREFIX = "OutOf"
+REJECTED_PREFIX = "Pod was rejected: "
+"""What `status.message` of a pod begins with that its node refused, whatever the reason."""
+
+ITS_TURN = ("PodInitializing", "ContainerCreating")
+"""For what a container waits that has nothing to say."""
+
+NAME_LIMIT = 253
+"""Characters of the longest name of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +53,27 @@ class PodView:
     phase: str
     created_at: datetime | None = None
     deleting: bool = False
+    node: str | None = None
+    """Name of the machine that it was assigned to."""
     disruption: str | None = None
     """Why the cluster ended it, as the cluster says it; None when it did not."""
+    disk_limit: DiskLimit | None = None
+    """Its own limit that it was evicted for, having written more than that to its node's disk."""
+    memory_limit: str | None = None
+    """Main memory that the container may use, as a Kubernetes quantity; None for all that its node has."""
+    memory_request: str | None = None
+    """Main memory that the node has set aside for the container, likewise."""
     unschedulable: str | None = None
     """Why no node takes it, as the scheduler says it."""
     waiting: str | None = None
     """Reason for which the container has not started, such as ImagePullBackOff."""
     waiting_message: str = ""
+    init_container: str | None = None
+    """Name of the init container that keeps the trainer's from starting, since it has failed or waits for something.
+    We make none: a service mesh or a webhook adds them. What waits or has ended is this one then."""
     running: bool = False
+    started_at: datetime | None = None
+    """When the container began to run, by the clock of its node."""
     ended: bool = False
     exit_code: int | None = None
     """Exit code of the trainer's container; None until it has ended or when it never ran."""
@@ -61,6 +83,12 @@ class PodView:
     """The kubelet's or the container's own text about its end."""
     last_words: TerminationMessage | None = None
     ended_at: datetime | None = None
+    """By the clock of its node."""
+
+    @property
+    def memory_is_its_own(self) -> bool:
+        """Whether all memory up to its limit is set aside for it: then only its own use can have it killed for that."""
+        return self.memory_limit is not None and self.memory_request in (None, self.memory_limit)
 
     @property
     def holds_machine(self) -> bool:
@@ -104,6 +132,11 @@ class PyTorchJobView:
         """Whether the training operator is done with it."""
         return self.end is not None
 
+    @property
+    def held(self) -> bool:
+        """Whether it waits for whoever suspended it. One that has ended waits for nobody, suspended or not."""
+        return self.suspended and not self.ended
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationView:
@@ -127,15 +160,20 @@ class VerificationView:
 
 def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) -> PodView:
     """What matters of a pod, and of its container of that name."""
-    metadata, status = _map(raw, "metadata"), _map(raw, "status")
+    metadata, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
     phase = str(status.get("phase") or "Pending")
     conditions = {str(item.get("type")): item for item in _maps(status, "conditions")}
-    container = next((item for item in _maps(status, "containerStatuses") if item.get("name") == container_name), {})
+    container = _named(_maps(status, "containerStatuses"), container_name)
     state = _map(container, "state")
-    waiting, ended = _map(state, "waiting"), _map(state, "terminated")
-    exit_code = ended.get("exitCode")
-    scheduled = conditions.get("PodScheduled", {})
+    running, ended = _map(state, "running"), _map(state, "terminated")
     text = str(ended.get("message") or "")
+    # Only where the trainer's own has never run: a sidecar among them ends when the pod does, with any exit code.
+    held_by = _held_by(status) if "running" not in state and not ended else None
+    stuck = _map(held_by, "state") if held_by is not None else state
+    waiting, how = _map(stuck, "waiting"), _map(stuck, "terminated")
+    scheduled = conditions.get("PodScheduled", {})
+    resources = _map(_named(_maps(spec, "containers"), container_name), "resources")
+    disk_limit = exceeded_limit(str(status.get("message") or "")) if status.get("reason") == EVICTED else None
     return PodView(
         index=_number(_map(metadata, "labels").get(REPLICA_INDEX_LABEL)),
         name=str(metadata.get("name", "")),
@@ -144,29 +182,52 @@ def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) ->
         phase=phase,
         created_at=moment(str(metadata.get("creationTimestamp") or "")),
         deleting="deletionTimestamp" in metadata,
-        disruption=_disruption(status, conditions),
+        node=str(spec.get("nodeName") or "")[:NAME_LIMIT] or None,
+        disruption=_disruption(status, conditions) if disk_limit is None else None,
+        disk_limit=disk_limit,
+        memory_limit=_quantity(_map(resources, "limits").get("memory")),
+        memory_request=_quantity(_map(resources, "requests").get("memory")),
         unschedulable=str(scheduled.get("message") or "No node can take the pod.")
         if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
         else None,
         waiting=str(waiting["reason"]) if waiting.get("reason") else None,
         waiting_message=str(waiting.get("message") or ""),
+        init_container=str(held_by.get("name", "")) if held_by is not None else None,
         running="running" in state,
+        started_at=moment(str(running.get("startedAt") or ended.get("startedAt") or "")),
         ended=bool(ended) or phase in ("Succeeded", "Failed"),
-        exit_code=exit_code if isinstance(exit_code, int) else None,
-        ended_reason=str(ended.get("reason") or status.get("reason") or ""),
-        ended_message=text or str(status.get("message") or ""),
+        exit_code=_exit_code(ended),
+        ended_reason=str(how.get("reason") or status.get("reason") or ""),
+        ended_message=text or (_last_text(how) if held_by is not None else "") or str(status.get("message") or ""),
         last_words=TerminationMessage.parse(text) if text else None,
-        ended_at=moment(str(ended.get("finishedAt") or "")) or _condition_time(conditions.get("Ready")),
+        ended_at=moment(str(how.get("finishedAt") or "")) or _condition_time(conditions.get("Ready")),
     )
+
+
+def _held_by(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The init container that has failed, or waits for something other than its turn."""
+    for container in _maps(status, "initContainerStatuses"):
+        state = _map(container, "state")
+        reason = _map(state, "waiting").get("reason")
+        if _exit_code(_map(state, "terminated")) or (reason and reason not in ITS_TURN):
+            return container
+    return None
+
+
+def _last_text(how: Mapping[str, Any]) -> str:
+    """What is known of the end of an init container, whose words nobody parses."""
+    code = _exit_code(how)
+    return str(how.get("message") or "") or (f"exit code {code}" if code is not None else "")
 
 
 def _disruption(status: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> str | None:
     target = conditions.get("DisruptionTarget", {})
     if target.get("status") == "True":
         return str(target.get("message") or target.get("reason") or "DisruptionTarget")
-    reason = str(status.get("reason") or "")
-    if status.get("phase") == "Failed" and (reason in DISRUPTION_REASONS or reason.startswith(NO_ROOM_PREFIX)):
-        return f"{reason}: {status['message']}" if status.get("message") else reason
+    reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
+    named = reason in DISRUPTION_REASONS or reason.startswith(NO_ROOM_PREFIX) or message.startswith(REJECTED_PREFIX)
+    if status.get("phase") == "Failed" and named:
+        return f"{reason}: {message}" if message else reason
     return None
 
 
@@ -221,6 +282,26 @@ def read_verification(raw: Mapping[str, Any], pods: Iterable[Mapping[str, Any]])
     )
 
 
+def is_owned(raw: Mapping[str, Any], uid: str) -> bool:
+    """Whether the object in `raw` is controlled by the job with that uid."""
+    return any(
+        owner.get("controller") and owner.get("uid") == uid for owner in _maps(_map(raw, "metadata"), "ownerReferences")
+    )
+
+
+def _named(containers: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    return next((item for item in containers if item.get("name") == name), {})
+
+
+def _exit_code(ended: Mapping[str, Any]) -> int | None:
+    code = ended.get("exitCode")
+    return code if isinstance(code, int) and not isinstance(code, bool) else None
+
+
+def _quantity(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int) and value else None
+
+
 def _map(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     inner = value.get(key)
     return inner if isinstance(inner, Mapping) else {}
@@ -234,5 +315,5 @@ def _maps(value: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
 def _number(value: Any) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return 0

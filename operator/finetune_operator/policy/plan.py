@@ -56,7 +56,9 @@ class ObservedState:
     """When it was first seen that the current attempt is ending."""
     progress: Progress | None = None
     reported: Phase | None = None
-    """Phase in the newest report of the current attempt."""
+    """Phase in the newest report of the present run of the current attempt."""
+    reports_expected: bool = False
+    """Whether trainers are told where to report."""
     verification: VerificationView | None = None
     """The Job that verifies the adapter; read while its verdict is awaited."""
 
@@ -68,6 +70,9 @@ class Plan:
     status: FineTuneJobStatus
     create: int | None = None
     """Number of the attempt to create."""
+    leftover_config_map: int | None = None
+    """Number of the attempt before that one, where its PyTorchJob may have been deleted by somebody else and its
+    ConfigMap be left: delete it."""
     release: bool = False
     """Delete the PyTorchJob of the current attempt and, unless it is the first, its ConfigMap."""
     keep_config_map: bool = False

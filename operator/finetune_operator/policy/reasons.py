@@ -15,6 +15,7 @@ class OperatorReason(StrEnum):
     SUSPENDED = "Suspended"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     RETRIES_EXHAUSTED = "RetriesExhausted"
+    NO_PROGRESS = "NoProgress"
 
     # An attempt ended. Disruptions do not count against backoffLimit.
     DISRUPTED = "Disrupted"
@@ -35,6 +36,7 @@ class OperatorReason(StrEnum):
     NAME_TAKEN = "NameTaken"
     TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"
     TRAINING_OPERATOR_UNAVAILABLE = "TrainingOperatorUnavailable"
+    ADMISSION_UNAVAILABLE = "AdmissionUnavailable"
     CREATION_FORBIDDEN = "CreationForbidden"
 
 
@@ -60,3 +62,6 @@ ENDS_OF_ATTEMPTS = (
     OperatorReason.TRAINER_NOT_STARTED,
 )
 """Those that an attempt ends with, beside a trainer's own."""
+
+ENDS_OF_JOBS = (OperatorReason.RETRIES_EXHAUSTED, OperatorReason.NO_PROGRESS)
+"""Those that only a job ends with: no further attempt is made."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_api.outcome import CheckpointResult, TerminationMessage
 from finetune_api.status import Adapter, Checkpoint, Dataset, FineTuneJobStatus, Metrics
+from finetune_operator.policy.advance import note_checkpoint
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,6 +34,7 @@ def keep_checkpoint(status: FineTuneJobStatus, checkpoint: CheckpointResult | No
     """Copy the newest checkpoint into `status`; an older one changes nothing."""
     found = _fitting(Checkpoint, checkpoint)
     if found is not None and (status.checkpoint is None or found.step >= status.checkpoint.step):
+        note_checkpoint(status, found.step)
         status.checkpoint = found
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_api.status import Attempt
 from finetune_operator.policy.reasons import OperatorReason
-from finetune_operator.policy.times import moment
+from finetune_operator.policy.times import after, moment
 
 _MOST_DOUBLINGS = 30
 
@@ -32,8 +32,14 @@ def delay_seconds(attempts: Sequence[Attempt], *, base_seconds: float, limit_sec
     return min(limit_seconds, base_seconds * 2.0 ** min(tail - 1, _MOST_DOUBLINGS))
 
 
-def next_attempt_at(attempts: Sequence[Attempt], *, base_seconds: float, limit_seconds: float) -> datetime | None:
-    """The earliest time of the next attempt; None when it may start at once."""
+def next_attempt_at(
+    attempts: Sequence[Attempt], *, base_seconds: float, limit_seconds: float, now: datetime
+) -> datetime | None:
+    """The earliest time of the next attempt, at most `limit_seconds` from now; None when it may start at once.
+
+    An end that lies in the future was written down by an operator with another clock. Nobody knows how long ago it was,
+    so nothing is waited for: to wait from now on would be to wait anew at each look.
+    """
     wait = delay_seconds(attempts, base_seconds=base_seconds, limit_seconds=limit_seconds)
     ended = moment(attempts[-1].completion_time) if attempts else None
-    return ended + timedelta(seconds=wait) if ended is not None and wait > 0 else None
+    return after(ended, wait) if ended is not None and ended <= now and wait > 0 else None

@@ -24,6 +24,7 @@ WAITS = (
     OperatorReason.NAME_TAKEN,
     OperatorReason.TRAINING_OPERATOR_MISSING,
     OperatorReason.TRAINING_OPERATOR_UNAVAILABLE,
+    OperatorReason.ADMISSION_UNAVAILABLE,
     OperatorReason.CREATION_FORBIDDEN,
 )
 
@@ -91,7 +92,8 @@ def _events(
         yield Event(kind, end.reason, end.message)
     stalled, was_stalled = condition(new, ConditionType.STALLED), condition(old, ConditionType.STALLED)
     if stalled is not None and (was_stalled is None or was_stalled.message != stalled.message):
-        for problem in problems:
-            yield Event("Warning", stalled.reason, str(problem))
+        # The API server may refuse what nobody has found a problem in.
+        for sentence in [str(problem) for problem in problems] or [stalled.message]:
+            yield Event("Warning", stalled.reason, sentence)
     if new.phase == Phase.RUNNING and changed and end.reason == Phase.RUNNING:
         yield Event("Normal", Phase.RUNNING, end.message)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.policy.times import moment
+from finetune_operator.policy.times import after, moment
 
 
 def expiry(status: FineTuneJobStatus, ttl_seconds: int | None) -> datetime | None:
@@ -13,4 +13,4 @@ def expiry(status: FineTuneJobStatus, ttl_seconds: int | None) -> datetime | Non
     completed = moment(status.completion_time)
     if ttl_seconds is None or completed is None:
         return None
-    return completed + timedelta(seconds=ttl_seconds)
+    return after(completed, ttl_seconds)

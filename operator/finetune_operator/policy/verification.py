@@ -7,23 +7,27 @@ is not made again; who was stopped before that was written finds the Job by its 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from finetune_api.status import ConditionType, FineTuneJobStatus
 from finetune_api.verification import VerificationMessage
 from finetune_operator.policy.conditions import State, condition, verified
-from finetune_operator.policy.failure_reason import NEVER_STARTED, quoted
+from finetune_operator.policy.failure_reason import OOM_KILLED
 from finetune_operator.policy.observed import VerificationView
 from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
+from finetune_operator.policy.pod_ends import disk_full, never_started, out_of_memory, quoted
 from finetune_operator.policy.reasons import VerificationReason
-from finetune_operator.policy.times import moment, seconds_between
+from finetune_operator.policy.start_errors import NEVER_STARTED
+from finetune_operator.policy.times import after, believed, moment, seconds_between
 from finetune_operator.policy.waiting import STUCK
 
 LOOK_AGAIN_SECONDS = 5.0
 """When to look again for the end of a Job whose pod has ended, or whose time is over: no event of a pod tells it."""
 
 BY_HAND = "`finetune verify` does the same by hand."
+
+ELSEWHERE = "or run `finetune verify` where there is more"
 
 _UNDECIDED = (VerificationReason.PENDING, VerificationReason.VERIFYING)
 
@@ -133,16 +137,12 @@ def _failure(found: VerificationView, status: FineTuneJobStatus) -> str:
     if pod is None:
         how = quoted(found.end_message or found.end_reason).rstrip(".") or "its pod was deleted"
         return f"The Job {found.name} ended without a result ({how}); {BY_HAND}"
-    if pod.ended_reason == "OOMKilled":
-        return (
-            "The verification used more main memory than its limit and was killed: raise "
-            "workers.resources.limits.memory in a new FineTuneJob, or run `finetune verify` where there is more."
-        )
-    if pod.ended_reason in NEVER_STARTED:
-        return (
-            f"The verification could not be started ({quoted(pod.ended_message)}): check that workers.image is a "
-            "trainer of this operator."
-        )
+    if pod.init_container is not None or pod.ended_reason in NEVER_STARTED:
+        return f"{never_started('The verification', pod)} {BY_HAND}"
+    if pod.disk_limit is not None:
+        return disk_full("The verification", pod.disk_limit, ELSEWHERE)
+    if pod.ended_reason == OOM_KILLED:
+        return out_of_memory("The verification", pod, ELSEWHERE)
     code = f"with exit code {pod.exit_code}" if pod.exit_code is not None else f"({quoted(pod.ended_message)})"
     return (
         f"The verification ended {code} and did not say why: read the last lines of `kubectl logs {pod.name}`, and "
@@ -153,21 +153,24 @@ def _failure(found: VerificationView, status: FineTuneJobStatus) -> str:
 def _note_progress(
     plan: Plan, found: VerificationView, observed: ObservedState, now: datetime, timeouts: Timeouts
 ) -> None:
-    sentence, again_at = _doing(found, observed.desired.queue, now, timeouts)
+    # By the clock of another machine. It cannot have begun before success was written down, and that was by our own.
+    succeeded_at = min(moment(plan.status.completion_time) or now, now)
+    began_at = believed(found.started_at or found.created_at, earliest=succeeded_at, now=now, otherwise=succeeded_at)
+    sentence, again_at = _doing(found, observed.desired.queue, began_at, now, timeouts)
     if found.started_at is not None and not found.suspended:
-        over = found.started_at + timedelta(seconds=timeouts.verification_seconds)
+        over = after(began_at, timeouts.verification_seconds)
         before = condition(plan.status, ConditionType.VERIFIED)
         if now >= over and before is not None:
             # Its pod is taken away now; what that waited for is the cause.
             sentence = before.message
-        over = max(over, now) + timedelta(seconds=LOOK_AGAIN_SECONDS)
+        over = after(max(over, now), LOOK_AGAIN_SECONDS)
         again_at = min(over, again_at or over)
     _enter(plan, observed, now, "Unknown", VerificationReason.VERIFYING, sentence)
     plan.again_at = min((time for time in (plan.again_at, again_at) if time is not None), default=None)
 
 
 def _doing(
-    found: VerificationView, queue: str | None, now: datetime, timeouts: Timeouts
+    found: VerificationView, queue: str | None, began_at: datetime, now: datetime, timeouts: Timeouts
 ) -> tuple[str, datetime | None]:
     """What the Job does or waits for, and when to look at that again."""
     if found.suspended:
@@ -177,12 +180,12 @@ def _doing(
     pod = found.pods[-1] if found.pods else None
     running = f"The Job {found.name} opens the adapter in a process of its own."
     if pod is None:
-        expected = (found.started_at or found.created_at or now) + timedelta(seconds=timeouts.pods_expected_seconds)
+        expected = after(began_at, timeouts.pods_expected_seconds)
         if now < expected:
             return running, expected
         return f"The Job {found.name} has no pod yet: `kubectl describe job {found.name}` says why.", None
     if pod.ended:
-        return running, now + timedelta(seconds=LOOK_AGAIN_SECONDS)
+        return running, after(now, LOOK_AGAIN_SECONDS)
     if pod.unschedulable is not None:
         return f"No machine can take the pod of the Job {found.name} at present: {quoted(pod.unschedulable)}", None
     if pod.waiting in STUCK:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.pod_ends import quoted
 from finetune_operator.policy.reasons import OperatorReason
-from finetune_operator.policy.times import seconds_between
+from finetune_operator.policy.times import after
 
 PULL_FAILURES = (
     "ErrImagePull",
@@ -46,8 +47,9 @@ def activity(
     *,
     queue: str | None,
     now: datetime,
+    since: datetime,
     pods_expected_seconds: float,
-    reported: Phase | None,
+    phase: Phase,
 ) -> Activity:
     """What the attempt does.
 
@@ -56,11 +58,12 @@ def activity(
         pods: those of its pods that exist.
         queue: Kueue queue of the job, if it has one.
         now: the present.
+        since: when it became active, by our own clock.
         pods_expected_seconds: how long pods may be missing before that is said (seconds).
-        reported: phase in the newest progress report of this attempt, if there is one.
+        phase: the one that it is in once all pods run.
     """
     what, nodes = f"Attempt {pytorch_job.attempt}", pytorch_job.nodes
-    if pytorch_job.suspended:
+    if pytorch_job.held:
         return Activity(Phase.QUEUED, OperatorReason.WAITING_FOR_QUOTA, _queued(pytorch_job, queue))
     for find in (_unschedulable, _container_waits):
         found = find(pods, nodes)
@@ -68,7 +71,6 @@ def activity(
             return found
     started = sum(pod.running or pod.ended for pod in pods)
     if pods and started >= nodes:
-        phase = reported or Phase.RUNNING
         workers_run = "the worker runs" if nodes == 1 else f"all {nodes} workers run"
         note = ""
         if pytorch_job.edited:
@@ -83,10 +85,9 @@ def activity(
     )
     if len(pods) >= nodes:
         return Activity(Phase.STARTING, Phase.STARTING, so_far)
-    since = pytorch_job.resumed_at or pytorch_job.created_at or now
-    if seconds_between(since, now) < pods_expected_seconds:
-        again_at = since + timedelta(seconds=pods_expected_seconds)
-        return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=again_at)
+    expected_at = after(since, pods_expected_seconds)
+    if now < expected_at:
+        return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=expected_at)
     return Activity(
         Phase.STARTING,
         OperatorReason.PODS_NOT_CREATED,
@@ -124,40 +125,55 @@ def _unschedulable(pods: Sequence[PodView], nodes: int) -> Activity | None:
     return Activity(
         Phase.PENDING,
         OperatorReason.UNSCHEDULABLE,
-        f"No machine can take {who} at present: {stuck[0].unschedulable} It starts by itself once there is room; to "
-        "ask for less, suspend the job, change workers and resume it.",
+        f"No machine can take {who} at present: {quoted(stuck[0].unschedulable or '')} It starts by itself once there "
+        "is room; to ask for less, suspend the job, change workers and resume it.",
     )
 
 
 def _container_waits(pods: Sequence[PodView], _nodes: int) -> Activity | None:
     sentences: tuple[tuple[Sequence[str], OperatorReason, Callable[[PodView], str]], ...] = (
-        (
-            PULL_FAILURES,
-            OperatorReason.IMAGE_PULL_FAILED,
-            lambda pod: (
-                f"The image of worker {pod.index} cannot be pulled ({pod.waiting}: {pod.waiting_message}). "
-                "It is tried again and again; to change the image, suspend the job, set workers.image (or "
-                "workers.imagePullSecrets) and resume it."
-            ),
-        ),
-        (
-            _CONFIGURATION,
-            OperatorReason.CONFIGURATION_MISSING,
-            lambda pod: (
-                f"Worker {pod.index} refers to a Secret or ConfigMap that cannot be used "
-                f"({pod.waiting_message}): create it in this namespace, and the worker starts by itself."
-            ),
-        ),
-        (
-            _START,
-            OperatorReason.CONTAINER_START_FAILED,
-            lambda pod: (
-                f"The container of worker {pod.index} cannot be started ({pod.waiting}: {pod.waiting_message})."
-            ),
-        ),
+        (PULL_FAILURES, OperatorReason.IMAGE_PULL_FAILED, _pull_failed),
+        (_CONFIGURATION, OperatorReason.CONFIGURATION_MISSING, _configuration_missing),
+        (_START, OperatorReason.CONTAINER_START_FAILED, _start_failed),
     )
     for reasons, reason, sentence in sentences:
         for pod in pods:
             if pod.waiting in reasons:
                 return Activity(Phase.STARTING, reason, sentence(pod))
     return None
+
+
+def _pull_failed(pod: PodView) -> str:
+    why = f"({pod.waiting}: {quoted(pod.waiting_message)})"
+    if pod.init_container is not None:
+        return f"The image of {_whose(pod)} cannot be pulled {why}; it is tried again and again. {_NOT_OURS}"
+    return (
+        f"The image of worker {pod.index} cannot be pulled {why}. "
+        "It is tried again and again; to change the image, suspend the job, set workers.image (or "
+        "workers.imagePullSecrets) and resume it."
+    )
+
+
+def _configuration_missing(pod: PodView) -> str:
+    return (
+        f"{_capital(_whose(pod))} refers to a Secret or ConfigMap that cannot be used "
+        f"({quoted(pod.waiting_message)}): create it in this namespace, and the worker starts by itself."
+    )
+
+
+def _start_failed(pod: PodView) -> str:
+    whose = _whose(pod) if pod.init_container is not None else f"the container of {_whose(pod)}"
+    sentence = f"{_capital(whose)} cannot be started ({pod.waiting}: {quoted(pod.waiting_message)})."
+    return sentence if pod.init_container is None else f"{sentence} {_NOT_OURS}"
+
+
+_NOT_OURS = "It is not this operator's: look at who adds it to pods, such as a service mesh."
+
+
+def _whose(pod: PodView) -> str:
+    worker = f"worker {pod.index}"
+    return worker if pod.init_container is None else f"the init container {quoted(pod.init_container)} of {worker}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from finetune_operator.errors import ApiError, SetupProblem
-from finetune_operator.http_servers import listening
 from finetune_operator.names import MANAGER
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.certificates import Leaf
+from finetune_operator.serving.port import listening
 
 CHECK_SECONDS = 3600.0
 """Time between two looks at the age of the certificate."""

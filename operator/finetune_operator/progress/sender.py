@@ -13,7 +13,7 @@ from finetune_operator.names import (
     REPLICA_INDEX_LABEL,
     pod_name,
 )
-from finetune_operator.progress_server import Forbidden
+from finetune_operator.progress.refusals import MayNotReport
 
 POD_NAME_EXTRA = "authentication.kubernetes.io/pod-name"
 POD_UID_EXTRA = "authentication.kubernetes.io/pod-uid"
@@ -47,7 +47,7 @@ def reviewed_pod(review: dict[str, Any]) -> PodIdentity:
     """The pod in `review`, the status of a TokenReview that is authenticated.
 
     Raises:
-        Forbidden: the token is not of a pod's service account.
+        MayNotReport: the token is not of a pod's service account.
     """
     user = review.get("user") or {}
     extra = user.get("extra") or {}
@@ -55,18 +55,18 @@ def reviewed_pod(review: dict[str, Any]) -> PodIdentity:
     match (user.get("username") or "").split(":"):
         case ["system", "serviceaccount", namespace, _] if len(names) == 1 and len(uids) == 1:
             return PodIdentity(namespace, names[0], uids[0])
-    raise Forbidden("Only a pod may report progress: use the token that is projected into it.")
+    raise MayNotReport("Only a pod may report progress: use the token that is projected into it.")
 
 
 def read_sender(pod: dict[str, Any] | None, identity: PodIdentity) -> Sender:
     """The attempt that `pod`, read after the token's review, is the first worker of.
 
     Raises:
-        Forbidden: it is not the first worker of a job's PyTorchJob, or not the token's pod.
+        MayNotReport: it is not the first worker of a job's PyTorchJob, or not the token's pod.
     """
     metadata = (pod or {}).get("metadata") or {}
     if metadata.get("uid") != identity.uid:
-        raise Forbidden("The pod of this token is gone.")
+        raise MayNotReport("The pod of this token is gone.")
     labels = metadata.get("labels") or {}
     job_name, job_uid = labels.get(JOB_NAME_LABEL), labels.get(JOB_UID_LABEL)
     attempt = labels.get(ATTEMPT_LABEL) or ""
@@ -77,10 +77,10 @@ def read_sender(pod: dict[str, Any] | None, identity: PodIdentity) -> Sender:
         "PyTorchJob",
         PYTORCH_GROUP,
     ):
-        raise Forbidden("This pod belongs to no FineTuneJob.")
+        raise MayNotReport("This pod belongs to no FineTuneJob.")
     # The name too: labels can be given to any number of pods, a name to one.
     if labels.get(REPLICA_INDEX_LABEL) != str(REPORTING_WORKER) or identity.name != pod_name(
         owner["name"], REPORTING_WORKER
     ):
-        raise Forbidden("Only the first worker of a job reports its progress.")
+        raise MayNotReport("Only the first worker of a job reports its progress.")
     return Sender(identity.namespace, job_name, job_uid, int(attempt), owner["uid"], identity.name)

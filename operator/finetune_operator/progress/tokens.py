@@ -16,8 +16,8 @@ from hashlib import sha256
 from typing import Any, Protocol
 
 from finetune_operator.errors import ApiError
+from finetune_operator.progress.refusals import MayNotReport, TryAgain
 from finetune_operator.progress.sender import Sender, read_sender, reviewed_pod
-from finetune_operator.progress_server import Forbidden, TryAgain
 
 KNOWN_SECONDS = 60.0
 """How long the API server's word on a good token is remembered."""
@@ -87,12 +87,12 @@ class TokenAuthorizer:
         """Who sends `token`; None when the API server does not know it.
 
         Raises:
-            Forbidden: it is genuine, but not of the first worker of a job's current attempt.
+            MayNotReport: it is genuine, but not of the first worker of a job's current attempt.
             TryAgain: the API server or the reconciler cannot tell yet.
         """
         answer = await self._answer(token)
         if answer.refusal is not None:
-            raise Forbidden(answer.refusal)
+            raise MayNotReport(answer.refusal)
         if answer.sender is not None:
             self._check_attempt(answer.sender)
         return answer.sender
@@ -102,7 +102,7 @@ class TokenAuthorizer:
         if current is None:
             raise TryAgain("The operator has not looked at this job yet; try again.")
         if current != (sender.attempt, sender.pytorchjob_uid):
-            raise Forbidden(f"This pod does not belong to the job's current attempt, which is number {current[0]}.")
+            raise MayNotReport(f"This pod does not belong to the job's current attempt, which is number {current[0]}.")
 
     async def _answer(self, token: str) -> _Answer:
         digest = sha256(token.encode(errors="replace")).hexdigest()
@@ -145,7 +145,7 @@ class TokenAuthorizer:
         try:
             identity = reviewed_pod(review)
             return read_sender(await self._client.get_pod(identity.namespace, identity.name), identity), None
-        except Forbidden as error:
+        except MayNotReport as error:
             return None, str(error)
 
 

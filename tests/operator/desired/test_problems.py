@@ -84,8 +84,7 @@ def test_a_job_that_no_config_map_holds_is_refused() -> None:
     formats = {"system": long + "{instruction}", "user": "{instruction}", "assistant": "{instruction}</s>"}
     assert job_problems(stored(generation_config={"prompt_format": formats}), SETTINGS) == []
     values = [{"name": f"V{index}", "value": "y" * 4096} for index in range(128)]
-    labels = {"affinity": {f"k{index}": "z" * 10_000 for index in range(100)}}
-    problems = job_problems(stored(workers={"env": values, **labels}), SETTINGS)
+    problems = job_problems(stored(workers={"env": values}), SETTINGS)
     assert [problem.path for problem in problems] == ["spec"]
     assert "1024 KiB" in problems[0].message
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_api.status import Attempt, ConditionType, FineTuneJobStatus
 from finetune_operator.policy import deadline, retry, ttl
-from finetune_operator.policy.times import moment, rfc3339, seconds_between
-from tests.operator.policy.views import NOW, later
+from finetune_operator.policy.conditions import condition, is_finished
+from finetune_operator.policy.decide import decide, note_created
+from finetune_operator.policy.observed import VerificationView
+from finetune_operator.policy.times import after, moment, rfc3339, seconds_between
+from finetune_operator.policy.waiting import waits_for
+from tests.operator.policy.views import NOW, PATIENCE, ended, later, observed, pytorch_job, running, success
 
 FAILED, SUSPENDED = "TrainerCrashed", "Suspended"
 
@@ -41,7 +47,7 @@ def attempts(*reasons: str) -> list[Attempt]:
     ],
 )
 def test_waits_double_since_the_last_suspension(reasons: Sequence[str], seconds: float | None) -> None:
-    found = retry.next_attempt_at(attempts(*reasons), base_seconds=10, limit_seconds=360)
+    found = retry.next_attempt_at(attempts(*reasons), base_seconds=10, limit_seconds=360, now=NOW)
     assert found == (later(seconds) if seconds is not None else None)
 
 
@@ -71,7 +77,7 @@ def test_active_seconds_never_shrink_whatever_clocks_do(turns: list[tuple[bool, 
     status, clock, before = FineTuneJobStatus(), 0, 0
     for active, seconds in turns:
         clock += seconds
-        deadline.account(status, active=active, since=later(clock))
+        deadline.account(status, active=active, since=later(clock), now=later(clock))
         assert (status.active_seconds or 0) >= before
         assert (status.active_since is not None) == active
         before = status.active_seconds or 0
@@ -79,13 +85,13 @@ def test_active_seconds_never_shrink_whatever_clocks_do(turns: list[tuple[bool, 
 
 def test_only_active_time_counts() -> None:
     status = FineTuneJobStatus()
-    deadline.account(status, active=True, since=later(0))
-    deadline.account(status, active=True, since=later(50))
+    deadline.account(status, active=True, since=later(0), now=later(5))
+    deadline.account(status, active=True, since=later(50), now=later(50))
     assert deadline.deadline(status, 100) == later(100)
-    deadline.account(status, active=False, since=later(60))
+    deadline.account(status, active=False, since=later(60), now=later(60))
     assert deadline.deadline(status, 100) is None
     assert not deadline.exceeded(status, 100, later(10_000))
-    deadline.account(status, active=True, since=later(20_000))
+    deadline.account(status, active=True, since=later(20_000), now=later(20_000))
     assert deadline.deadline(status, 100) == later(20_040)
     assert not deadline.exceeded(status, 100, later(20_039))
     assert deadline.exceeded(status, 100, later(20_040))
@@ -121,3 +127,112 @@ def test_what_is_no_time_is_none(text: str) -> None:
 
 def test_time_between_two_machines_is_never_negative() -> None:
     assert seconds_between(later(5), NOW) == 0
+
+
+LAST = datetime.max.replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("start", "seconds", "end"), [(NOW, 5.5, later(5.5)), (NOW, -5, later(-5)), (NOW, 1e12, LAST), (LAST, 1, LAST)]
+)
+def test_no_time_is_too_late_to_be_told(start: datetime, seconds: float, end: datetime) -> None:
+    assert after(start, seconds) == end
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_time_that_has_no_place_in_utc_is_none(text: str) -> None:
+    assert moment(text) is None
+
+
+AN_HOUR = 3600
+CLOCKS = [-AN_HOUR, 0, AN_HOUR]
+"""How far another machine's clock is ahead of ours (seconds)."""
+
+
+@pytest.mark.parametrize(("clock", "due"), [(-AN_HOUR, later(10 - AN_HOUR)), (0, later(10)), (AN_HOUR, None)])
+def test_an_end_by_another_clock_delays_no_attempt(clock: float, due: datetime | None) -> None:
+    ended_then = [Attempt(number=1, reason=FAILED, completion_time=rfc3339(later(clock)))]
+    assert retry.next_attempt_at(ended_then, base_seconds=10, limit_seconds=360, now=NOW) == due
+    status = FineTuneJobStatus(attempt=1, attempts=ended_then)
+    plan = decide(observed(status), NOW, PATIENCE)
+    assert plan.create == (None if clock == 0 else 2)
+
+
+@given(st.integers(-(10**6), 10**6), st.floats(0, 1e5), st.floats(0, 1e4))
+def test_no_wait_goes_beyond_its_limit_whatever_the_clock(clock: int, base: float, limit: float) -> None:
+    ends = [Attempt(number=1, reason=FAILED, completion_time=rfc3339(later(clock)))]
+    due = retry.next_attempt_at(ends, base_seconds=base, limit_seconds=limit, now=NOW)
+    assert due is None or due <= after(NOW, limit)
+
+
+@pytest.mark.parametrize("clock", [*CLOCKS, -601, -1, 1])
+def test_an_attempt_is_active_from_when_it_was_noticed(clock: float) -> None:
+    """A minute that a clock is behind may be one in which nobody looked; an hour is no hour of training."""
+    begun = later(clock) if clock == -1 else NOW
+    for found, status in [
+        (pytorch_job(created_at=later(clock)), FineTuneJobStatus(attempt=1)),
+        (pytorch_job(created_at=later(-7200), resumed_at=later(clock)), FineTuneJobStatus(attempt=1, active_seconds=9)),
+    ]:
+        spec: dict[str, Any] = {"active_deadline_seconds": 100}
+        plan = decide(observed(status, found, [], **spec), NOW, PATIENCE)
+        assert moment(plan.status.active_since) == begun
+        assert not is_finished(plan.status)
+        # Pods are missed from then on, too.
+        assert plan.again_at == after(begun, 30)
+        early = decide(observed(plan.status, found, [], **spec), later(28), PATIENCE)
+        assert waits_for(early.status) == "Starting"
+        assert moment(early.status.active_since) == begun
+        late = decide(observed(plan.status, found, [], **spec), later(30), PATIENCE)
+        assert waits_for(late.status) == "PodsNotCreated"
+        over = decide(observed(plan.status, found, [], **spec), after(begun, 100), PATIENCE)
+        assert over.status.attempts[-1].reason == "DeadlineExceeded"
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_a_new_attempt_begins_when_it_is_written_down(clock: float) -> None:
+    plan = decide(observed(), NOW, PATIENCE)
+    note_created(plan, pytorch_job(created_at=later(clock)), observed(), NOW, PATIENCE)
+    assert moment(plan.status.attempt_start_time) == moment(plan.status.active_since) == moment(rfc3339(NOW))
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_activity_that_began_in_the_future_begins_now(clock: float) -> None:
+    status = FineTuneJobStatus(attempt=1, active_since=rfc3339(later(clock)))
+    plan = decide(observed(status, pytorch_job(), [running()]), NOW, PATIENCE)
+    assert moment(plan.status.active_since) == later(min(clock, 0))
+
+
+@pytest.mark.parametrize(("clock", "release_at"), [(-AN_HOUR, 0), (0, 30), (AN_HOUR, 0)])
+def test_what_outlives_the_trainer_is_let_go_in_time(clock: float, release_at: float) -> None:
+    done = decide(observed(FineTuneJobStatus(attempt=1), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    done.completion_time = rfc3339(later(clock))
+    left = [ended(0, 0, phase="Running")]
+    plan = decide(observed(done, pytorch_job(), left), NOW, PATIENCE)
+    assert plan.release is (release_at == 0)
+    assert plan.again_at == (None if plan.release else later(release_at))
+    assert decide(observed(done, pytorch_job(), left), later(release_at), PATIENCE).release
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_a_ttl_is_off_by_no_more_than_the_clock(clock: float) -> None:
+    """To delete a job an hour late is no harm, and nobody can tell whether its end was an hour ago."""
+    status = FineTuneJobStatus(completion_time=rfc3339(later(clock)))
+    assert ttl.expiry(status, 60) == later(clock + 60)
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_the_jobs_clock_neither_shortens_nor_lengthens_a_verification(clock: float) -> None:
+    done = decide(observed(FineTuneJobStatus(attempt=1), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    found = VerificationView(name="v", uid="v", created_at=later(clock), started_at=later(clock))
+    told = []
+    for seconds in (29, 30, 7199, 7200, 7300):
+        plan = decide(replace(observed(done, verify=True), verification=found), later(seconds), PATIENCE)
+        verified = condition(plan.status, ConditionType.VERIFIED)
+        assert verified is not None
+        assert plan.again_at is not None
+        told.append(("has no pod yet" in verified.message, (plan.again_at - later(seconds)).total_seconds()))
+        done = plan.status
+    # An hour ahead is believed once that hour is over; it does not matter any more then.
+    assert [missing for missing, _ in told] == [False, True, True, True, True]
+    assert [again for _, again in told][:2] == [1, 7175]
+    assert told[-1][1] == (5 if clock <= 0 else 3505)

@@ -120,6 +120,23 @@ def test_backoff_limit_counts_failures(failures: int | None, limit: int, over: b
         assert "HubUnavailable" in last.message
 
 
+OOM = ended(0, 137, ended_reason="OOMKilled", memory_limit=None, node="node-7")
+
+
+@pytest.mark.parametrize(
+    ("before", "over"),
+    [([], False), (["TrainerCrashed"], False), (["OutOfMemory"], True), (["OutOfMemory", "Disrupted"], False)],
+)
+def test_what_may_be_the_nodes_fault_is_tried_once_more(before: list[str], over: bool) -> None:
+    ends = [Attempt(number=number, reason=why) for number, why in enumerate(before, 1)]
+    status = during(attempt=len(ends) + 1, attempts=ends, failures=len(ends))
+    plan = decide(observed(status, pytorch_job(attempt=len(ends) + 1), [OOM], backoff_limit=9), NOW, PATIENCE)
+    assert is_finished(plan.status) is over
+    end = plan.status.attempts[-1]
+    assert (end.reason, end.counted, end.node) == ("OutOfMemory", True, "node-7")
+    assert reason(plan.status) == "OutOfMemory"
+
+
 def test_disruptions_do_not_count() -> None:
     status = during(failures=3, attempt=4)
     evicted = ended(0, None, phase="Failed", disruption="Evicted")
@@ -281,3 +298,22 @@ def test_a_notice_stands_in_the_message() -> None:
     found = condition(plan.status, ConditionType.SUCCEEDED)
     assert found is not None
     assert "Note: spec.deepspeed: deepspeed has no effect." in found.message
+
+
+@pytest.mark.parametrize(("attempt", "left"), [(None, None), (1, None), (2, 2), (7, 7)])
+def test_what_somebody_elses_deletion_has_left_goes_before_the_next_attempt(
+    attempt: int | None, left: int | None
+) -> None:
+    """The first ConfigMap stays: it says what is trained. The others nobody else would delete."""
+    ends = [Attempt(number=attempt, reason="WorkersDeleted")] if attempt is not None else []
+    status = FineTuneJobStatus(attempt=attempt, attempts=ends)
+    plan = decide(observed(status), NOW, PATIENCE)
+    assert (plan.create, plan.leftover_config_map) == ((attempt or 0) + 1, left)
+
+
+def test_between_two_attempts_no_config_map_is_looked_for() -> None:
+    status = between(ago=5, attempt=2)
+    status.attempts[0].number = 2
+    for suspend in (False, True):
+        plan = decide(observed(status, suspend=suspend), NOW, PATIENCE)
+        assert (plan.create, plan.leftover_config_map) == (None, None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pytest
 
 from finetune_api.outcome import EXIT_CODES, Reason, is_retryable
+from finetune_operator.policy.evictions import exceeded_limit
 from finetune_operator.policy.failure_reason import Verdict, judge
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from tests.operator.policy.views import (
@@ -24,8 +27,9 @@ from tests.operator.policy.views import (
 
 
 def verdict(pods: Sequence[PodView], found: PyTorchJobView | None = None) -> Verdict:
-    """The judgement, which must have been made."""
-    made = judge(found or pytorch_job(nodes=max(1, len(pods))), pods, now=NOW, group_end_seconds=30)
+    """The judgement, which must have been made: the end was noticed long ago."""
+    found = found or pytorch_job(nodes=max(1, len(pods)))
+    made = judge(found, pods, now=NOW, group_end_seconds=30, noticed=later(-30))
     assert isinstance(made, Verdict), made
     return made
 
@@ -44,6 +48,9 @@ CRASH = failure(Reason.INTERNAL_ERROR)
 BAD_DATA = failure(Reason.DATA_INVALID)
 HUB = failure(Reason.HUB_UNAVAILABLE)
 STOPPED = failure(Reason.TERMINATED)
+NO_PROGRAM = 'exec: "python": executable file not found in $PATH'
+TOO_LARGE = exceeded_limit('Usage of EmptyDir volume "finetune-cache" exceeds the limit "100Gi". ')
+FULL = ended(1, 137, phase="Failed", disk_limit=TOO_LARGE)
 EVICTED = ended(1, None, phase="Failed", disruption="Evicted: the node was low on memory")
 
 
@@ -60,6 +67,22 @@ EVICTED = ended(1, None, phase="Failed", disruption="Evicted: the node was low o
         (ended(0, 204, CRASH), ended(1, 137, CRASH, ended_reason="OOMKilled"), "OutOfMemory", False, True),
         (ended(0, 11, BAD_DATA), ended(1, 137, ended_reason="OOMKilled"), "DataInvalid", False, True),
         (ended(0, 203, PEER, ago=9), EVICTED, "Disrupted", True, False),
+        # Evicted for what it did itself, whatever it managed to say when it was told to stop.
+        (ended(0, 203, PEER, ago=9), FULL, "DiskFull", False, True),
+        (ended(0, 203, PEER, ago=9), replace(FULL, last_words=STOPPED), "DiskFull", False, True),
+        (ended(0, 203, PEER, ago=9), replace(FULL, last_words=PEER, deleting=True), "DiskFull", False, True),
+        (ended(0, 201, HUB, ago=9), FULL, "DiskFull", False, True),
+        (ended(0, 143, STOPPED, deleting=True), FULL, "DiskFull", False, True),
+        (ended(0, 11, BAD_DATA), FULL, "DataInvalid", False, True),
+        (ended(0, 203, PEER), replace(FULL, last_words=BAD_DATA), "DataInvalid", False, True),
+        # An init container is not the trainer, and its memory is not the trainer's.
+        (
+            ended(0, None, init_container="mesh", ended_reason="OOMKilled", phase="Failed"),
+            ended(1, 203, PEER),
+            "TrainerNotStarted",
+            True,
+            True,
+        ),
         (ended(0, 11, BAD_DATA), EVICTED, "DataInvalid", False, True),
         (ended(0, 203, PEER), ended(1, 143, STOPPED), "Disrupted", True, False),
         (ended(0, 203, PEER), ended(1, 143, STOPPED, deleting=True), "Disrupted", True, False),
@@ -68,7 +91,22 @@ EVICTED = ended(1, None, phase="Failed", disruption="Evicted: the node was low o
         (ended(0, 203, PEER), ended(1, 139), "TrainerCrashed", True, True),
         (ended(0, 203, PEER), ended(1, 137), "TrainerCrashed", True, True),
         (ended(0, 203, PEER), ended(1, 1), "TrainerCrashed", False, True),
-        (ended(0, 128, ended_reason="StartError"), ended(1, 203, PEER), "TrainerNotStarted", False, True),
+        (
+            ended(0, 128, ended_reason="StartError", ended_message=NO_PROGRAM),
+            ended(1, 203, PEER),
+            "TrainerNotStarted",
+            False,
+            True,
+        ),
+        (
+            ended(0, 128, ended_reason="StartError", ended_message="nvidia-container-cli: initialization error"),
+            ended(1, 203, PEER),
+            "TrainerNotStarted",
+            True,
+            True,
+        ),
+        (ended(0, 128, ended_reason="ContainerCannotRun"), ended(1, 203, PEER), "TrainerNotStarted", True, True),
+        (ended(0, 128, ended_reason="RunContainerError"), ended(1, 139), "TrainerNotStarted", True, True),
         # Nobody failed, and nobody has a result.
         (ended(0, 0), ended(1, 0), "ResultMissing", True, True),
         (ended(0, 0, success().model_copy(update={"adapter": None})), ended(1, 0), "ResultMissing", True, True),
@@ -81,6 +119,85 @@ def test_the_cause_outweighs_its_echoes(
         made = verdict(pods)
         assert (made.reason, made.retryable, made.counted) == (reason, retryable, counted)
         assert made.message.endswith((".", "`."))
+
+
+GUARANTEED = {"memory_limit": "64Gi", "memory_request": "64Gi"}
+BURSTABLE = {"memory_limit": "64Gi", "memory_request": "8Gi"}
+UNLIMITED = {"memory_limit": None}
+
+
+@pytest.mark.parametrize(
+    ("memory", "doubtful", "words"),
+    [
+        (GUARANTEED, False, "used more main memory than its limit and was killed: raise workers.resources.limits"),
+        (BURSTABLE, True, "at its limit of 64Gi or because its node node-7 had no more: raise workers.resources"),
+        (UNLIMITED, True, "because its node node-7 had no more main memory: set workers.resources.requests.memory"),
+    ],
+)
+def test_memory_that_was_not_set_aside_may_be_what_the_node_ran_out_of(
+    memory: dict[str, Any], doubtful: bool, words: str
+) -> None:
+    """The kernel's word is the same when a node has no memory left for a container below its limit."""
+    made = verdict([ended(0, 137, ended_reason="OOMKilled", node="node-7", **memory)])
+    assert (made.reason, made.retryable, made.doubtful, made.counted) == ("OutOfMemory", doubtful, doubtful, True)
+    assert words in made.message
+    assert made.node == "node-7"
+
+
+@pytest.mark.parametrize(
+    ("pods", "words"),
+    [
+        (
+            [FULL],
+            (
+                "Worker 1 wrote more than 100Gi to its cache and was evicted for it: raise workers.cache.sizeLimit, "
+                "or name a claim with workers.cache.persistentVolumeClaim, and create the FineTuneJob anew."
+            ),
+        ),
+        (
+            [ended(0, 128, ended_reason="StartError", ended_message=NO_PROGRAM)],
+            f"Worker 0 could not start the trainer ({NO_PROGRAM}): check that workers.image is a trainer",
+        ),
+        (
+            [ended(0, 128, ended_reason="StartError", ended_message="nvml error", node="node-7")],
+            "which the node node-7 may be the cause of (StartError: nvml error): if it comes back, have the node's GPU",
+        ),
+        ([ended(0, 128, ended_reason="StartError")], "which its node may be the cause of (StartError): "),
+        (
+            [ended(0, None, init_container="mesh", ended_reason="Error", ended_message="exit code 1", phase="Failed")],
+            "the init container mesh failed (Error: exit code 1). It is not this operator's",
+        ),
+        ([ended(0, None, init_container="mesh", phase="Failed")], "the init container mesh failed (nobody says why)"),
+        ([ended(0, 137)], "Worker 0 ended with exit code 137, which is how a node that runs out of memory ends one"),
+        ([ended(0, 139)], "Worker 0 ended with exit code 139 and could not say why"),
+        ([ended(0, None, ended_reason="Unknown")], "Worker 0 ended (Unknown) and could not say why"),
+        ([ended(0, None, ended_reason="Unknown", ended_message="gone")], "Worker 0 ended (gone) and could not say"),
+        ([ended(0, 143, STOPPED)], "Worker 0 was taken away by the cluster (it was told to stop); this does not"),
+        ([ended(0, 137, deleting=True)], "Worker 0 was taken away by the cluster (its pod was deleted); this"),
+        ([ended(0, 137, disruption="preempting\n  it")], "was taken away by the cluster (preempting it); this"),
+        ([ended(0, 11, failure(Reason.DATA_INVALID, ""))], "Worker 0 failed."),
+    ],
+)
+def test_an_end_has_its_sentence(pods: Sequence[PodView], words: str) -> None:
+    assert words in verdict(pods).message
+
+
+@pytest.mark.parametrize("code", [-9, 256, 1000])
+def test_an_exit_code_that_is_none_is_left_out(code: int) -> None:
+    assert verdict([ended(0, code)]).exit_code is None
+
+
+def test_the_newest_checkpoint_of_all_workers_is_kept() -> None:
+    words = [failure(Reason.TERMINATED, checkpoint=checkpoint(step)) for step in (4, 9, 2)]
+    assert verdict([ended(index, 143, said) for index, said in enumerate(words)]).checkpoint == checkpoint(9)
+
+
+def test_of_workers_without_end_three_are_named() -> None:
+    """Whoever may edit a PyTorchJob may ask for two thousand million replicas."""
+    found = pytorch_job(nodes=2**31 - 1, end="Failed", ended_at=later(-60))
+    assert verdict([], found).message.startswith("The pod of worker 0, 1, 2 was deleted")
+    few = pytorch_job(nodes=3, end="Failed", ended_at=later(-60))
+    assert verdict([running(1)], few).message.startswith("The pod of worker 0, 2 was deleted")
 
 
 def test_success_is_rank_0s_word_with_an_adapter() -> None:
@@ -117,18 +234,70 @@ def test_nothing_is_judged_while_the_group_runs() -> None:
     assert undecided([], pytorch_job(nodes=2)) is None
 
 
-def test_the_others_get_time_to_end() -> None:
-    pods = [running(0), ended(1, 203, PEER, ago=10)]
-    assert undecided(pods, pytorch_job(nodes=2)) == later(20)
-    assert verdict([running(0), ended(1, 203, PEER, ago=30)]).reason == "PeerFailed"
+FAILS = ended(1, 203, PEER)
 
 
-def test_a_nodes_clock_that_is_ahead_puts_the_judgement_off_once() -> None:
-    pods = [running(0), ended(1, 203, PEER, ago=-3600)]
-    assert undecided(pods, pytorch_job(nodes=2)) == later(30)
-    assert undecided(pods, pytorch_job(nodes=2), noticed=later(-20)) == later(10)
-    made = judge(pytorch_job(nodes=2), pods, now=NOW, group_end_seconds=30, noticed=later(-30))
+@pytest.mark.parametrize("clock", [0, -3600, 3600])
+@pytest.mark.parametrize(
+    ("found", "pods"),
+    [
+        (pytorch_job(nodes=2), [running(0), FAILS]),
+        (pytorch_job(nodes=2, end="Failed"), [running(0), FAILS]),
+        (pytorch_job(nodes=2, end="Failed"), [running(0), running(1)]),
+        (pytorch_job(nodes=2), [running(0, deleting=True), FAILS]),
+        (pytorch_job(nodes=2), [running(1), ended(0, 0, success())]),
+        # Its end has no time at all.
+        (pytorch_job(nodes=2), [running(0), replace(FAILS, ended_at=None)]),
+    ],
+)
+def test_the_others_get_time_to_end_whatever_the_nodes_clocks_say(
+    found: PyTorchJobView, pods: list[PodView], clock: float
+) -> None:
+    pods = [replace(pod, ended_at=later(clock) if pod.ended_at else None) for pod in pods]
+    found = replace(found, ended_at=later(clock), started_at=later(clock - 60), created_at=later(clock - 60))
+    assert undecided(pods, found) == later(30)
+    assert undecided(pods, found, noticed=later(-20)) == later(10)
+    assert undecided(pods, found, noticed=later(-29)) == later(1)
+    verdict(pods, found)
+    # Our own clock was set back meanwhile.
+    assert undecided(pods, found, noticed=later(3600)) == later(30)
+
+
+@pytest.mark.parametrize(
+    ("pods", "reason"),
+    [
+        ([ended(0, 203, PEER), FAILS], "PeerFailed"),
+        ([ended(0, 0), ended(1, 0)], "ResultMissing"),
+        # The training operator makes another pod in its place, and then nobody could tell.
+        ([running(0), running(1, deleting=True)], "Disrupted"),
+        ([running(0, deleting=True)], "Disrupted"),
+        # One that has ended and is only being removed.
+        ([ended(0, 203, PEER, deleting=True), ended(1, 11, BAD_DATA)], "DataInvalid"),
+    ],
+)
+def test_where_nothing_more_can_be_learned_nothing_is_waited_for(pods: list[PodView], reason: str) -> None:
+    made = judge(pytorch_job(nodes=len(pods)), pods, now=NOW, group_end_seconds=30)
     assert isinstance(made, Verdict)
+    assert made.reason == reason
+
+
+@pytest.mark.parametrize("end", ["Failed", "Succeeded"])
+def test_what_has_ended_is_judged_although_it_is_suspended(end: str) -> None:
+    """Or it would wait for a queue that will never let it go."""
+    made = verdict([], pytorch_job(suspended=True, end=end))
+    assert made.reason == ("Disrupted" if end == "Failed" else "ResultMissing")
+    assert verdict([ended(0, 11, BAD_DATA)], pytorch_job(suspended=True, end=end)).reason == "DataInvalid"
+    assert verdict([ended(0, 0, success())], pytorch_job(suspended=True, end=end)).succeeded
+
+
+@pytest.mark.parametrize("clock", [0, -3600, 3600])
+def test_of_equal_causes_the_earliest_is_told(clock: float) -> None:
+    first, second = ended(1, 139, ago=clock + 9), ended(0, 139, ago=clock)
+    assert verdict([second, first]).message.startswith("Worker 1 ")
+    unknown = replace(first, ended_at=None)
+    assert verdict([second, unknown]).message.startswith("Worker 0 ")
+    assert verdict([ended(0, 139), ended(1, 139)]).message.startswith("Worker 0 ")
+    assert verdict([ended(1, 139), ended(0, 139)]).message.startswith("Worker 0 ")
 
 
 def test_what_somebody_else_suspended_is_not_judged() -> None:

@@ -43,6 +43,15 @@ def test_a_foreign_message_is_quoted_and_not_believed() -> None:
     ("status", "disruption"),
     [
         ({"phase": "Failed", "reason": "Evicted", "message": "no disk"}, "Evicted: no disk"),
+        ({"phase": "Failed", "reason": "OutOfnvidia.com/gpu", "message": "no GPU"}, "OutOfnvidia.com/gpu: no GPU"),
+        # A node refused it, for a reason that is not in any list.
+        (
+            {"phase": "Failed", "reason": "VolumeAttachmentLimitExceeded", "message": "Pod was rejected: too many"},
+            "VolumeAttachmentLimitExceeded: Pod was rejected: too many",
+        ),
+        ({"phase": "Failed", "reason": "Error", "message": "It was not: Pod was rejected: x"}, None),
+        ({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "ByKubelet"}]}, "ByKubelet"),
+        ({"conditions": [{"type": "DisruptionTarget", "status": "True"}]}, "DisruptionTarget"),
         ({"phase": "Failed", "reason": "NodeShutdown"}, "NodeShutdown"),
         ({"conditions": [{"type": "DisruptionTarget", "status": "True", "message": "preempting"}]}, "preempting"),
         ({"conditions": [{"type": "DisruptionTarget", "status": "False", "message": "no"}]}, None),
@@ -52,6 +61,89 @@ def test_a_foreign_message_is_quoted_and_not_believed() -> None:
 )
 def test_what_the_cluster_took_away_is_told_from_what_failed(status: dict[str, Any], disruption: str | None) -> None:
     assert read_pod(raw_pod(status)).disruption == disruption
+
+
+def spec(**resources: Any) -> dict[str, Any]:
+    """A pod's spec with those resources of the trainer's container, behind a sidecar's."""
+    sidecar = {"name": "istio", "resources": {"limits": {"memory": "1Gi"}}}
+    return {"nodeName": "node-7", "containers": [sidecar, {"name": "pytorch", "resources": resources}]}
+
+
+@pytest.mark.parametrize(
+    ("resources", "limit", "its_own"),
+    [
+        ({}, None, False),
+        ({"requests": {"memory": "64Gi"}}, None, False),
+        ({"limits": {"memory": "64Gi"}}, "64Gi", True),
+        ({"limits": {"memory": "64Gi"}, "requests": {"memory": "64Gi"}}, "64Gi", True),
+        ({"limits": {"memory": "64Gi"}, "requests": {"memory": "8Gi"}}, "64Gi", False),
+        ({"limits": {"memory": 1024}, "requests": {"memory": "8"}}, "1024", False),
+        ({"limits": {"memory": ["64Gi"]}}, None, False),
+        ({"limits": {"memory": ""}}, None, False),
+    ],
+)
+def test_whose_memory_it_is_is_read_from_the_spec(resources: dict[str, Any], limit: str | None, its_own: bool) -> None:
+    found = read_pod({"spec": spec(**resources)})
+    assert (found.node, found.memory_limit, found.memory_is_its_own) == ("node-7", limit, its_own)
+
+
+@pytest.mark.parametrize(("name", "node"), [(None, None), ("", None), ("n" * 300, "n" * 253)])
+def test_a_node_has_a_name_that_status_can_hold(name: str | None, node: str | None) -> None:
+    assert read_pod({"spec": {"nodeName": name}}).node == node
+
+
+def init(name: str, **state: Any) -> dict[str, Any]:
+    """Status of an init container."""
+    return {"name": name, "state": state}
+
+
+def test_what_an_init_container_waits_for_is_what_the_pod_waits_for() -> None:
+    done = init("first", terminated={"exitCode": 0, "reason": "Completed"})
+    stuck = init("mesh", waiting={"reason": "ErrImagePull", "message": "no such image"})
+    its_turn = init("last", waiting={"reason": "PodInitializing"})
+    status = {"initContainerStatuses": [done, stuck, its_turn], **container(waiting={"reason": "PodInitializing"})}
+    found = read_pod(raw_pod(status))
+    assert (found.init_container, found.waiting, found.waiting_message) == ("mesh", "ErrImagePull", "no such image")
+    status["initContainerStatuses"] = [done, its_turn]
+    found = read_pod(raw_pod(status))
+    assert (found.init_container, found.waiting) == (None, "PodInitializing")
+
+
+@pytest.mark.parametrize(("message", "text"), [("no route", "no route"), ("", "exit code 137")])
+def test_an_init_container_that_failed_is_the_end_of_its_pod(message: str, text: str) -> None:
+    ended = {"exitCode": 137, "reason": "OOMKilled", "message": message, "finishedAt": "2026-01-31T12:00:00Z"}
+    waits = container(waiting={"reason": "PodInitializing"})
+    found = read_pod(raw_pod({"phase": "Failed", "initContainerStatuses": [init("mesh", terminated=ended)], **waits}))
+    assert (found.init_container, found.ended, found.exit_code) == ("mesh", True, None)
+    assert (found.ended_reason, found.ended_message, found.ended_at) == ("OOMKilled", text, later(0))
+
+
+def test_a_sidecar_that_is_stopped_behind_the_trainer_tells_nothing() -> None:
+    sidecar = init("mesh", terminated={"exitCode": 143, "reason": "Error"})
+    states: list[dict[str, Any]] = [{"running": {}}, {"terminated": {"exitCode": 0, "reason": "Completed"}}]
+    for state in states:
+        found = read_pod(raw_pod({"phase": "Running", "initContainerStatuses": [sidecar], **container(**state)}))
+        assert found.init_container is None
+
+
+def test_when_the_container_began_is_its_own_word() -> None:
+    for state in ("running", "terminated"):
+        found = read_pod(raw_pod(container(**{state: {"startedAt": "2026-01-31T12:00:00Z"}})))
+        assert found.started_at == later(0)
+    assert read_pod(raw_pod(container(waiting={}))).started_at is None
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(0, 0), (255, 255), (-1, -1), (True, None), ("3", None), (3.0, None), (None, None)]
+)
+def test_an_exit_code_is_a_whole_number(value: Any, code: int | None) -> None:
+    assert read_pod(raw_pod(container(terminated={"exitCode": value, "reason": "Error"}))).exit_code == code
+
+
+@pytest.mark.parametrize("replicas", [None, "many", float("inf"), float("nan"), [], "9" * 5000])
+def test_a_number_that_is_none_counts_as_nothing(replicas: Any) -> None:
+    raw = {"spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": replicas}}}}
+    assert read_pytorch_job(raw, 1).nodes == 0
 
 
 def test_waiting_and_scheduling() -> None:
@@ -104,7 +196,8 @@ def test_workers_that_have_run_are_told_from_those_that_never_did(conditions: li
 KEYS = [
     *("metadata", "spec", "status", "phase", "conditions", "containerStatuses", "state", "terminated", "waiting"),
     *("name", "reason", "exitCode", "message", "finishedAt", "labels", "ownerReferences", "runPolicy", "type"),
-    *("pytorchReplicaSpecs", "Worker", "replicas"),
+    *("pytorchReplicaSpecs", "Worker", "replicas", "initContainerStatuses", "containers", "resources", "limits"),
+    *("memory", "nodeName", "running", "startedAt"),
 ]
 
 nonsense = st.recursive(

@@ -73,3 +73,12 @@ def test_each_problem_and_each_notice_is_told() -> None:
         ("InvalidSpec", "spec.train_path: It is local."),
     ]
     assert events_between(bad, bad, problems=problems, notices=notices) == []
+
+
+def test_what_the_api_server_refuses_is_told_although_nobody_found_a_problem() -> None:
+    refused = FineTuneJobStatus(observed_generation=1)
+    sentence = "The API server refuses the workers of this job: no such key."
+    stalled(refused, Phase.PENDING, "InvalidSpec", sentence, now=NOW, generation=1)
+    events = events_between(status(attempt=None), refused)
+    assert [(event.type, event.reason, event.message) for event in events] == [("Warning", "InvalidSpec", sentence)]
+    assert events_between(refused, refused) == []

@@ -11,6 +11,7 @@ from finetune_api.status import Adapter, Condition, ConditionType, FineTuneJobSt
 from finetune_api.verification import VerificationMessage
 from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.decide import decide
+from finetune_operator.policy.evictions import exceeded_limit
 from finetune_operator.policy.observed import PodView, VerificationView, read_verification
 from finetune_operator.policy.plan import ObservedState, Plan
 from finetune_operator.policy.reasons import VerificationReason
@@ -122,6 +123,8 @@ def test_a_status_without_an_adapter_cannot_be_verified() -> None:
     assert (plan.verify, told(plan)[1]) == (False, FAILED)
 
 
+NO_PROGRAM = 'exec: "python": executable file not found in $PATH'
+TOO_LARGE = exceeded_limit('Usage of EmptyDir volume "finetune-cache" exceeds the limit "100Gi". ')
 KILLED: dict[str, Any] = {"ended_reason": "OOMKilled"}
 LOST: dict[str, Any] = {"disruption": "Evicted"}
 ENDS: dict[str, tuple[VerificationView, tuple[str, str, str]]] = {
@@ -143,8 +146,28 @@ ENDS: dict[str, tuple[VerificationView, tuple[str, str, str]]] = {
     "no words": (job(ended(0, 1), ended=True), ("Unknown", FAILED, "`kubectl logs guard-1-worker-0`")),
     "out of memory": (job(ended(0, 137, **KILLED), ended=True), ("Unknown", FAILED, "limits.memory")),
     "an image that has no trainer": (
-        job(ended(0, 128, ended_reason="StartError", ended_message="python: not found"), ended=True),
-        ("Unknown", FAILED, "(python: not found): check that workers.image"),
+        job(ended(0, 128, ended_reason="StartError", ended_message=NO_PROGRAM), ended=True),
+        ("Unknown", FAILED, f"({NO_PROGRAM}): check that workers.image"),
+    ),
+    "a node that cannot start it": (
+        job(ended(0, 128, ended_reason="StartError", ended_message="nvml error", node="node-7"), ended=True),
+        ("Unknown", FAILED, "which the node node-7 may be the cause of (StartError: nvml error)"),
+    ),
+    "an init container that failed": (
+        job(ended(0, None, init_container="mesh", ended_reason="OOMKilled"), ended=True),
+        ("Unknown", FAILED, "the init container mesh failed (OOMKilled)"),
+    ),
+    "a node without memory": (
+        job(ended(0, 137, memory_limit=None, **KILLED), ended=True),
+        ("Unknown", FAILED, "its node had no more main memory"),
+    ),
+    "too much disk": (
+        job(ended(0, 137, disk_limit=TOO_LARGE), ended=True),
+        (
+            "Unknown",
+            FAILED,
+            "raise workers.cache.sizeLimit, or name a claim with workers.cache.persistentVolumeClaim, or",
+        ),
     ),
     "no pod left": (
         job(ended=True, end_reason="BackoffLimitExceeded", end_message="Job has reached the limit"),
@@ -192,7 +215,7 @@ ON_THE_WAY: dict[str, tuple[VerificationView, str | None, str, float | None]] = 
 @pytest.mark.parametrize("doing", ON_THE_WAY)
 def test_what_it_does_is_said_once(doing: str) -> None:
     found, queue, message, after = ON_THE_WAY[doing]
-    before = succeeded(message="no room" if message == "no room" else RUNS)
+    before = succeeded(message="no room", ago=7300) if message == "no room" else succeeded()
     plan = look(before, found, queue=queue)
     assert told(plan)[:2] == ("Unknown", VERIFYING)
     assert message in told(plan)[2]

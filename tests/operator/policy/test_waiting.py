@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -14,15 +15,25 @@ from tests.operator.policy.views import NOW, ended, later, pod, pytorch_job, run
 
 
 def doing(
-    found: PyTorchJobView, pods: Sequence[PodView] = (), reported: Phase | None = None, queue: str | None = None
+    found: PyTorchJobView,
+    pods: Sequence[PodView] = (),
+    phase: Phase = Phase.RUNNING,
+    queue: str | None = None,
+    ago: float = 3600,
 ) -> Activity:
-    """What it does."""
-    return activity(found, pods, queue=queue, now=NOW, pods_expected_seconds=30, reported=reported)
+    """What it does, having been active for so many seconds."""
+    since = later(-ago)
+    return activity(found, pods, queue=queue, now=NOW, since=since, pods_expected_seconds=30, phase=phase)
 
 
-def waits(reason: str, message: str = "text of the kubelet") -> PodView:
+def waits(reason: str, message: str = "text of the kubelet", **more: Any) -> PodView:
     """A pod whose container waits."""
-    return pod(0, waiting=reason, waiting_message=message)
+    return pod(0, waiting=reason, waiting_message=message, **more)
+
+
+def mesh_waits(reason: str) -> PodView:
+    """A pod with an init container of somebody else's that waits."""
+    return waits(reason, init_container="mesh")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +47,34 @@ def waits(reason: str, message: str = "text of the kubelet") -> PodView:
         (pytorch_job(), [waits("InvalidImageName")], "Starting", "ImagePullFailed", "workers.image"),
         (pytorch_job(), [waits("CreateContainerConfigError")], "Starting", "ConfigurationMissing", "create it"),
         (pytorch_job(), [waits("CreateContainerError")], "Starting", "ContainerStartFailed", "text of the kubelet"),
+        (
+            pytorch_job(),
+            [mesh_waits("ErrImagePull")],
+            "Starting",
+            "ImagePullFailed",
+            "The image of the init container mesh of worker 0 cannot be pulled (ErrImagePull: text of the kubelet)",
+        ),
+        (
+            pytorch_job(),
+            [mesh_waits("CreateContainerConfigError")],
+            "Starting",
+            "ConfigurationMissing",
+            "The init container mesh of worker 0 refers to a Secret",
+        ),
+        (
+            pytorch_job(),
+            [mesh_waits("CrashLoopBackOff")],
+            "Starting",
+            "ContainerStartFailed",
+            "The init container mesh of worker 0 cannot be started (CrashLoopBackOff: text of the kubelet). It is not",
+        ),
+        (
+            pytorch_job(),
+            [waits("RunContainerError")],
+            "Starting",
+            "ContainerStartFailed",
+            "The container of worker 0 cannot be started (RunContainerError: text of the kubelet).",
+        ),
         (pytorch_job(), [waits("ContainerCreating")], "Starting", "Starting", "the worker is being started"),
         (pytorch_job(), [], "Starting", "PodsNotCreated", "0 of 1 pods were created after 30 s"),
         (pytorch_job(nodes=2), [running(0)], "Starting", "PodsNotCreated", "1 of 2 pods"),
@@ -59,16 +98,24 @@ def test_without_a_queue_somebody_suspended_it() -> None:
 
 
 def test_pods_have_time_to_be_made() -> None:
-    made = doing(pytorch_job(created_at=later(-10)))
+    made = doing(pytorch_job(), ago=10)
     assert (made.reason, made.again_at) == ("Starting", later(20))
-    assert made.message == doing(pytorch_job(created_at=later(-10)), [pod()]).message
-    assert doing(pytorch_job(resumed_at=later(-10))).again_at == later(20)
+    assert made.message == doing(pytorch_job(), [pod()], ago=10).message
+    assert doing(pytorch_job(), ago=29).reason == "Starting"
+    assert doing(pytorch_job(), ago=30).reason == "PodsNotCreated"
+
+
+def test_what_has_ended_waits_for_no_queue() -> None:
+    """Kueue suspends what it takes the quota from, and may be too late."""
+    for end in ("Failed", "Succeeded"):
+        made = doing(pytorch_job(suspended=True, end=end), [running()], queue="team")
+        assert made.reason != "WaitingForQuota"
 
 
 @pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING])
 def test_the_trainers_own_phase_counts_once_all_run(phase: Phase) -> None:
-    assert doing(pytorch_job(), [running()], reported=phase).phase is phase
-    assert doing(pytorch_job(), [pod()], reported=phase).phase is Phase.STARTING
+    assert doing(pytorch_job(), [running()], phase=phase).phase is phase
+    assert doing(pytorch_job(), [pod()], phase=phase).phase is Phase.STARTING
 
 
 def test_a_worker_that_waits_says_more_than_one_that_runs() -> None:

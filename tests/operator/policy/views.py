@@ -36,7 +36,7 @@ def pytorch_job(attempt: int = 1, nodes: int = 1, **more: Any) -> PyTorchJobView
 
 def pod(index: int = 0, **more: Any) -> PodView:
     """A pod that was made and not started."""
-    made: dict[str, Any] = {"phase": "Pending", "created_at": later(-3600), **more}
+    made: dict[str, Any] = {"phase": "Pending", "created_at": later(-3600), "memory_limit": "64Gi", **more}
     return PodView(index=index, name=f"guard-1-worker-{index}", uid=f"pod-{index}", owner_uid=WORKERS_UID, **made)
 
 

@@ -19,15 +19,15 @@ from transformers.integrations.integration_utils import KubeflowCallback
 from finetune_api.outcome import ProgressReport, TrainerStatus
 from finetune_api.status import Phase
 from finetune_operator.errors import Unavailable
-from finetune_operator.http_servers import counted
 from finetune_operator.names import CA_KEY
+from finetune_operator.progress.app import progress_app
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.certificates import LEAF_RENEWAL
 from finetune_operator.progress.endpoint import ServerCertificate, endpoint_hosts, progress_endpoint
 from finetune_operator.progress.figures import progress_of
 from finetune_operator.progress.inbox import Inbox
 from finetune_operator.progress.tokens import TokenAuthorizer
-from finetune_operator.progress_server import progress_app
+from finetune_operator.serving.answers import counted
 from finetune_trainer.train import progress_status as ours
 from finetune_trainer.train.progress import Endpoint, ProgressReporter
 from tests.operator.progress.fake_cluster import JOB_UID, PYTORCHJOB_UID, FakeCluster, worker

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.errors import Forbidden as ApiForbidden
-from finetune_operator.errors import Unavailable
+from finetune_operator.errors import Forbidden, Unavailable
 from finetune_operator.names import ATTEMPT_LABEL, JOB_UID_LABEL, REPLICA_INDEX_LABEL
 from finetune_operator.progress import tokens
+from finetune_operator.progress.refusals import MayNotReport, TryAgain
 from finetune_operator.progress.sender import Sender
 from finetune_operator.progress.tokens import KNOWN_SECONDS, REVIEWS_AT_ONCE, UNKNOWN_SECONDS, TokenAuthorizer
-from finetune_operator.progress_server import Forbidden, TryAgain
 from tests.operator.progress.fake_cluster import JOB_UID, PYTORCHJOB_UID, FakeCluster, worker
 
 TOKEN = "t0ken-0f-w0rker-0"
@@ -147,7 +146,7 @@ def test_a_genuine_token_that_may_not_report_is_told_why(
     setting: Setting, change: Callable[[Setting], None], said: str
 ) -> None:
     change(setting)
-    with pytest.raises(Forbidden, match=said):
+    with pytest.raises(MayNotReport, match=said):
         setting.ask()
 
 
@@ -155,7 +154,7 @@ def test_a_pod_that_calls_itself_the_first_worker_is_told_from_the_first_worker(
     impostor = worker(1)
     impostor["metadata"]["labels"][REPLICA_INDEX_LABEL] = "0"
     setting.cluster.add_pod(impostor, "impostor")
-    with pytest.raises(Forbidden, match="first worker"):
+    with pytest.raises(MayNotReport, match="first worker"):
         setting.ask("impostor")
 
 
@@ -168,7 +167,7 @@ def test_a_pod_dressed_up_as_one_of_another_namespace_reports_nothing(setting: S
 def test_the_current_attempt_is_asked_for_every_report(setting: Setting) -> None:
     assert setting.ask() is not None
     setting.attempts[JOB] = (2, "uid-of-the-next-pytorchjob")
-    with pytest.raises(Forbidden, match="number 2"):
+    with pytest.raises(MayNotReport, match="number 2"):
         setting.ask()
     assert setting.reviews == 1
 
@@ -239,7 +238,7 @@ def test_a_flood_of_bad_tokens_leaves_the_good_ones_remembered_and_asks_about_fe
 
 
 @pytest.mark.parametrize(
-    "error", [Unavailable(None, "", "no answer"), ApiForbidden(403, "Forbidden", "tokenreviews is forbidden")]
+    "error", [Unavailable(None, "", "no answer"), Forbidden(403, "Forbidden", "tokenreviews is forbidden")]
 )
 def test_an_api_server_that_cannot_be_asked_is_said_once_and_remembered_never(
     setting: Setting, error: Exception, caplog: pytest.LogCaptureFixture

@@ -19,7 +19,7 @@ from finetune_api.status import Phase
 from finetune_operator.policy.reasons import ENDS_OF_ATTEMPTS
 
 RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-"""Bounds in seconds: a look at a job that has not changed takes milliseconds, one at a slow API server many seconds."""
+"""Bounds in seconds: from a job that has not changed to an API server that takes its time."""
 START_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Bounds in seconds: what a person who applied a job notices, up to an operator that was away."""
 RECONCILE_RESULTS = ("success", "requeue_after", "conflict", "error")

@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from finetune_operator.health import LATE_PERIODS, Heartbeat, health_app
-from finetune_operator.http_servers import listening
+from finetune_operator.serving.health import LATE_PERIODS, Heartbeat, health_app
+from finetune_operator.serving.port import listening
 
 PERIOD = 300.0
 

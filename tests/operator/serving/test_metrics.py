@@ -13,9 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from finetune_api.status import Phase
-from finetune_operator.http_servers import listening
-from finetune_operator.memory import Memory
-from finetune_operator.metrics import Metrics, metrics_app
+from finetune_operator.cache import Cache
+from finetune_operator.serving.metrics import Metrics, metrics_app
+from finetune_operator.serving.port import listening
 
 
 @pytest.fixture
@@ -91,15 +91,15 @@ def test_the_first_look_that_fails_is_a_rise(metrics: Metrics) -> None:
 
 
 def test_the_longest_wait_of_each_reason_is_told_and_gone_when_nobody_waits_for_it(metrics: Metrics) -> None:
-    memory, start = Memory(), datetime(2026, 1, 31, tzinfo=UTC)
+    cache, start = Cache(), datetime(2026, 1, 31, tzinfo=UTC)
 
     def told(*waits: tuple[str, str | None], at: int) -> dict[str, float | None]:
         """What the metrics tell after so many seconds, once jobs were seen waiting or not."""
         now = start + timedelta(seconds=at)
         for name, reason in waits:
-            known = memory.job({"metadata": {"namespace": "team", "name": name, "uid": name}})
-            known.note_wait(reason, now)
-        metrics.set_longest_waits(memory.longest_waits(now))
+            raw = {"metadata": {"namespace": "team", "name": name, "uid": name, "resourceVersion": "1"}}
+            cache.job_read(raw).note_wait(reason, now)
+        metrics.set_longest_waits(cache.longest_waits(now))
         reasons = ("Unschedulable", "ImagePullFailed")
         return {r: value(metrics, "finetune_longest_wait_seconds", reason=r) for r in reasons}
 

@@ -14,10 +14,13 @@ from datetime import UTC, datetime
 import pytest
 from aiohttp import ClientSession, web
 
-from finetune_operator import http_servers
-from finetune_operator.http_servers import counted, listening, listening_in_thread
 from finetune_operator.progress.authority import CertificateAuthority
 from finetune_operator.progress.endpoint import ServerCertificate
+from finetune_operator.serving import connections
+from finetune_operator.serving import port as port_module
+from finetune_operator.serving.answers import counted
+from finetune_operator.serving.port import listening
+from finetune_operator.serving.thread import listening_in_thread
 from tests.operator.progress.fake_cluster import FakeCluster
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -135,7 +138,7 @@ def test_room_is_given_back_by_connections_that_end_or_fail() -> None:
 
 
 def test_a_handshake_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_servers, "HANDSHAKE_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.05)
 
     async def use() -> None:
         async with (
@@ -147,10 +150,23 @@ def test_a_handshake_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyP
     run(use)
 
 
+@pytest.mark.parametrize("sent", [b"", REQUEST[:20]])
+def test_a_connection_without_a_whole_request_is_closed(sent: bytes) -> None:
+    async def use() -> None:
+        async with (
+            listening(app(), "127.0.0.1", 0, idle_timeout_seconds=0.05) as port,
+            connection(port) as (reader, writer),
+        ):
+            writer.write(sent)
+            assert await reader.read() == b""
+
+    run(use)
+
+
 @pytest.mark.parametrize("with_tls", [False, True])
 def test_a_port_closes_although_clients_hold_on(with_tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_servers, "LEAVE_SECONDS", 0.05)
-    monkeypatch.setattr(http_servers, "HANDSHAKE_SECONDS", 3600)
+    monkeypatch.setattr(port_module, "LEAVE_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 3600)
 
     async def use() -> None:
         tls = await tls_context() if with_tls else None
@@ -172,7 +188,7 @@ def test_a_port_closes_although_clients_hold_on(with_tls: bool, monkeypatch: pyt
 def test_whoever_connects_just_before_a_port_closes_leaves_no_open_socket(
     with_tls: bool, turns: int, clients_stay: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_servers, "LEAVE_SECONDS", 0.05)
+    monkeypatch.setattr(port_module, "LEAVE_SECONDS", 0.05)
 
     async def use() -> None:
         tls = await tls_context() if with_tls else None
@@ -195,7 +211,7 @@ def test_whoever_connects_just_before_a_port_closes_leaves_no_open_socket(
 
 
 def test_a_process_out_of_file_descriptors_accepts_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_servers, "ACCEPT_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(connections, "ACCEPT_PAUSE_SECONDS", 0)
 
     async def use() -> None:
         accept, failures = socket.socket.accept, [OSError(24, "Too many open files")]

@@ -15,25 +15,16 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from finetune_api.outcome import PROGRESS_BODY_LIMIT_BYTES, ProgressReport, TrainerStatus
+from finetune_operator.progress.refusals import ReportRefused
 
 READ_TIMEOUT_SECONDS = 5.0
 """How long a client may take to send its body; a report fits into one packet."""
 AUTHORIZE_TIMEOUT_SECONDS = 10.0
 """How long `authorize` may take; after that the client is told to try again."""
-IDLE_TIMEOUT_SECONDS = 30.0
-"""How long a connection may be open without a whole request, the first one's headers included."""
 
 Key = TypeVar("Key")
 
 _log = logging.getLogger(__name__)
-
-
-class Forbidden(Exception):  # noqa: N818  HTTP's own name for it, as in aiohttp
-    """Raised by `authorize` for a genuine token that must not report here; the message is sent to the client."""
-
-
-class TryAgain(Exception):  # noqa: N818  what the client is told
-    """Raised by `authorize` when it cannot tell yet and has said why where it matters; the message is sent."""
 
 
 def progress_app(
@@ -55,8 +46,8 @@ def progress_app(
     - 503 `authorize` failed or took too long: the client may try again
 
     Args:
-        authorize: the token's key, or None for an unknown token; raises Forbidden for a known one that may not report,
-            and TryAgain, or anything else, when it cannot tell.
+        authorize: the token's key, or None for an unknown token; raises ReportRefused, or anything else when it
+            cannot tell.
         deliver: takes the report; it runs on the event loop and must not block.
         read_timeout_seconds: see READ_TIMEOUT_SECONDS.
         authorize_timeout_seconds: see AUTHORIZE_TIMEOUT_SECONDS.
@@ -69,10 +60,8 @@ def progress_app(
         try:
             async with asyncio.timeout(authorize_timeout_seconds):
                 key = await authorize(token)
-        except Forbidden as error:
-            return _refusal(403, str(error))
-        except TryAgain as error:
-            return _refusal(503, str(error))
+        except ReportRefused as refused:
+            return _refusal(refused.status, str(refused))
         except Exception as error:  # an authorizer that cannot be asked must look different from one that says no
             # Only the kind of error: its text may quote the token.
             _log.error("A progress token could not be checked: %s.", type(error).__name__)
@@ -102,17 +91,6 @@ def progress_app(
     app = web.Application(client_max_size=PROGRESS_BODY_LIMIT_BYTES)
     app.router.add_post("/{path:.*}", receive)
     return app
-
-
-def progress_runner(app: web.Application, *, idle_timeout_seconds: float = IDLE_TIMEOUT_SECONDS) -> web.AppRunner:
-    """A runner for `app` with the timeouts it needs and no access log: a line per report would bury all others."""
-    return web.AppRunner(
-        app,
-        keepalive_timeout=idle_timeout_seconds,
-        # Whoever stops the server need not wait for reports: the next one tells the same and more.
-        shutdown_timeout=1.0,
-        access_log=None,
-    )
 
 
 def _bearer_token(request: web.Request) -> str | None:

@@ -1,0 +1,144 @@
+"""A job's PyTorchJobs and living pods as their watches last told, so that most reconciles need not read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from finetune_operator.desired.fingerprint import is_edited
+from finetune_operator.names import ATTEMPT_LABEL, PYTORCH_CONTAINER, PYTORCH_PLURAL, VERIFICATION_CONTAINER
+from finetune_operator.policy.observed import PodView, PyTorchJobView, is_owned, read_pod, read_pytorch_job
+from finetune_operator.queue import Key
+from finetune_operator.wire import Raw
+
+View = TypeVar("View")
+
+
+class _Seen(NamedTuple, Generic[View]):
+    version: str
+    """resourceVersion."""
+    uid: str
+    generation: int | None
+    attempt: int
+    view: View
+
+
+@dataclass(slots=True)
+class Children:
+    """The PyTorchJobs of one job, and those of its pods that have not ended."""
+
+    key: Key
+    """The job's."""
+    job_uid: str
+    must_be_read: bool = False
+    """Something came to an end, or may have: what there is has to be read from the API server."""
+    _pytorch_jobs: dict[str, _Seen[PyTorchJobView]] = field(default_factory=dict)
+    _pods: dict[str, _Seen[PodView]] = field(default_factory=dict)
+
+    def of_attempt(self, attempt: int) -> tuple[PyTorchJobView | None, Sequence[PodView]]:
+        """The PyTorchJob of an attempt, if it is known, and its living pods in their order."""
+        found = next((seen.view for seen in self._pytorch_jobs.values() if seen.attempt == attempt), None)
+        pods = (seen.view for seen in self._pods.values() if seen.attempt == attempt)
+        return found, sorted(pods, key=lambda pod: pod.index)
+
+    def seen(self, kind: str, raw: Raw, *, deleted: bool = False) -> bool:
+        """Keep what a watch told or what was read; whether it is news for a reconcile.
+
+        Args:
+            kind: PYTORCH_PLURAL or PODS_PLURAL.
+            raw: the object.
+            deleted: it is gone, or, as a pod, it has ended: only living ones are watched.
+        """
+        metadata = raw["metadata"]
+        attempt = _number((metadata.get("labels") or {}).get(ATTEMPT_LABEL))
+        if kind == PYTORCH_PLURAL:
+            return self._keep(self._pytorch_jobs, raw, attempt, self._pytorch_job_view, deleted=deleted)
+        container = PYTORCH_CONTAINER if attempt else VERIFICATION_CONTAINER
+        return self._keep(self._pods, raw, attempt, lambda raw, _: read_pod(raw, container), deleted=deleted)
+
+    def is_current(self, kind: str, metadata: Mapping[str, Any]) -> bool:
+        """Whether nothing newer is listed than what is known."""
+        kept = self._of(kind).get(metadata["name"])
+        return kept is not None and not is_newer(metadata["resourceVersion"], kept.version)
+
+    def keep_only(self, kind: str, names: set[str]) -> bool:
+        """Drop those of a kind that have other names; whether there were any."""
+        kept = self._of(kind)
+        gone = [name for name in kept if name not in names]
+        for name in gone:
+            del kept[name]
+        self.must_be_read |= bool(gone)
+        return bool(gone)
+
+    def forget(self, name: str) -> None:
+        """We deleted the PyTorchJob of that name."""
+        self._pytorch_jobs.pop(name, None)
+
+    @property
+    def living(self) -> bool:
+        """Whether there is a pod, or a PyTorchJob that is neither at its end nor on its way out."""
+        return bool(self._pods) or any(not is_over(seen.view) for seen in self._pytorch_jobs.values())
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are none."""
+        return not self._pytorch_jobs and not self._pods
+
+    def _of(self, kind: str) -> dict[str, Any]:
+        return self._pytorch_jobs if kind == PYTORCH_PLURAL else self._pods
+
+    def _keep(self, kept: dict[str, Any], raw: Raw, attempt: int, view: Any, *, deleted: bool) -> bool:
+        metadata = raw["metadata"]
+        name, uid = metadata["name"], metadata["uid"]
+        before: _Seen[Any] | None = kept.get(name)
+        if deleted:
+            if before is None or before.uid == uid:
+                kept.pop(name, None)
+                self.must_be_read = True
+                return True
+            return False
+        if before is not None and before.uid == uid and not is_newer(metadata["resourceVersion"], before.version):
+            return False
+        now = view(raw, before)
+        if now is None:
+            return False
+        kept[name] = _Seen(metadata["resourceVersion"], uid, metadata.get("generation"), attempt, now)
+        return before is None or before.view != now
+
+    def _pytorch_job_view(self, raw: Raw, before: _Seen[PyTorchJobView] | None) -> PyTorchJobView | None:
+        if not is_owned(raw, self.job_uid):
+            return None
+        metadata = raw["metadata"]
+        attempt = _number((metadata.get("labels") or {}).get(ATTEMPT_LABEL))
+        if before is not None and before.uid == metadata["uid"] and before.generation == metadata.get("generation"):
+            edited = before.view.edited  # the spec is the same, so its fingerprint is
+        else:
+            edited = is_edited(raw)
+        return read_pytorch_job(raw, attempt, edited=edited)
+
+
+def is_calm(pytorch_job: PyTorchJobView | None, pods: Sequence[PodView]) -> bool:
+    """Whether an attempt starts or runs and nothing of it is at an end."""
+    if pytorch_job is None or pytorch_job.deleting or pytorch_job.ended or pytorch_job.suspended:
+        return False
+    return not any(pod.ended or pod.deleting or pod.disruption for pod in pods)
+
+
+def is_over(pytorch_job: PyTorchJobView) -> bool:
+    """Whether nothing more will come of it by itself."""
+    return pytorch_job.ended or pytorch_job.deleting
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether resourceVersion `version` is later than the other one.
+
+    Kubernetes compares them as numbers since 1.35. Of others it is only known whether they differ.
+    """
+    if version.isdecimal() and than.isdecimal():
+        return int(version) > int(than)
+    return version != than
+
+
+def _number(text: Any) -> int:
+    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) < 10 else 0

@@ -1,0 +1,171 @@
+"""HTTP to the API server: one pool of connections, one way to ask, and errors that say what was refused.
+
+The client library finds the API server and proves who we are; objects stay JSON, because turning thousands of pods
+into classes costs more than everything else here. Requests are never repeated here: whoever asked decides anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from finetune_operator.decoding import Garbled, decoded, encoded
+from finetune_operator.errors import api_error
+
+Raw = dict[str, Any]
+
+REQUEST_TIMEOUT_SECONDS = 30.0
+CONNECTIONS = 32
+PAGE_BYTES = 2 * 2**20
+"""Size that a page of a list is to have: what is read at once holds up everything else."""
+FIRST_PAGE, LEAST_PAGE, MOST_PAGE = 25, 5, 500
+"""Objects per page: the first page shows how large they are."""
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""Answers without spec and status."""
+
+
+class Wire:
+    """Requests as method and path; every method may raise an `errors.ApiError`. Use as `async with`."""
+
+    def __init__(self, configuration: Configuration, *, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
+        self._configuration = configuration
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._client: ApiClient | None = None
+        self._pool: aiohttp.ClientSession | None = None
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """A wire as the pod's service account or the kubeconfig names it.
+
+        Raises:
+            ConfigException: there is neither.
+        """
+        configuration = Configuration()
+        try:
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # the client's
+        except ConfigException:
+            await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # the client's
+        return cls(configuration)
+
+    async def __aenter__(self) -> Self:
+        self._client = ApiClient(self._configuration)
+        self._pool = self.session(limit=CONNECTIONS)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._pool is not None:
+            await self._pool.close()
+        if self._client is not None:
+            await self._client.close()  # type: ignore[no-untyped-call] # the client's
+
+    @property
+    def server(self) -> str:
+        """URL of the API server."""
+        return self._configuration.host.rstrip("/")
+
+    def session(self, *, limit: int = 0, **more: Any) -> aiohttp.ClientSession:
+        """A pool of connections of its own to the API server, without authorization.
+
+        Args:
+            limit: most connections; 0 for any number.
+            more: further arguments of aiohttp.ClientSession.
+        """
+        if self._client is None:
+            raise RuntimeError("The wire is used outside of `async with`.")
+        connector = aiohttp.TCPConnector(limit=limit, ssl=self._client.rest_client.ssl_context)
+        # Without trust_env: or aiohttp reads ~/.netrc before every request, in a thread.
+        return aiohttp.ClientSession(connector=connector, proxy=self._configuration.proxy, trust_env=False, **more)
+
+    async def authorization(self) -> dict[str, str]:
+        """The header that proves who we are; a pod's token changes every hour."""
+        found = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        return {"Authorization": found} if found else {}
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+        accept: str = "application/json",
+    ) -> Raw:
+        """The object that the API server answers with."""
+        _, answer = await self._exchange(method, path, body=body, query=query, accept=accept)
+        return answer
+
+    async def pages(self, path: str, query: Mapping[str, str], *, accept: str) -> AsyncIterator[list[Raw]]:
+        """The objects of a list, page by page. Pages become smaller where objects are large."""
+        token, limit = "", FIRST_PAGE
+        while True:
+            page = {**query, "limit": str(limit)} | ({"continue": token} if token else {})
+            size, answer = await self._exchange("GET", path, query=page, accept=accept)
+            items = [item for item in answer.get("items") or () if _is_object(item)]
+            token = (answer.get("metadata") or {}).get("continue") or ""
+            yield items
+            if not token:
+                return
+            fitting = PAGE_BYTES * max(1, len(items)) // max(1, size)
+            limit = max(LEAST_PAGE, min(MOST_PAGE, 2 * limit, fitting))
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        accept: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> tuple[int, Raw]:
+        if self._pool is None:
+            raise RuntimeError("The wire is used outside of `async with`.")
+        url = f"{self.server}/{path}" + (f"?{urlencode(query)}" if query else "")
+        headers = {"Accept": accept, **await self.authorization()}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        content = encoded(body) if body is not None else None
+        try:
+            request = self._pool.request(method, url, data=content, headers=headers, timeout=self._timeout)
+            async with request as answer:
+                content = await answer.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            text = str(error) or type(error).__name__
+            raise api_error(None, type(error).__name__, f"The API server gave no answer ({text}).") from error
+        if answer.status >= 400:
+            raise await _refusal(answer, content)
+        try:
+            found = await decoded(content)
+        except Garbled as error:
+            raise api_error(None, "Garbled", "The API server's answer cannot be read.") from error
+        return len(content), found if isinstance(found, dict) else {}
+
+
+def api_path(api: str, namespace: str | None, *parts: str) -> str:
+    """Path of a collection or object below `api`."""
+    within = f"namespaces/{quote(namespace, safe='')}/" if namespace else ""
+    return f"{api}/{within}" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _is_object(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("metadata"), dict)
+
+
+async def _refusal(answer: aiohttp.ClientResponse, content: bytes) -> Exception:
+    try:
+        status = await decoded(content)
+    except Garbled:
+        status = {}
+    status = status if isinstance(status, dict) else {}
+    wait = answer.headers.get("Retry-After", "")
+    return api_error(
+        answer.status,
+        str(status.get("reason") or ""),
+        str(status.get("message") or f"{answer.status} {answer.reason}"),
+        float(wait) if wait.isdecimal() else None,
+    )

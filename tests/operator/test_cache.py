@@ -1,0 +1,153 @@
+"""What is kept of jobs and their children: never older than what we wrote, and nothing that outlives its job."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_operator.cache import Cache
+from finetune_operator.children import is_newer
+from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
+from tests.operator.raw import CHILD, KEY, UID, child, job, pod, pytorch_job
+
+
+def test_another_job_of_the_same_name_is_another_job() -> None:
+    cache = Cache()
+    first = cache.job_read(job())
+    first.attempt, first.pytorch_job_uid = 3, "w"
+    cache.child_seen(PODS_PLURAL, pod(), deleted=False)
+    assert cache.job_read(job()) is first
+    assert cache.current_attempt("team", "guard", UID) == (3, "w")
+    again = job(version="20")
+    again["metadata"]["uid"] = "other"
+    assert cache.job_read(again) is not first
+    assert cache.current_attempt("team", "guard", UID) is None
+    assert cache.current_attempt("team", "guard", "other") is None
+    assert cache.children(KEY, "other").empty
+
+
+@pytest.mark.parametrize(
+    ("version", "than", "newer"),
+    [("10", "9", True), ("9", "10", False), ("9", "9", False), ("9", "", True), ("b", "a", True), ("a", "a", False)],
+)
+def test_versions_are_numbers_where_they_can_be(version: str, than: str, newer: bool) -> None:
+    assert is_newer(version, than) is newer
+
+
+@given(st.permutations(range(1, 7)))
+def test_in_whatever_order_versions_come_the_newest_is_kept(order: list[int]) -> None:
+    cache = Cache()
+    for version in order:
+        cache.job_seen(job({"phase": "Running", "failures": version}, version=str(version)))
+        cache.child_seen(
+            PYTORCH_PLURAL, pytorch_job(str(version), startTime=f"2026-01-31T12:00:0{version}Z"), deleted=False
+        )
+        cache.child_seen(PODS_PLURAL, pod(str(version), "Running" if version == 6 else "Pending"), deleted=False)
+    found = cache.find(KEY)
+    assert found is not None
+    assert found.raw is not None
+    assert found.raw["status"]["failures"] == 6
+    seen, pods = cache.children(KEY, UID).of_attempt(1)
+    assert seen is not None
+    assert seen.started_at is not None
+    assert seen.started_at.second == 6
+    assert [one.phase for one in pods] == ["Running"]
+
+
+def test_a_pytorchjob_is_ours_only_if_the_job_controls_it() -> None:
+    cache = Cache()
+    cache.job_seen(job())
+    foreign = pytorch_job()
+    foreign["metadata"]["ownerReferences"] = [{"uid": "somebody", "controller": True}]
+    assert cache.child_seen(PYTORCH_PLURAL, foreign, deleted=False) is None
+    assert cache.children(KEY, UID).of_attempt(1) == (None, [])
+
+
+def test_what_says_nothing_new_to_the_policies_is_no_news() -> None:
+    cache = Cache()
+    cache.job_seen(job())
+    assert cache.child_seen(PYTORCH_PLURAL, pytorch_job("1"), deleted=False) == KEY
+    same = pytorch_job("2", replicaStatuses={"Worker": {}})
+    assert cache.child_seen(PYTORCH_PLURAL, same, deleted=False) is None
+    running = pytorch_job("3", startTime="2026-01-31T12:00:00Z")
+    assert cache.child_seen(PYTORCH_PLURAL, running, deleted=False) == KEY
+
+
+def test_the_pod_of_a_verification_tells_of_its_own_container() -> None:
+    cache = Cache()
+    cache.job_seen(job())
+    waiting = {"waiting": {"reason": "ErrImagePull"}}
+    for version, state, news in (("1", {}, True), ("2", {}, False), ("3", waiting, True)):
+        raw = child(
+            "guard-verify", version, attempt="", status={"containerStatuses": [{"name": "verify", "state": state}]}
+        )
+        assert (cache.child_seen(PODS_PLURAL, raw, deleted=False) is not None) is news
+
+
+@pytest.mark.parametrize("kind", [PYTORCH_PLURAL, PODS_PLURAL])
+def test_what_ends_has_to_be_read_and_what_is_not_listed_any_more_too(kind: str) -> None:
+    raw = pytorch_job() if kind == PYTORCH_PLURAL else pod()
+    cache = Cache()
+    cache.job_seen(job())
+    cache.child_seen(kind, raw, deleted=False)
+    children = cache.children(KEY, UID)
+    assert not children.must_be_read
+    assert cache.keep_only(kind, ("other",), set()) == set()
+    assert cache.keep_only(kind, ("team",), {("team", raw["metadata"]["name"])}) == set()
+    assert not children.must_be_read
+    assert cache.keep_only(kind, (None,), {("other", raw["metadata"]["name"])}) == {KEY}
+    assert children.must_be_read
+    children.must_be_read = False
+    cache.child_seen(kind, raw, deleted=False)
+    assert cache.child_seen(kind, raw, deleted=True) == KEY
+    assert children.must_be_read
+    assert children.empty
+
+
+def test_the_late_end_of_an_earlier_object_of_that_name_is_not_that_of_the_present_one() -> None:
+    cache = Cache()
+    cache.job_seen(job())
+    cache.child_seen(PYTORCH_PLURAL, pytorch_job(), deleted=False)
+    earlier = pytorch_job()
+    earlier["metadata"]["uid"] = "earlier"
+    assert cache.child_seen(PYTORCH_PLURAL, earlier, deleted=True) is None
+    assert cache.children(KEY, UID).of_attempt(1)[0] is not None
+
+
+def test_what_is_listed_is_compared_by_version() -> None:
+    cache = Cache()
+    assert not cache.is_current(FINETUNE_PLURAL, job())
+    assert cache.is_current(PODS_PLURAL, pod()), "a pod of no job that is known is nobody's yet"
+    cache.job_seen(job(version="7"))
+    assert cache.is_current(FINETUNE_PLURAL, job(version="7"))
+    assert not cache.is_current(FINETUNE_PLURAL, job(version="8"))
+    assert not cache.is_current(PODS_PLURAL, pod("3"))
+    cache.child_seen(PODS_PLURAL, pod("3"), deleted=False)
+    assert cache.is_current(PODS_PLURAL, pod("3"))
+    assert not cache.is_current(PODS_PLURAL, pod("4"))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["job", "pod", "pytorchjob"]), st.booleans(), st.integers(1, 5)),
+        max_size=20,
+    )
+)
+def test_whatever_was_seen_nothing_is_left_of_a_job_that_is_gone_and_whose_children_are(
+    events: list[tuple[str, bool, int]],
+) -> None:
+    cache = Cache()
+    for what, deleted, version in events:
+        if what == "job":
+            if deleted:
+                cache.forget(KEY)
+            else:
+                cache.job_seen(job(version=str(version)))
+        else:
+            raw = pod(str(version)) if what == "pod" else pytorch_job(str(version), name=f"{CHILD}-{version}")
+            cache.child_seen(PODS_PLURAL if what == "pod" else PYTORCH_PLURAL, raw, deleted=deleted)
+    cache.forget(KEY)
+    for kind in (PODS_PLURAL, PYTORCH_PLURAL):
+        cache.keep_only(kind, (None,), set())
+    assert cache.size() == (0, 0)

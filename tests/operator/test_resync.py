@@ -1,0 +1,231 @@
+"""A look over everything finds what no event told, for a few pages of names, and each namespace for itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import pytest
+
+from finetune_operator.cache import Cache
+from finetune_operator.errors import ApiError, api_error
+from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
+from finetune_operator.queue import Key
+from finetune_operator.resync import ON_ITS_WAY_SECONDS, Resync
+from finetune_operator.serving.health import Heartbeat
+from tests.operator.jumping_loop import JumpingLoop
+from tests.operator.raw import CHILD, KEY, finished, job, pod, pytorch_job
+
+Raw = dict[str, Any]
+
+
+class Listed:
+    """An API server that can be listed."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, list[Raw]] = {FINETUNE_PLURAL: [], PYTORCH_PLURAL: [], PODS_PLURAL: []}
+        self.errors: dict[str | None, ApiError] = {}
+        """By namespace."""
+        self.pages = 0
+        self.deleted: list[str] = []
+
+    async def list_metadata(self, kind: str, namespace: str | None) -> AsyncIterator[list[Raw]]:
+        """As Cluster's, two objects a page."""
+        if namespace in self.errors:
+            raise self.errors[namespace]
+        found = [raw for raw in self.objects[kind] if namespace in (None, raw["metadata"]["namespace"])]
+        for start in range(0, max(1, len(found)), 2):
+            self.pages += 1
+            yield [{"metadata": raw["metadata"]} for raw in found[start : start + 2]]
+
+    async def get_job(self, namespace: str, name: str) -> Raw | None:
+        """As Cluster's."""
+        of_that_name = (raw for raw in self.objects[FINETUNE_PLURAL] if raw["metadata"]["name"] == name)
+        return next((raw for raw in of_that_name if raw["metadata"]["namespace"] == namespace), None)
+
+    async def delete_pytorch_job(self, namespace: str, name: str, *, uid: str) -> None:
+        """As Cluster's."""
+        self.deleted.append(name)
+
+
+class Stage:
+    """A resync, what it lists, and what it asked for."""
+
+    def __init__(self, *namespaces: str) -> None:
+        self.server, self.cache = Listed(), Cache()
+        self.added: list[Key] = []
+        self.heartbeat = Heartbeat(300)
+        self.resync = Resync(
+            self.server,  # type: ignore[arg-type]
+            namespaces or (None,),
+            period_seconds=300,
+            queue=self,  # type: ignore[arg-type]
+            cache=self.cache,
+            heartbeat=self.heartbeat,
+        )
+
+    def add(self, key: Key) -> None:
+        """As WorkQueue's."""
+        self.added.append(key)
+
+    def once(self, *meanwhile: Coroutine[Any, Any, None]) -> bool:
+        """Resync, while something else happens; time is made up."""
+
+        async def run() -> bool:
+            done, *_ = await asyncio.gather(self.resync.once(), *meanwhile)
+            return bool(done)
+
+        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+            return runner.run(run())
+
+
+def running(version: str = "7") -> Raw:
+    """A job whose first attempt is open."""
+    return job({"phase": "Running", "attempt": 1, "observedGeneration": 1}, version=version)
+
+
+def known(stage: Stage, raw: Raw) -> None:
+    """The watch has told of a job, and a reconcile was made of it."""
+    cached = stage.cache.job_read(raw)
+    cached.newest_attempt = raw["status"].get("attempt")
+
+
+def test_what_is_known_as_it_is_listed_costs_nothing() -> None:
+    stage = Stage()
+    known(stage, running())
+    stage.cache.child_seen(PYTORCH_PLURAL, pytorch_job("3"), deleted=False)
+    stage.cache.child_seen(PODS_PLURAL, pod("4"), deleted=False)
+    stage.server.objects = {FINETUNE_PLURAL: [running()], PYTORCH_PLURAL: [pytorch_job("3")], PODS_PLURAL: [pod("4")]}
+    assert stage.once()
+    assert stage.added == []
+    assert stage.server.pages == 3
+    assert stage.heartbeat.ready
+    assert stage.heartbeat.problem() is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"), [(FINETUNE_PLURAL, running("9")), (PYTORCH_PLURAL, pytorch_job("9")), (PODS_PLURAL, pod("9"))]
+)
+def test_what_no_event_told_is_read_anew_and_twice_is_a_silent_watch(kind: str, raw: Raw) -> None:
+    stage = Stage()
+    known(stage, running())
+    stage.server.objects[FINETUNE_PLURAL] = [running()]
+    stage.server.objects[kind] = [raw]
+    assert stage.once()
+    assert stage.added == [KEY]
+    cached = stage.cache.find(KEY)
+    assert cached is not None
+    assert cached.raw is None if kind == FINETUNE_PLURAL else stage.cache.children(KEY, cached.uid).must_be_read
+    assert stage.heartbeat.problem() is None
+    stage.once()
+    assert kind in str(stage.heartbeat.problem())
+    stage.heartbeat.event(kind)
+    assert stage.heartbeat.problem() is None
+
+
+def test_an_event_that_comes_a_moment_later_was_not_missed() -> None:
+    stage = Stage()
+    stage.server.objects[FINETUNE_PLURAL] = [running()]
+
+    async def event() -> None:
+        await asyncio.sleep(ON_ITS_WAY_SECONDS - 1)
+        known(stage, running())
+
+    assert stage.once(event())
+    assert stage.added == []
+
+
+def test_a_start_waits_for_the_watches_as_long_as_they_get_on() -> None:
+    stage = Stage()
+    jobs = []
+    for number in range(20):
+        raw = running()
+        raw["metadata"] |= {"name": f"job-{number}", "uid": f"uid-{number}"}
+        jobs.append(raw)
+    stage.server.objects[FINETUNE_PLURAL] = jobs
+
+    async def events() -> None:
+        for raw in jobs:
+            await asyncio.sleep(ON_ITS_WAY_SECONDS - 1)
+            known(stage, raw)
+
+    assert stage.once(events())
+    assert stage.added == []
+
+
+def test_what_is_not_listed_any_more_is_looked_for() -> None:
+    stage = Stage()
+    known(stage, running())
+    assert stage.once()
+    assert stage.added == [KEY]
+    stage.added.clear()
+    stage.server.objects[FINETUNE_PLURAL] = [running()]
+    stage.cache.child_seen(PODS_PLURAL, pod(), deleted=False)
+    stage.once()
+    assert stage.added == [KEY]
+
+
+def test_a_namespace_that_cannot_be_listed_is_no_reason_to_leave_the_others_alone() -> None:
+    stage = Stage("gone", "team")
+    stage.server.errors["gone"] = api_error(403, "Forbidden", "is forbidden")
+    stage.server.objects[FINETUNE_PLURAL] = [running()]
+    elsewhere = running()
+    elsewhere["metadata"]["namespace"] = "gone"
+    known(stage, elsewhere)
+    assert stage.once()
+    assert stage.added == [KEY]
+    assert stage.heartbeat.ready
+    stage.server.errors["team"] = api_error(None)
+    assert not stage.once()
+
+
+def test_without_the_training_operator_there_are_no_pytorchjobs() -> None:
+    class Without(Listed):
+        def list_metadata(self, kind: str, namespace: str | None) -> AsyncIterator[list[Raw]]:
+            if kind == PYTORCH_PLURAL:
+                raise api_error(404, "NotFound", "page not found")
+            return super().list_metadata(kind, namespace)
+
+    stage = Stage()
+    stage.server = stage.resync._cluster = Without()  # type: ignore[assignment]
+    assert stage.once()
+    assert stage.heartbeat.ready
+
+
+@pytest.mark.parametrize(
+    ("status", "attempt", "deleted"),
+    [
+        ({"phase": "Running", "attempt": 2}, "1", True),
+        ({"phase": "Running", "attempt": 2}, "2", False),
+        ({"phase": "Running", "attempt": 2}, "3", False),  # just made, and not written down yet
+        (finished(), "1", False),  # what it leaves are its logs
+        (finished(), "2", True),  # made just before the operator was stopped, and the job ended without it
+        ({"phase": "Pending"}, "1", False),
+        ({"phase": "Running", "attempt": 2}, "many", False),
+    ],
+)
+def test_a_pytorchjob_of_no_attempt_is_deleted_and_no_other(
+    status: dict[str, Any], attempt: str, deleted: bool
+) -> None:
+    stage = Stage()
+    raw = job(status)
+    known(stage, raw)
+    stage.cache.child_seen(PYTORCH_PLURAL, pytorch_job(attempt=attempt), deleted=False)
+    stage.server.objects |= {FINETUNE_PLURAL: [raw], PYTORCH_PLURAL: [pytorch_job(attempt=attempt)]}
+    stage.once()
+    assert stage.server.deleted == [CHILD] * deleted
+
+
+def test_a_pytorchjob_of_somebody_elses_is_neither_deleted_nor_missed() -> None:
+    stage = Stage()
+    raw = job({"phase": "Running", "attempt": 2})
+    known(stage, raw)
+    foreign = pytorch_job(attempt="1")
+    foreign["metadata"]["ownerReferences"] = [{"uid": "somebody", "controller": True}]
+    stage.server.objects |= {FINETUNE_PLURAL: [raw], PYTORCH_PLURAL: [foreign]}
+    for _ in range(3):
+        stage.once()
+    assert stage.server.deleted == []
+    assert stage.added == []
+    assert stage.heartbeat.problem() is None
