@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_A_CONTROL_PLANE = ("tests/cluster", "tests/chart", "tests/integrations")
@@ -83,20 +84,24 @@ class Run:
         self._start_after(None)
         while self._running:
             try:
-                step, line = self._lines.get(timeout=self._seconds_left())
+                self._go_on()
             except KeyboardInterrupt:
                 print("Interrupted: the tests take their servers down…", flush=True)
                 self._exit_code = 128 + signal.SIGINT
                 self._interrupt()
-            except queue.Empty:
-                self._signal(signal.SIGKILL)
-                break
-            else:
-                if line is None:
-                    self._end(step)
-                else:
-                    self._show(step, line)
         return self._exit_code
+
+    def _go_on(self) -> None:
+        """Wait for what a step writes, or for its end."""
+        try:
+            step, line = self._lines.get(timeout=self._seconds_left())
+        except queue.Empty:
+            self._kill()
+            return
+        if line is None:
+            self._end(step)
+        else:
+            self._show(step, line)
 
     def _start_after(self, name: str | None) -> None:
         for step in [step for step in self._waiting if step.after == name]:
@@ -119,12 +124,12 @@ class Run:
             start_new_session=True,
         )
         self._running[step] = process
-        threading.Thread(target=self._read, args=(step, process), daemon=True).start()
+        threading.Thread(target=self._read, args=(step, process.stdout), daemon=True).start()
 
-    def _read(self, step: Step, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self._lines.put((step, line))
+    def _read(self, step: Step, output: IO[str]) -> None:
+        with output:
+            for line in output:
+                self._lines.put((step, line))
         self._lines.put((step, None))
 
     def _show(self, step: Step, line: str) -> None:
@@ -152,9 +157,18 @@ class Run:
 
     def _interrupt(self) -> None:
         """Start nothing more, and ask what runs to end; a second time it is told to."""
+        if self._deadline is not None:
+            self._kill()
         self._waiting.clear()
-        self._signal(signal.SIGINT if self._deadline is None else signal.SIGKILL)
+        self._signal(signal.SIGINT)
         self._deadline = time.monotonic() + END_SECONDS
+
+    def _kill(self) -> None:
+        """End what runs without asking."""
+        self._signal(signal.SIGKILL)
+        for process in self._running.values():
+            process.wait()
+        self._running.clear()
 
     def _seconds_left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -166,13 +180,10 @@ class Run:
                 os.killpg(process.pid, number)
 
 
-def _terminated(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run STEPS."""
-    signal.signal(signal.SIGTERM, _terminated)
+    # Whoever ends the run from outside interrupts it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return Run(STEPS).run()
 
 

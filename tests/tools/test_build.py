@@ -122,7 +122,9 @@ def test_programs_of_one_group_are_built_by_one_command_and_those_that_are_there
     paths = [Path(line) for line in capfd.readouterr().out.splitlines()]
     assert [path.name for path in paths] == ["single", "etcd", "lonely", "first"]
     assert all(path.read_text() == "built by go1.26.8\n" for path in paths)
-    built = [[word for word in line.split() if "/cmd/" in word or "etcd" in word] for line in log.read_text().splitlines()]
+    built = [
+        [word for word in line.split() if "/cmd/" in word or "etcd" in word] for line in log.read_text().splitlines()
+    ]
     assert built == [
         ["example.com/b/cmd/first"],
         ["example.com/a/cmd/single", "go.etcd.io/etcd/server/v3"],
