@@ -13,6 +13,9 @@ from tests.hub_server import Hub, run_hub
 from tests.s3_server import S3Server, isolate_aws, run_s3_server
 from tests.tools.build import binary
 
+OPERATORS = ("operator_factory", "operator", "unlucky")
+"""Fixtures with an operator: the test's own, the shared one, the one behind a proxy."""
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
@@ -50,9 +53,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests run a program of tests/tools come last: on a new machine it is still being built."""
+    """Files whose tests run a program of tests/tools come last: on a new machine it is still being built.
+
+    Within a folder, tests that share an operator stand together: each of the others would stop it, and the next start
+    it anew.
+    """
     last = {item.path for item in items if _runs_a_tool(item)}
-    items.sort(key=lambda item: item.path in last)
+    folders = list(dict.fromkeys(item.path.parent for item in items))
+    items.sort(key=lambda item: (item.path in last, folders.index(item.path.parent), _operator(item)))
+
+
+def _operator(item: pytest.Item) -> int:
+    names = getattr(item, "fixturenames", ())
+    return next((place for place, name in enumerate(OPERATORS, 1) if name in names), 0)
 
 
 def _runs_a_tool(item: pytest.Item) -> bool:
