@@ -18,7 +18,7 @@ CHECKED := $(wildcard crds operator trainer cli tests benchmarks scripts example
 .PHONY: help setup demo dev-cluster bench bench-operator models test e2e serve-test check generate check-generated dist lock images scan clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with the locked dependencies
 
@@ -41,13 +41,12 @@ bench-operator: setup ## measure the operator beside a naive one on a real contr
 models: setup ## train a tiny model of every type that transformers knows, and write docs/models.md; MODELS="--budget 20"
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.architectures --write docs/models.md $(MODELS)
 
-test: check ## check, then run every test but those on a real node or against a real vLLM
-	@$(PYTHON) tests/tools/build.py
-	@# Threads that spin while they wait make tests that share cores several times slower.
-	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(PYTHON) -m pytest --ignore=tests/node --ignore=tests/serving
+test: setup ## check, and run every test but those on a real node or against a real vLLM
+	@$(PYTHON) -m scripts.run_tests
 
 e2e: setup ## as root: build the images, start a real one-node Kubernetes, install the chart and train in real pods
-	@$(PYTHON) tests/tools/build.py
+	@$(PYTHON) tests/tools/build.py --for e2e
+	@# Threads that spin while they wait make tests that share cores several times slower.
 	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(PYTHON) -m pytest tests/node --timeout=3600 --durations=0 --durations-min=1
 
 serve-test: setup ## train adapters, serve them with a real vLLM (5 GB the first time) and compare; SERVE="-k mixture"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,24 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         yield plane
 
 
-@pytest.fixture
-def namespace(control_plane: ControlPlane) -> Iterator[str]:
-    """An empty namespace under the restricted Pod Security Standard. Its deletion is asked for and not waited for."""
+@contextmanager
+def empty_namespace(control_plane: ControlPlane) -> Iterator[Api]:
+    """A namespace under the restricted Pod Security Standard. Its deletion is asked for and not waited for."""
     name = f"test-{secrets.token_hex(4)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     api = control_plane.api
     api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     # No pod is admitted before the namespace has it.
     api.wait("ServiceAccount", "default", lambda found: True, namespace=name)
-    yield name
+    yield api.in_namespace(name)
     api.delete("Namespace", name)
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """An empty namespace."""
+    with empty_namespace(control_plane) as api:
+        yield str(api.namespace)
 
 
 @pytest.fixture

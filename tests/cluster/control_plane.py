@@ -22,7 +22,7 @@ from tests.cluster.api import Api, Object, has_condition, wait_until
 from tests.cluster.audit import AuditLog
 from tests.cluster.certificates import Authority, KeyPair, new_key_pem
 from tests.processes import Server, StartError, unused_port
-from tests.tools.build import binary, module_folder
+from tests.tools.build import CONTROL_PLANE, binaries, binary, module_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
@@ -345,6 +345,7 @@ def run_control_plane(folder: Path) -> Iterator[ControlPlane]:
     Raises:
         StartError: it did not come up; the text holds the end of a log and its place.
     """
+    binaries(CONTROL_PLANE)
     for attempt in range(ATTEMPTS):
         attempt_folder = folder / f"control-plane-{attempt}"
         attempt_folder.mkdir(parents=True)

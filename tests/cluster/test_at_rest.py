@@ -2,84 +2,88 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from finetune_api.outcome import Reason
 from tests.cluster.api import Api, wait_until
-from tests.cluster.conftest import OperatorFactory
+from tests.cluster.audit import Request
+from tests.cluster.conftest import OperatorFactory, empty_namespace
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.kubelet import Kubelet
+from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import Scene, failure, success
 
-QUIET_SECONDS = 60
-"""A dozen resyncs of the operator in this test."""
+RESYNC_SECONDS = 0.5
+QUIET_LOOKS = 24
+"""Looks at everything while nothing happens: longer than any setting of FAST waits for something to be told."""
+
+STATES = {
+    "running": "Preparing Preparing",
+    "done": "Succeeded Succeeded",
+    "verifying": "Succeeded Succeeded",
+    "failed": "Failed DataInvalid",
+    "crowded": "Pending Unschedulable",
+    "no-image": "Starting ImagePullFailed",
+    "queued": "Queued WaitingForQuota",
+    "suspended": "Suspended Suspended",
+    "invalid": "Pending InvalidSpec",
+}
+"""Every state that lasts: name of the job -> phase and reason."""
+SPECS: dict[str, dict[str, Any]] = {
+    "verifying": {"output": {"uri": "s3://models/team-a", "verify": True}},
+    "failed": {"ttlSecondsAfterFinished": 3600},
+    "crowded": {"activeDeadlineSeconds": 3600},
+    "suspended": {"suspend": True},
+    "invalid": {"train_path": "data/train.jsonl"},
+}
 
 
-def jobs_in_every_state(api: Api, kubelet: Kubelet) -> dict[str, str]:
-    """A job in each state that lasts: name -> phase and reason."""
-
-    def scene(name: str) -> Scene:
-        return Scene(api, kubelet, name)
-
-    scene("running").apply()
-    scene("running").run()
-    scene("done").apply()
-    kubelet.succeed(scene("done").pods()[0], success())
-    scene("verifying").apply(output={"uri": "s3://models/team-a", "verify": True})
-    kubelet.succeed(scene("verifying").pods()[0], success())
-    scene("failed").apply(ttlSecondsAfterFinished=3600)
-    kubelet.fail(scene("failed").pods()[0], 11, failure(Reason.DATA_INVALID))
-    scene("crowded").apply(activeDeadlineSeconds=3600)
-    kubelet.unschedulable(scene("crowded").pods()[0], "0/3 nodes are available: 3 Insufficient gpu.")
-    scene("no-image").apply()
-    kubelet.pull_fails(scene("no-image").pods()[0], "trainer:none")
-    scene("queued").apply()
-    child = scene("queued").child()
-    scene("queued").pods()
-    api.patch("PyTorchJob", child, {"spec": {"runPolicy": {"suspend": True}}})
-    scene("suspended").apply(suspend=True)
-    scene("invalid").apply(train_path="data/train.jsonl")
-    states = {
-        "running": "Preparing Preparing",
-        "done": "Succeeded Succeeded",
-        "verifying": "Succeeded Succeeded",
-        "failed": "Failed DataInvalid",
-        "crowded": "Pending Unschedulable",
-        "no-image": "Starting ImagePullFailed",
-        "queued": "Queued WaitingForQuota",
-        "suspended": "Suspended Suspended",
-        "invalid": "Pending InvalidSpec",
-    }
-    for name, state in states.items():
+def jobs_in_every_state(api: Api, kubelet: Kubelet) -> None:
+    """A job in each of STATES."""
+    scenes = {name: Scene(api, kubelet, name) for name in STATES}
+    for name, scene in scenes.items():
+        scene.apply(**SPECS.get(name, {}))
+    scenes["running"].run()
+    kubelet.succeed(scenes["done"].pods()[0], success())
+    kubelet.succeed(scenes["verifying"].pods()[0], success())
+    kubelet.fail(scenes["failed"].pods()[0], 11, failure(Reason.DATA_INVALID))
+    kubelet.unschedulable(scenes["crowded"].pods()[0], "0/3 nodes are available: 3 Insufficient gpu.")
+    kubelet.pull_fails(scenes["no-image"].pods()[0], "trainer:none")
+    scenes["queued"].pods()
+    api.patch("PyTorchJob", scenes["queued"].child(), {"spec": {"runPolicy": {"suspend": True}}})
+    for name, state in STATES.items():
         phase, reason = state.split()
-        scene(name).wait_reason(reason)
-        assert scene(name).wait_phase(phase)
-    kubelet.pull_fails(scene("verifying").verifying_pod(), "trainer:none")
-    scene("verifying").wait_verified("Unknown", "Verifying", "trainer:none")
-    return states
+        scenes[name].wait_reason(reason)
+        assert scenes[name].wait_phase(phase)
+    kubelet.pull_fails(scenes["verifying"].verifying_pod(), "trainer:none")
+    scenes["verifying"].wait_verified("Unknown", "Verifying", "trainer:none")
+
+
+def written_meanwhile(operator: OperatorProcess, looks: int) -> list[Request]:
+    """What the operator writes while it looks at everything so many times."""
+    since = operator.control_plane.audit.position()
+
+    def listed() -> int:
+        return sum((r.verb, r.resource) == ("list", "finetunejobs") for r in operator.requests(since))
+
+    wait_until(listed, lambda count: count >= looks, 10 * looks)
+    return operator.writes(since)
 
 
 def test_at_rest_nothing_is_written(operator_factory: OperatorFactory, api: Api, kubelet: Kubelet) -> None:
-    operator = operator_factory()
+    operator = operator_factory(resync_seconds=RESYNC_SECONDS)
     operator.start()
     jobs_in_every_state(api, kubelet)
-    audit = operator.control_plane.audit
-
-    def writes_of_a_moment() -> list[object]:
-        since = audit.position()
-        time.sleep(3)
-        return list(operator.writes(since))
-
     # The training operator's own last words about a PyTorchJob may still be on their way.
-    wait_until(writes_of_a_moment, lambda found: not found)
-    since = audit.position()
-    time.sleep(QUIET_SECONDS)
-    assert operator.writes(since) == []
-    # It was no sleep: every resync lists, and watches begin anew. Nothing is read that is known.
-    assert {request.verb for request in operator.requests(since)} - {"watch"} == {"list"}
+    wait_until(lambda: written_meanwhile(operator, 4), lambda found: not found)
+    since = operator.control_plane.audit.position()
+    assert written_meanwhile(operator, QUIET_LOOKS) == []
+    # Every look lists, and watches may begin anew. Nothing is read that is known.
+    reads = [request for request in operator.requests(since) if request.verb not in ("list", "watch")]
+    assert reads == []
 
 
 def test_a_restart_over_jobs_in_every_state_writes_nothing(
@@ -98,21 +102,24 @@ def test_a_restart_over_jobs_in_every_state_writes_nothing(
     assert {name for name in names if name and not name.startswith("another")} == set()
 
 
-@pytest.fixture
-def cast(operator: OperatorProcess, api: Api, kubelet: Kubelet) -> dict[str, str]:
-    """Jobs in every state under the shared operator."""
-    return jobs_in_every_state(api, kubelet)
+@pytest.fixture(scope="module")
+def cast(control_plane: ControlPlane, shared_operator: OperatorProcess, reaper: Reaper) -> Iterator[Api]:
+    """Jobs in every state under the shared operator, for tests that look and change nothing; their namespace."""
+    shared_operator.start()
+    with empty_namespace(control_plane) as api:
+        jobs_in_every_state(api, Kubelet(api, reaper))
+        yield api
 
 
-def test_what_kubectl_shows(cast: dict[str, str], control_plane: ControlPlane, api: Api) -> None:
+def test_what_kubectl_shows(operator: OperatorProcess, cast: Api, control_plane: ControlPlane) -> None:
     def kubectl(*arguments: str) -> str:
-        done = control_plane.kubectl("--namespace", str(api.namespace), *arguments)
+        done = control_plane.kubectl("--namespace", str(cast.namespace), *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     header, *lines = kubectl("get", "ftj").splitlines()
     assert header.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "MODEL", "AGE"]
-    assert {line.split()[0]: " ".join(line.split()[1:3]) for line in lines} == cast
+    assert {line.split()[0]: " ".join(line.split()[1:3]) for line in lines} == STATES
     assert "condition met" in kubectl("wait", "--for=condition=Succeeded", "ftj/done", "--timeout=5s")
     assert "condition met" in kubectl("wait", "--for=condition=Stalled", "ftj/failed", "--timeout=5s")
     assert "model_id" in kubectl("explain", "ftj.spec")
@@ -122,9 +129,9 @@ def test_what_kubectl_shows(cast: dict[str, str], control_plane: ControlPlane, a
     assert "finetunejob.finetune.dev" in kubectl("get", "all", "-o", "name")
 
 
-def test_metrics_count_what_is_there(cast: dict[str, str], operator: OperatorProcess) -> None:
+def test_metrics_count_what_is_there(operator: OperatorProcess, cast: Api) -> None:
     text = operator.metrics()
-    phases = {state.split()[0] for state in cast.values()}
+    phases = {state.split()[0] for state in STATES.values()}
     assert all(f'finetune_jobs{{phase="{phase}"}}' in text for phase in phases)
     samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
     assert all(float(samples[f'finetune_jobs{{phase="{phase}"}}']) >= 1 for phase in phases)
@@ -133,7 +140,7 @@ def test_metrics_count_what_is_there(cast: dict[str, str], operator: OperatorPro
     assert float(samples['finetune_reconcile_total{result="success"}']) >= 1
 
 
-def test_events_are_told_once(cast: dict[str, str], operator: OperatorProcess, api: Api, kubelet: Kubelet) -> None:
+def test_events_are_told_once(operator: OperatorProcess, cast: Api, reaper: Reaper) -> None:
     """However often a job is looked at."""
     told = {
         "done": [("Normal", "AttemptCreated"), ("Normal", "Succeeded")],
@@ -143,7 +150,7 @@ def test_events_are_told_once(cast: dict[str, str], operator: OperatorProcess, a
         "suspended": [],
     }
     for name, events in told.items():
-        scene = Scene(api, kubelet, name)
+        scene = Scene(cast, Kubelet(cast, reaper), name)
         # An event comes a moment after the status that it is about.
         scene.wait_events(len(events))
         assert scene.events() == events

