@@ -8,8 +8,8 @@ from finetune_api.job import FineTuneJob
 from finetune_api.load import load_job, load_manifest
 from finetune_api.problem import MOST
 from finetune_operator.desired import (
-    attempt_job,
     cluster_notices,
+    effective_job,
     job_config_map,
     job_problems,
     pytorch_job,
@@ -62,7 +62,7 @@ def test_of_every_accepted_job_the_objects_are_made_and_read_back(edges: tuple[l
         assert not is_edited(made)
         assert verification_job(job, 1, "s3://models/adapter", SETTINGS)["spec"]
         data = first["data"]
-        assert load_job(data["job.yaml"], source="job.yaml").job == attempt_job(job, SETTINGS)
+        assert load_job(data["job.yaml"], source="job.yaml").job == effective_job(job, SETTINGS)
         assert same_training(data["spec.json"], job)
         assert same_placement(data["placement.json"], job)
         # A second attempt trains what the first one did.
