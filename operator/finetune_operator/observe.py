@@ -23,6 +23,7 @@ from finetune_operator.names import KUEUE_PRIORITY_LABEL, KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.decide import attempt_is_open, holds_back, next_attempt
 from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.phase import reports_count_since
 from finetune_operator.policy.plan import DesiredState, ObservedState
 from finetune_operator.policy.verification import awaits_verdict, is_asked_for
 from finetune_operator.progress.figures import progress_of
@@ -146,7 +147,8 @@ class Observer:
         observed = ObservedState(desired=desired, status=status, unrecorded=unrecorded)
         if status.attempt is not None:
             awaited = awaits_verdict(status, verify=desired.verify)
-            report = None if finished else self._inbox.newest(cached.uid, status.attempt)
+            since = reports_count_since(status, pytorch_job, self._now())
+            report = None if finished else self._inbox.newest(cached.uid, status.attempt, since)
             progress, reported = progress_of(report) if report is not None else (None, None)
             observed = replace(
                 observed,

@@ -7,7 +7,7 @@ counts as preparing for a while, and then as running.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.policy.observed import PodView, PyTorchJobView
@@ -49,22 +49,22 @@ def shown_phase(
     return (Phase.PREPARING, due) if now < due else (Phase.RUNNING, None)
 
 
-def report_is_current(
-    received: datetime, status: FineTuneJobStatus, pytorch_job: PyTorchJobView | None, now: datetime
-) -> bool:
-    """Whether a report of the current attempt is of the run that goes on now, and not of one that a queue has stopped.
+def reports_count_since(status: FineTuneJobStatus, pytorch_job: PyTorchJobView | None, now: datetime) -> datetime:
+    """From when on a report of the current attempt is of the run that goes on now, and not of one that a queue stopped.
 
     Args:
-        received: when it came, by our own clock.
         status: of the job.
         pytorch_job: the attempt's PyTorchJob.
         now: the present.
+
+    Returns:
+        A time by our own clock: far in the future while nothing runs, far in the past where nothing was ever stopped.
     """
     if pytorch_job is None or pytorch_job.held:
-        return False
+        return datetime.max.replace(tzinfo=UTC)
     if pytorch_job.resumed_at is None:
-        return True
-    return received >= (moment(status.active_since) or believed_if_recent(pytorch_job.resumed_at, now))
+        return datetime.min.replace(tzinfo=UTC)
+    return moment(status.active_since) or believed_if_recent(pytorch_job.resumed_at, now)
 
 
 def _was_heard(status: FineTuneJobStatus, began_at: datetime | None) -> bool:
