@@ -15,8 +15,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Phase
 from finetune_operator.children import Children, is_newer
-from finetune_operator.names import FINETUNE_PLURAL, JOB_NAME_LABEL, JOB_UID_LABEL, PYTORCH_PLURAL
-from finetune_operator.policy.observed import is_owned
+from finetune_operator.names import FINETUNE_PLURAL, JOB_NAME_LABEL, JOB_UID_LABEL
 from finetune_operator.policy.plan import DesiredState
 from finetune_operator.queue import Key
 from finetune_operator.wire import Raw
@@ -173,8 +172,7 @@ class Cache:
         cached = self._jobs.get(children.key) if children is not None else None
         if children is None or cached is None or cached.ended:
             return True
-        foreign = kind == PYTORCH_PLURAL and not is_owned(raw, cached.uid)
-        return foreign or children.is_current(kind, metadata)
+        return children.is_current(kind, metadata)
 
     def keep_only(self, kind: str, namespaces: Sequence[str | None], listed: set[tuple[str, str]]) -> set[Key]:
         """Drop children of a kind that are not among the listed (namespace, name); the jobs that had any."""
@@ -186,7 +184,8 @@ class Cache:
             if None in namespaces or children.key.namespace in namespaces:
                 if children.keep_only(kind, names.get(children.key.namespace, set())):
                     bereft.add(children.key)
-                if children.empty and children.key not in self._jobs:
+                cached = self._jobs.get(children.key)
+                if children.empty and (cached is None or cached.uid != children.job_uid):
                     del self._children[place]
         return bereft
 
@@ -224,5 +223,7 @@ class Cache:
             return None
         cached = self._jobs.get(Key(namespace, name))
         if cached is not None and (cached.uid != uid or cached.done):
-            return None  # another job of that name, or one of which nothing is awaited
+            # Those of another job of that name, or of one of which nothing is awaited.
+            self._children.pop((namespace, uid), None)
+            return None
         return self.children(Key(namespace, name), uid)

@@ -65,7 +65,9 @@ class Children:
     def is_current(self, kind: str, metadata: Mapping[str, Any]) -> bool:
         """Whether nothing newer is listed than what is known."""
         kept = self._of(kind).get(metadata["name"])
-        return kept is not None and not is_newer(metadata["resourceVersion"], kept.version)
+        if kept is None:
+            return kind == PYTORCH_PLURAL and not is_owned({"metadata": metadata}, self.job_uid)
+        return not is_newer(metadata["resourceVersion"], kept.version)
 
     def keep_only(self, kind: str, names: set[str]) -> bool:
         """Drop those of a kind that have other names; whether there were any."""
@@ -107,7 +109,12 @@ class Children:
             return False
         now = view(raw, before)
         if now is None:
-            return False
+            # It is not ours any more, or ours is gone and another has its name.
+            lost = before is not None and (before.uid == uid or is_newer(metadata["resourceVersion"], before.version))
+            if lost:
+                del kept[name]
+                self.must_be_read = True
+            return lost
         kept[name] = _Seen(metadata["resourceVersion"], uid, metadata.get("generation"), attempt, now)
         return before is None or before.view != now
 
@@ -127,6 +134,8 @@ def is_calm(pytorch_job: PyTorchJobView | None, pods: Sequence[PodView]) -> bool
     """Whether an attempt starts or runs and nothing of it is at an end."""
     if pytorch_job is None or pytorch_job.deleting or pytorch_job.ended or pytorch_job.suspended:
         return False
+    if pytorch_job.pods_ended and len(pods) < pytorch_job.nodes:
+        return False  # those that have ended are not watched, and may have done so before this process was there
     return not any(pod.ended or pod.deleting or pod.disruption for pod in pods)
 
 

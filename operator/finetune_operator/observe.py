@@ -141,7 +141,8 @@ class Observer:
     ) -> View:
         finished, desired = is_finished(status), spec.desired
         unrecorded = None
-        if not finished and not attempt_is_open(status) and holds_back(desired, status, self._now()):
+        goes = "deletionTimestamp" in raw["metadata"]
+        if not finished and not attempt_is_open(status) and (goes or holds_back(desired, status, self._now())):
             # No attempt is to be made, so nobody would notice that one was, just before the operator was stopped.
             unrecorded = await self._attempts.find(cached, next_attempt(status))
         observed = ObservedState(desired=desired, status=status, unrecorded=unrecorded)
@@ -201,10 +202,12 @@ class Observer:
         return ParsedSpec(generation, labels, desired, job, gpus)
 
 
-def without_placement_notice(spec: ParsedSpec) -> ParsedSpec:
-    """What `spec` is once an attempt was made of it: what had to wait for that is done, and its size is not kept."""
-    notices = [notice for notice in spec.desired.notices if notice != PLACEMENT_CHANGED]
-    return replace(spec, job=None, desired=replace(spec.desired, notices=notices))
+def once_made(spec: ParsedSpec) -> ParsedSpec | None:
+    """What is kept of `spec` once its attempt is there: all but the job, which is large.
+
+    Nothing of one that was edited: the attempt may have been found, and made of the spec before.
+    """
+    return replace(spec, job=None) if spec.generation == 1 else None
 
 
 def queue_labels(raw: Raw) -> dict[str, str]:

@@ -19,9 +19,9 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.creation import Creation
 from finetune_operator.errors import ApiError, Conflict, NotFound, Unavailable
 from finetune_operator.events import post_events
-from finetune_operator.observe import Observer, queue_labels, without_placement_notice
+from finetune_operator.observe import Observer, once_made, queue_labels
 from finetune_operator.policy.conditions import is_finished
-from finetune_operator.policy.decide import attempt_is_open, decide, next_attempt
+from finetune_operator.policy.decide import attempt_is_open, decide
 from finetune_operator.policy.observed import PyTorchJobView
 from finetune_operator.policy.plan import Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
@@ -150,7 +150,7 @@ class Reconciler:
         if plan.create is not None:
             pytorch_job = await self._creation.create(plan, plan.create, view, now)
             if pytorch_job is not None:
-                cached.spec = without_placement_notice(view.spec)
+                cached.spec = once_made(view.spec)
                 plan.again_at = now  # what has become of it was told before status knew of it
         self._remember(view, plan, pytorch_job, now)
         await self._write(view, plan, now)
@@ -170,14 +170,9 @@ class Reconciler:
 
     async def _stop(self, view: View) -> None:
         """The job is on its way out: it may be held up by somebody's finalizer, its machines are not."""
-        status, pytorch_job = view.observed.status, view.observed.pytorch_job
-        held = {status.attempt: pytorch_job}
-        if not attempt_is_open(status):
-            # An operator may have been stopped just after it had made the next one, before it wrote that down.
-            held[next_attempt(status)] = await self._attempts.find(view.cached, next_attempt(status))
-        for number, found in held.items():
-            if number is not None and found is not None and not found.deleting:
-                await self._attempts.release(view.cached, number, found, keep_config_map=True)
+        for pytorch_job in (view.observed.pytorch_job, view.observed.unrecorded):
+            if pytorch_job is not None and not pytorch_job.deleting:
+                await self._attempts.release(view.cached, pytorch_job.attempt, pytorch_job, keep_config_map=True)
         view.cached.attempt = None
 
     def _remember(self, view: View, plan: Plan, pytorch_job: PyTorchJobView | None, now: datetime) -> None:

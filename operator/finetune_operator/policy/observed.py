@@ -127,6 +127,8 @@ class PyTorchJobView:
     """By somebody else, such as Kueue; until the training operator, too, has taken note that this is over."""
     has_run: bool = False
     """Its pods ran at some time, if not now."""
+    pods_ended: int = 0
+    """Pods that have ended, as the training operator last counted them: they are not watched."""
     started_at: datetime | None = None
     """When the training operator began with it, after the last suspension."""
     resumed_at: datetime | None = None
@@ -256,6 +258,7 @@ def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = Fal
     conditions = {str(item.get("type")): item for item in _maps(status, "conditions")}
     true = {name: item for name, item in conditions.items() if item.get("status") == "True"}
     suspension = conditions.get("Suspended", {})
+    counts = _map(_map(status, "replicaStatuses"), WORKER_REPLICA)
     end = next((kind for kind in ("Failed", "Succeeded") if kind in true), None)
     return PyTorchJobView(
         name=str(metadata.get("name", "")),
@@ -266,6 +269,7 @@ def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = Fal
         deleting="deletionTimestamp" in metadata,
         suspended=_map(spec, "runPolicy").get("suspend") is True or "Suspended" in true,
         has_run="Running" in conditions,
+        pods_ended=sum(_number(counts.get(end)) for end in ("succeeded", "failed")),
         started_at=moment(str(status.get("startTime") or "")),
         resumed_at=_condition_time(suspension) if suspension.get("status") == "False" else None,
         end=end,

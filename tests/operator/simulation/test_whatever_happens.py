@@ -1,0 +1,256 @@
+"""Whatever happens to a job, its children, its operator and what is between them: the properties hold."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from finetune_operator.names import child_name
+from finetune_operator.wire import Raw
+from tests.operator.simulation import author, rest
+from tests.operator.simulation.actors import End, is_over
+from tests.operator.simulation.author import NAME, manifest
+from tests.operator.simulation.clients import is_going
+from tests.operator.simulation.model import Model
+from tests.operator.simulation.operator import SELECTORS
+from tests.operator.simulation.wire import Fate, Fault
+from tests.operator.simulation.world import Circumstances, World
+
+KIND = st.sampled_from(list(SELECTORS))
+WHICH = st.integers(0, 3)
+"""Which of several."""
+SKEW_SECONDS = (0, -3600, -40, 40, 3600)
+
+
+class Life(RuleBasedStateMachine):
+    """One name, under which jobs come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.model = Model(self.world.server)
+        self.hidden = False
+        """Something is there that watches do not find any more."""
+
+    @initialize(
+        circumstances=st.builds(
+            Circumstances,
+            latency_seconds=st.sampled_from([0.0, 0.05]),
+            node_skew_seconds=st.sampled_from(SKEW_SECONDS),
+            same_uid_prefix=st.booleans(),
+            queued=st.booleans(),
+            progress=st.booleans(),
+        ),
+        nodes=st.sampled_from([1, 2]),
+        queued=st.booleans(),
+    )
+    def it_begins(self, circumstances: Circumstances, nodes: int, queued: bool) -> None:
+        """An operator runs, and a job is applied."""
+        self.world.close()
+        self.world = World(circumstances)
+        self.model = Model(self.world.server)
+        self.world.witness = self.model.witness
+        self.world.start_operator()
+        self._apply(queue="team" if queued else None, workers={"nodes": nodes, "gpusPerNode": 0})
+
+    def teardown(self) -> None:
+        """What it ends as is at rest, too."""
+        try:
+            if sys.exc_info()[0] is None:
+                self.settle()
+        finally:
+            self.world.close()
+
+    # The author
+
+    @rule(limit=st.sampled_from([0, 1]), deadline=st.sampled_from([None, 300]), ttl=st.sampled_from([None, 100]))
+    def apply(self, limit: int, deadline: int | None, ttl: int | None) -> None:
+        """A job of that name is applied, unless there is one."""
+        if self.world.client.get("finetunejobs", NAME) is None:
+            self._apply(backoffLimit=limit, activeDeadlineSeconds=deadline, ttlSecondsAfterFinished=ttl)
+
+    @rule(
+        key=st.sampled_from(["backoffLimit", "ttlSecondsAfterFinished", "activeDeadlineSeconds"]),
+        value=st.sampled_from([1, 2, 200]),
+    )
+    def edit(self, key: str, value: int) -> None:
+        """A key that may be changed."""
+        self._change({"spec": {key: value}})
+
+    @rule(nodes=st.sampled_from([1, 2]))
+    def resize(self, nodes: int) -> None:
+        """Other workers, from the next attempt on."""
+        self._change({"spec": {"workers": {"nodes": nodes}}})
+
+    @rule(suspend=st.booleans())
+    def suspend(self, suspend: bool) -> None:
+        """Or resume."""
+        self._change({"spec": {"suspend": suspend}})
+
+    @rule(hold=st.booleans())
+    def delete(self, hold: bool) -> None:
+        """It goes, at once or when somebody's finalizer does."""
+        job = self._job()
+        if job is not None:
+            if hold:
+                job = self.world.client.patch(job, {"metadata": {"finalizers": [author.FINALIZER]}})
+            self.world.client.delete(job)
+
+    @rule()
+    def finalizers_go(self) -> None:
+        """Whoever held something up lets it go."""
+        for plural in ("finetunejobs", "pytorchjobs"):
+            for raw in self.world.client.find(plural):
+                if raw["metadata"].get("finalizers"):
+                    self.world.client.patch(raw, {"metadata": {"finalizers": None}})
+
+    # What happens to children
+
+    @rule()
+    def surroundings_work(self) -> None:
+        """Training operator, garbage collector and kubelets do what there is to do."""
+        self.world.surroundings_work()
+
+    @rule()
+    def training_operator_works(self) -> None:
+        """It alone."""
+        self.world.training_operator.work()
+
+    @rule(which=WHICH)
+    def a_pod_runs(self, which: int) -> None:
+        """Its node has started it."""
+        pod = self._one([pod for pod in self.world.client.find("pods") if pod["status"]["phase"] == "Pending"], which)
+        if pod is not None:
+            self.world.kubelet.run(pod)
+
+    @rule(which=WHICH, how=st.sampled_from(End))
+    def a_pod_ends(self, which: int, how: End) -> None:
+        """By itself, or because its deletion was asked for."""
+        pod = self._one([pod for pod in self.world.client.find("pods") if not is_over(pod)], which)
+        if pod is not None:
+            self.world.kubelet.end(pod, how)
+
+    @rule(plural=st.sampled_from(["pods", "pytorchjobs", "configmaps"]), which=WHICH, hold=st.booleans())
+    def a_child_is_deleted(self, plural: str, which: int, hold: bool) -> None:
+        """By hand, or by whatever takes pods away."""
+        raw = self._one(self.world.client.find(plural), which)
+        if raw is not None:
+            if hold and plural == "pytorchjobs":
+                raw = self.world.client.patch(raw, {"metadata": {"finalizers": [author.FINALIZER]}})
+            self.world.client.delete(raw)
+
+    @rule(suspend=st.booleans(), which=WHICH)
+    def kueue(self, suspend: bool, which: int) -> None:
+        """It stops an attempt, or admits it."""
+        raw = self._one(self.world.client.find("pytorchjobs"), which)
+        if raw is not None:
+            self.world.client.patch(raw, {"spec": {"runPolicy": {"suspend": suspend}}})
+
+    @rule(plural=st.sampled_from(["pods", "pytorchjobs"]), which=WHICH, how=st.sampled_from(["relabel", "orphan"]))
+    def a_child_is_edited(self, plural: str, which: int, how: str) -> None:
+        """As nobody should."""
+        raw = self._one(self.world.client.find(plural), which)
+        if raw is not None:
+            (author.relabel if how == "relabel" else author.orphan)(self.world.client, raw)
+            self.hidden |= how == "relabel"
+
+    @rule(plural=st.sampled_from(["pytorchjobs", "configmaps"]), number=st.integers(1, 3))
+    def a_stranger_has_the_name(self, plural: str, number: int) -> None:
+        """Of a child to come."""
+        job = self._job()
+        if job is not None:
+            name = child_name(NAME, job["metadata"]["uid"], number)
+            if self.world.client.get(plural, name) is None:
+                self.world.client.create(plural, author.foreign(name))
+
+    # What happens to operators
+
+    @rule(kind=KIND)
+    def a_watch_is_late(self, kind: str) -> None:
+        """It tells nothing more until it is made to."""
+        for operator in self.world.alive:
+            operator.late.add(kind)
+
+    @rule(kind=KIND, how=st.sampled_from(["one", "twice", "all", "lost", "anew"]))
+    def a_watch_tells(self, kind: str, how: str) -> None:
+        """Something that it has to tell, or it is lost, or it begins anew."""
+        for operator in self.world.alive:
+            if how == "all":
+                operator.late.discard(kind)
+                while operator.pending[kind]:
+                    operator.deliver(kind)
+            elif how == "anew":
+                operator.watch_anew(kind)
+                self.world.missed = True
+            elif how == "lost":
+                self.world.missed |= bool(operator.pending[kind])
+                operator.pending[kind].clear()
+            else:
+                operator.deliver(kind, twice=how == "twice")
+
+    @rule(fate=st.sampled_from(Fate), countdown=st.integers(1, 4), reads=st.booleans())
+    def a_request_will_meet_its_fate(self, fate: Fate, countdown: int, reads: bool) -> None:
+        """One that is still to come."""
+        for operator in self.world.alive[:1]:
+            operator.wire.faults.append(Fault(fate, countdown, reads))
+
+    @rule()
+    def requests_go_on(self) -> None:
+        """Those that are held up."""
+        for operator in self.world.alive:
+            operator.wire.let_go()
+
+    @rule(which=WHICH)
+    def an_operator_crashes(self, which: int) -> None:
+        """It is killed."""
+        alive = self.world.alive
+        if alive:
+            alive[which % len(alive)].crash()
+
+    @precondition(lambda self: len(self.world.alive) < 2)
+    @rule()
+    def an_operator_starts(self) -> None:
+        """Perhaps while another one still runs."""
+        self.world.start_operator()
+
+    @rule()
+    def resync(self) -> None:
+        """Operators look over everything."""
+        for operator in self.world.alive:
+            operator.resync()
+
+    @rule(seconds=st.sampled_from([0.001, 1.0, 7.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        """And nothing else happens."""
+        self.world.pass_time(seconds)
+
+    @rule()
+    def settle(self) -> None:
+        """Everything that can happen by itself has happened."""
+        self.world.missed |= self.hidden
+        self.world.settle()
+        rest.check(self.world, self.model)
+
+    def _apply(self, queue: str | None = None, **spec: Any) -> None:
+        self.world.client.create("finetunejobs", manifest(queue=queue, **spec))
+        self.world.pass_time(0.001)
+
+    def _change(self, patch: Raw) -> None:
+        job = self._job()
+        if job is not None:
+            self.world.client.patch(job, patch)
+
+    def _job(self) -> Raw | None:
+        job = self.world.client.get("finetunejobs", NAME)
+        return None if job is None or is_going(job) else job
+
+    def _one(self, found: list[Raw], which: int) -> Raw | None:
+        return found[which % len(found)] if found else None
+
+
+Life.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+test_whatever_happens = Life.TestCase
