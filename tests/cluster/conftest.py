@@ -20,6 +20,7 @@ from tests.cluster.control_plane import OPERATOR_ACCOUNT, ControlPlane, run_cont
 from tests.cluster.fault_proxy import FaultProxy, run_fault_proxy
 from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.operator_process import OperatorProcess
+from tests.cluster.reporter import Reporter
 
 LOG_LINES = 150
 """How much of an operator's log a failed test shows."""
@@ -99,6 +100,12 @@ def operator(shared_operator: OperatorProcess) -> Iterator[OperatorProcess]:
     yield shared_operator
     assert shared_operator.running, f"The operator ended by itself; {shared_operator.server.log} says why."
     _check_rights(shared_operator, since)
+
+
+@pytest.fixture
+def reporter(control_plane: ControlPlane, operator: OperatorProcess, api: Api, tmp_path: Path) -> Reporter:
+    """Posts progress to the shared operator as pods of the test's namespace do."""
+    return Reporter(control_plane, operator, api, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from tests.cluster.conftest import OperatorFactory
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
+from tests.cluster.reporter import Reporter
 from tests.cluster.scene import ADAPTER, Scene
 from tests.cluster.steps import (
     Happening,
@@ -32,7 +33,6 @@ from tests.cluster.steps import (
     succeeds,
     suspend,
 )
-from tests.cluster.test_progress_tokens import Reporter
 
 
 @pytest.fixture
