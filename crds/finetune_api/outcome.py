@@ -6,10 +6,13 @@ progress that was posted in between. All three are defined here, so neither side
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+Words = TypeVar("Words", bound=BaseModel)
 
 TERMINATION_MESSAGE_LIMIT_BYTES = 4096
 """What the kubelet keeps of a container's termination message file."""
@@ -76,8 +79,11 @@ FIRST_RETRYABLE_EXIT_CODE = 128
 
 
 def is_retryable(exit_code: int) -> bool:
-    """Whether an attempt that ended with `exit_code` may succeed when it is simply started again."""
-    return exit_code >= FIRST_RETRYABLE_EXIT_CODE
+    """Whether an attempt that ended with `exit_code` may succeed when it is simply started again.
+
+    A code below 0 is no program's own: some runtimes write it for one that a signal ended.
+    """
+    return not 0 <= exit_code < FIRST_RETRYABLE_EXIT_CODE
 
 
 class _Wire(BaseModel):
@@ -147,6 +153,44 @@ class CheckpointResult(_Wire):
     step: int = Field(ge=0)
 
 
+_CUT_SENTENCE = re.compile(
+    r'(?P<whole>\{.*"message":"(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*)(?:(?P<end>")|\\(?:u[0-9a-fA-F]{0,3})?)?', re.DOTALL
+)
+"""A JSON object that ends within or right after its sentence, which is its last field, and maybe within an escape."""
+
+
+def parse_cut(kind: type[Words], data: bytes | str, *, before_sentence: str) -> Words | None:
+    """The last words in `data`, or None when they are no `kind`. A sentence that was cut off ends with "…".
+
+    A kubelet keeps 4 096 bytes of a container's message, and of all containers of a pod together 12 KiB: where
+    somebody adds sidecars, each may keep less than what was written.
+
+    Args:
+        kind: what is looked for; its sentence is called message.
+        data: the text.
+        before_sentence: a field that is always written, before the sentence. Who did not write it may have lost more
+            than words.
+    """
+    if len(data) > TERMINATION_MESSAGE_LIMIT_BYTES:
+        return None
+    found = _strictly(kind, data)
+    if found is None:
+        text = data if isinstance(data, str) else data.decode(errors="replace")
+        cut = _CUT_SENTENCE.fullmatch(text)
+        if cut is not None:
+            found = _strictly(kind, cut["whole"] + '"}' if cut["end"] else cut["whole"].rstrip("\ufffd") + '…"}')
+        found = found if found is not None and before_sentence in found.model_fields_set else None
+    return found
+
+
+def _strictly(kind: type[Words], data: bytes | str) -> Words | None:
+    """Without the conversions that pydantic makes otherwise: another program's "yes" is not our true."""
+    try:
+        return kind.model_validate_json(data, strict=True)
+    except ValidationError:
+        return None
+
+
 def sayable(message: Any) -> Any:
     """Last words must not fail on their own text: odd file names bring lone surrogates, odd data any length."""
     if not isinstance(message, str):
@@ -161,8 +205,6 @@ class TerminationMessage(_Wire):
     succeeded: bool
     reason: Reason | None = None
     """Why it failed; absent after success."""
-    message: Annotated[str, BeforeValidator(sayable)] = ""
-    """One sentence for the person who applied the job."""
     collateral: bool = False
     """True when this pod failed only because another one did: its reason must not outweigh the other's."""
     rank: int | None = Field(default=None, ge=0)
@@ -170,6 +212,9 @@ class TerminationMessage(_Wire):
     dataset: DatasetResult | None = None
     metrics: MetricsResult | None = None
     checkpoint: CheckpointResult | None = None
+    # Last, so that a reader of a text that was cut off has lost nothing but words.
+    message: Annotated[str, BeforeValidator(sayable)] = ""
+    """One sentence for the person who applied the job."""
 
     def to_bytes(self) -> bytes:
         """UTF-8 JSON of at most TERMINATION_MESSAGE_LIMIT_BYTES.
@@ -192,11 +237,12 @@ class TerminationMessage(_Wire):
 
     @classmethod
     def parse(cls, data: bytes | str) -> Self | None:
-        """The message in `data`, or None when it is not one (another program's last words, a cut-off file)."""
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError:
-            return None
+        """The message in `data`, or None when it is not one: another program's last words, or two that contradict.
+
+        Of a text that was cut off within its sentence the rest is read.
+        """
+        found = parse_cut(cls, data, before_sentence="collateral")
+        return None if found is not None and found.succeeded and (found.reason or found.collateral) else found
 
 
 def _json(message: TerminationMessage) -> bytes:

@@ -14,7 +14,8 @@ from finetune_api.outcome import BatchLayout
 Sentence = Annotated[str, Field(max_length=4096)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
 """RFC 3339, UTC."""
-Number = Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})]
+LARGEST_NUMBER = 2**53
+Number = Annotated[int, Field(ge=0, le=LARGEST_NUMBER, json_schema_extra={"format": "int64"})]
 NodeName = Annotated[str, Field(max_length=253)]
 ATTEMPTS_KEPT = 64
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from finetune_api.outcome import TERMINATION_MESSAGE_LIMIT_BYTES, sayable
+from finetune_api.outcome import TERMINATION_MESSAGE_LIMIT_BYTES, parse_cut, sayable
 
 AS_TRAINED, NOT_AS_TRAINED, COULD_NOT_TELL = 0, 1, 2
 """Exit codes."""
@@ -40,8 +40,8 @@ class VerificationMessage(BaseModel):
 
     @classmethod
     def parse(cls, data: bytes | str) -> Self | None:
-        """The message in `data`, or None when it is not one (another program's last words, a cut-off file)."""
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError:
-            return None
+        """The message in `data`, or None when it is not one: another program's last words.
+
+        Of a text that was cut off within its sentence the rest is read.
+        """
+        return parse_cut(cls, data, before_sentence="verified")

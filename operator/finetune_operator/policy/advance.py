@@ -10,7 +10,7 @@ Kueue's preemption ends no attempt, and counts for nothing.
 
 from __future__ import annotations
 
-from finetune_api.status import Attempt, FineTuneJobStatus, Progress
+from finetune_api.status import LARGEST_NUMBER, Attempt, FineTuneJobStatus, Progress
 from finetune_operator.policy.reasons import OperatorReason
 
 MOST_ATTEMPTS_WITHOUT_PROGRESS = 10
@@ -22,7 +22,7 @@ def note_end(status: FineTuneJobStatus, ended: Attempt) -> None:
     if ended.reason == OperatorReason.SUSPENDED:
         note_suspension(status)
     elif not ended.counted:
-        status.attempts_without_progress = (status.attempts_without_progress or 0) + 1
+        status.attempts_without_progress = min((status.attempts_without_progress or 0) + 1, LARGEST_NUMBER)
 
 
 def note_suspension(status: FineTuneJobStatus) -> None:

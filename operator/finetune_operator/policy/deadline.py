@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import LARGEST_NUMBER, FineTuneJobStatus
 from finetune_operator.policy.times import after, moment, rfc3339, seconds_between
 
 
@@ -21,7 +21,8 @@ def account(status: FineTuneJobStatus, *, active: bool, since: datetime, now: da
     if active and (running_since is None or running_since > now):
         status.active_since = rfc3339(since)
     elif not active and running_since is not None:
-        status.active_seconds = (status.active_seconds or 0) + round(seconds_between(running_since, since))
+        seconds = (status.active_seconds or 0) + round(seconds_between(running_since, since))
+        status.active_seconds = min(seconds, LARGEST_NUMBER)
         status.active_since = None
 
 

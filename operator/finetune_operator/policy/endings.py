@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_api.status import ATTEMPTS_KEPT, Attempt, FineTuneJobStatus, Progress
+from finetune_api.status import ATTEMPTS_KEPT, LARGEST_NUMBER, Attempt, FineTuneJobStatus, Progress
 from finetune_operator.policy import advance, deadline, retry
 from finetune_operator.policy.conditions import ConditionWriter
 from finetune_operator.policy.failure_reason import Verdict, newest_checkpoint
@@ -72,7 +72,7 @@ def end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> N
     status.attempts = [*status.attempts, ended][-ATTEMPTS_KEPT:]
     advance.note_end(status, ended)
     if verdict.counted and not verdict.succeeded:
-        status.failures = (status.failures or 0) + 1
+        status.failures = min((status.failures or 0) + 1, LARGEST_NUMBER)
     if status.progress is not None:
         status.progress = status.progress.model_copy(update={"eta_seconds": None})
     keep_checkpoint(status, verdict.checkpoint)

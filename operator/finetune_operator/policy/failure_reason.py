@@ -12,8 +12,16 @@ from datetime import datetime
 from enum import IntEnum
 from itertools import islice
 
-from finetune_api.outcome import EXIT_CODES, CheckpointResult, Reason, TerminationMessage, is_retryable
+from finetune_api.outcome import (
+    EXIT_CODES,
+    FIRST_RETRYABLE_EXIT_CODE,
+    CheckpointResult,
+    Reason,
+    TerminationMessage,
+    is_retryable,
+)
 from finetune_api.status import Adapter
+from finetune_operator.policy.conditions import MESSAGE_LIMIT
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.pod_ends import disk_full, never_started, out_of_memory, quoted
 from finetune_operator.policy.reasons import OperatorReason
@@ -26,6 +34,7 @@ OOM_KILLED = "OOMKilled"
 limit, or because its node had no more."""
 ANEW = "and create the FineTuneJob anew"
 _NAMED_WORKERS = 3
+LAST_SIGNAL = 64
 KILLED = 137
 """128 + SIGKILL, the exit code of a container that was killed."""
 
@@ -97,8 +106,8 @@ def judge(
         return Verdict(
             succeeded=True,
             reason=OperatorReason.SUCCEEDED,
-            message=f"The adapter is at {adapter.uri}.",
-            exit_code=0,
+            message=f"The adapter is at {adapter.uri}.{contradiction(lead)}",
+            exit_code=recorded(lead.exit_code),
             words=lead.last_words,
             checkpoint=lead.last_words.checkpoint,
         )
@@ -234,7 +243,9 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
         reason, counted = str(OperatorReason.DISRUPTED), False
         message = f"{who} was taken away by the cluster ({quoted(_disruption(pod))}); this does not count as a failure."
     elif words is not None and words.reason is not None:
-        reason, message, retryable = str(words.reason), words.message, is_retryable(EXIT_CODES[words.reason])
+        reason, retryable = str(words.reason), is_retryable(EXIT_CODES[words.reason])
+        note = contradiction(pod)
+        message = (words.message or f"{who} failed.")[: MESSAGE_LIMIT - len(note)] + note
         # Where a worker is gone altogether, nobody else can say what became of it.
         counted = complete or weight is not _Weight.ECHO
         code = code if code is not None else EXIT_CODES[words.reason]
@@ -244,16 +255,16 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
     elif weight is _Weight.SILENT:
         reason, retryable = str(OperatorReason.TRAINER_CRASHED), False
         message = (
-            f"{who} ended with exit code {code} and did not say why: read the last lines of `kubectl logs {pod.name}`, "
-            "and check that workers.image is a trainer of this operator."
+            f"{who} ended with exit code {code} and {_did_not_say_why(pod)}: read the last lines of `kubectl logs "
+            f"{pod.name}`, and check that workers.image is a trainer of this operator."
         )
     else:
         reason, message = str(OperatorReason.TRAINER_CRASHED), _crashed(who, pod)
     return Verdict(
         succeeded=False,
         reason=reason,
-        message=message or f"{who} failed.",
-        exit_code=code if code is None or 0 <= code <= 255 else None,
+        message=message,
+        exit_code=recorded(code),
         retryable=retryable,
         counted=counted,
         doubtful=doubtful,
@@ -266,10 +277,40 @@ def _crashed(who: str, pod: PodView) -> str:
     code = pod.exit_code
     how = f"with exit code {code}" if code is not None else f"({quoted(pod.ended_message or pod.ended_reason)})"
     likely = ", which is how a node that runs out of memory ends one" if code == KILLED else ""
+    why = "could not say why" if pod.last_words is None else _did_not_say_why(pod)
     return (
-        f"{who} ended {how}{likely} and could not say why; another attempt may succeed. If it comes back, report it "
-        f"with the last lines of `kubectl logs {pod.name}`."
+        f"{who} ended {how}{likely} and {why}; another attempt may succeed. If it comes back, report it with the last "
+        f"lines of `kubectl logs {pod.name}`."
     )
+
+
+def _did_not_say_why(pod: PodView) -> str:
+    if pod.last_words is None:
+        return "did not say why"
+    if pod.last_words.succeeded:
+        return "said that it had succeeded, without an adapter"
+    return f"gave no reason but this: {quoted(pod.last_words.message) or 'none'}"
+
+
+def contradiction(pod: PodView) -> str:
+    """What to add to the last words of a pod whose exit code says something else; empty where it does not."""
+    words, code = pod.last_words, pod.exit_code
+    if words is None or code is None:
+        return ""
+    if words.succeeded:
+        differs = code != 0
+    elif words.reason is None:
+        differs = code == 0
+    else:
+        # One that had spoken already may have been killed by a signal: that contradicts nothing.
+        killed = FIRST_RETRYABLE_EXIT_CODE < code <= FIRST_RETRYABLE_EXIT_CODE + LAST_SIGNAL
+        differs = code == 0 or (is_retryable(code) != is_retryable(EXIT_CODES[words.reason]) and not killed)
+    return f" (Its container ended with exit code {code}, which says otherwise.)" if differs else ""
+
+
+def recorded(code: int | None) -> int | None:
+    """An exit code, where it is one that status can hold."""
+    return code if code is not None and 0 <= code <= 255 else None
 
 
 def _disruption(pod: PodView) -> str:

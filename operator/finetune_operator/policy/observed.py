@@ -108,8 +108,9 @@ class PodView:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it ended with exit code 0."""
-        return self.ended and (self.exit_code == 0 or (self.exit_code is None and self.phase == "Succeeded"))
+        """Whether it ended with exit code 0 and did not say that it had failed."""
+        silent = self.last_words is None or self.last_words.succeeded
+        return self.ended and silent and (self.exit_code == 0 or (self.exit_code is None and self.phase == "Succeeded"))
 
 
 @dataclass(frozen=True, kw_only=True)
