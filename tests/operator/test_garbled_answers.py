@@ -132,8 +132,9 @@ def test_any_refusal_is_an_error_of_ours(server: Server, code: int, content: byt
         if code == 404 and what in READS and " " not in what:
             assert server.asked((code, content, {}), use) is None
         else:
-            with pytest.raises(ApiError, match="."):
+            with pytest.raises(ApiError) as caught:
                 server.asked((code, content, {}), use)
+            assert str(caught.value)
 
 
 @pytest.mark.parametrize(
