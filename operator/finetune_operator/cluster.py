@@ -21,7 +21,7 @@ from finetune_operator.names import (
     PYTORCH_PLURAL,
     PYTORCH_VERSION,
 )
-from finetune_operator.wire import METADATA, METADATA_LIST, Raw, Wire, api_path
+from finetune_operator.wire import METADATA, METADATA_LIST, Raw, Wire, api_path, checked
 
 FINETUNE_API = f"apis/{FINETUNE_GROUP}/{FINETUNE_VERSION}"
 BATCH_API = f"apis/{BATCH_GROUP}/{BATCH_VERSION}"
@@ -63,8 +63,7 @@ class Cluster:
         """Plurals of the kinds of jobs that are not installed. Others may be there in their groups."""
         missing = set()
         for api, plural in ((FINETUNE_API, FINETUNE_PLURAL), (PYTORCH_API, PYTORCH_PLURAL)):
-            found = await self._get(api)
-            if plural not in {item.get("name") for item in (found or {}).get("resources") or ()}:
+            if plural not in await self._plurals(api):
                 missing.add(plural)
         return missing
 
@@ -82,7 +81,7 @@ class Cluster:
         metadata = {key: job["metadata"][key] for key in ("namespace", "name", "uid", "resourceVersion")}
         body = {"apiVersion": job["apiVersion"], "kind": job["kind"], "metadata": metadata, "status": status}
         path = api_path(FINETUNE_API, metadata["namespace"], FINETUNE_PLURAL, metadata["name"], "status")
-        return await self.wire.request("PUT", path, body=body, accept=METADATA)
+        return checked(await self.wire.request("PUT", path, body=body, accept=METADATA))
 
     async def delete_job(self, job: Mapping[str, Any]) -> None:
         """Delete `job` if it is still the one that was read."""
@@ -98,7 +97,7 @@ class Cluster:
 
     async def create_pytorch_job(self, namespace: str, body: Mapping[str, Any]) -> Raw:
         """Create a PyTorchJob."""
-        return await self.wire.request("POST", api_path(PYTORCH_API, namespace, PYTORCH_PLURAL), body=body)
+        return checked(await self.wire.request("POST", api_path(PYTORCH_API, namespace, PYTORCH_PLURAL), body=body))
 
     async def delete_pytorch_job(self, namespace: str, name: str, *, uid: str) -> None:
         """Delete the PyTorchJob with that uid; its pods and services follow."""
@@ -121,7 +120,7 @@ class Cluster:
 
     async def create_batch_job(self, namespace: str, body: Mapping[str, Any]) -> Raw:
         """Create a batch Job."""
-        return await self.wire.request("POST", api_path(BATCH_API, namespace, BATCH_PLURAL), body=body)
+        return checked(await self.wire.request("POST", api_path(BATCH_API, namespace, BATCH_PLURAL), body=body))
 
     def list_batch_job_pods(self, namespace: str, *, uid: str) -> AsyncIterator[Raw]:
         """The pods of the batch Job with that uid."""
@@ -137,7 +136,8 @@ class Cluster:
 
     async def create_config_map(self, namespace: str, body: Mapping[str, Any]) -> Raw:
         """Create a ConfigMap; its metadata."""
-        return await self.wire.request("POST", api_path(CORE_API, namespace, "configmaps"), body=body, accept=METADATA)
+        path = api_path(CORE_API, namespace, "configmaps")
+        return checked(await self.wire.request("POST", path, body=body, accept=METADATA))
 
     async def update_config_map(self, namespace: str, body: Mapping[str, Any]) -> Raw:
         """Replace a ConfigMap that was read before."""
@@ -196,9 +196,17 @@ class Cluster:
 
     async def _get(self, path: str) -> Raw | None:
         try:
-            return await self.wire.request("GET", path)
+            return checked(await self.wire.request("GET", path))
         except NotFound:
             return None
+
+    async def _plurals(self, api: str) -> set[str]:
+        """What is installed of a version of a group."""
+        try:
+            found = (await self.wire.request("GET", api)).get("resources")
+        except NotFound:
+            return set()
+        return {str(item.get("name")) for item in (found if isinstance(found, list) else ()) if isinstance(item, dict)}
 
     async def _delete(self, path: str, *, uid: str, resource_version: str | None = None) -> None:
         preconditions = {"uid": uid} | ({"resourceVersion": resource_version} if resource_version else {})

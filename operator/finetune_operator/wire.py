@@ -21,6 +21,8 @@ Raw = dict[str, Any]
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 CONNECTIONS = 32
+RETRY_AFTER_LIMIT_SECONDS = 300.0
+"""However long a server asks to be left alone, nobody waits longer (seconds)."""
 PAGE_BYTES = 2 * 2**20
 """Size that a page of a list is to have: what is read at once holds up everything else."""
 FIRST_PAGE, LEAST_PAGE, MOST_PAGE = 25, 5, 500
@@ -106,8 +108,7 @@ class Wire:
         while True:
             page = {**query, "limit": str(limit)} | ({"continue": token} if token else {})
             size, answer = await self._exchange("GET", path, query=page, accept=accept)
-            items = [item for item in answer.get("items") or () if _is_object(item)]
-            token = (answer.get("metadata") or {}).get("continue") or ""
+            items, token = _page(answer)
             yield items
             if not token:
                 return
@@ -137,13 +138,15 @@ class Wire:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             text = str(error) or type(error).__name__
             raise api_error(None, type(error).__name__, f"The API server gave no answer ({text}).") from error
-        if answer.status >= 400:
+        if not 200 <= answer.status < 300:
             raise await _refusal(answer, content)
         try:
             found = await decoded(content)
         except Garbled as error:
-            raise api_error(None, "Garbled", "The API server's answer cannot be read.") from error
-        return len(content), found if isinstance(found, dict) else {}
+            raise _garbled() from error
+        if not isinstance(found, dict):
+            raise _garbled()
+        return len(content), found
 
 
 def api_path(api: str, namespace: str | None, *parts: str) -> str:
@@ -152,8 +155,40 @@ def api_path(api: str, namespace: str | None, *parts: str) -> str:
     return f"{api}/{within}" + "/".join(quote(part, safe="") for part in parts)
 
 
-def _is_object(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("metadata"), dict)
+def is_object(item: Any) -> bool:
+    """Whether that is an object of the API server's: nobody can do anything with one that has no name."""
+    metadata = item.get("metadata") if isinstance(item, dict) else None
+    return isinstance(metadata, dict) and all(
+        isinstance(metadata.get(key), str) for key in ("namespace", "name", "uid", "resourceVersion")
+    )
+
+
+def checked(answer: Raw) -> Raw:
+    """`answer`, if it is an object.
+
+    Raises:
+        Unavailable: it is none. What was asked for may be there, or done, all the same.
+    """
+    if not is_object(answer):
+        raise _garbled()
+    return answer
+
+
+def _page(answer: Raw) -> tuple[list[Raw], str]:
+    """The objects of a page, without what is none, and the token of the next page or "".
+
+    Raises:
+        Unavailable: it is no page. An empty one says that there are none, and jobs end by that.
+    """
+    metadata, items = answer.get("metadata"), answer.get("items", ())
+    token = metadata.get("continue") or "" if isinstance(metadata, dict) and metadata else None
+    if not isinstance(token, str) or not (items is None or isinstance(items, list)):
+        raise _garbled()
+    return [item for item in items or () if is_object(item)], token
+
+
+def _garbled() -> Exception:
+    return api_error(None, "Garbled", "The API server's answer cannot be read.")
 
 
 async def _refusal(answer: aiohttp.ClientResponse, content: bytes) -> Exception:
@@ -167,5 +202,5 @@ async def _refusal(answer: aiohttp.ClientResponse, content: bytes) -> Exception:
         answer.status,
         str(status.get("reason") or ""),
         str(status.get("message") or f"{answer.status} {answer.reason}"),
-        float(wait) if wait.isdecimal() else None,
+        min(float(wait), RETRY_AFTER_LIMIT_SECONDS) if wait.isdecimal() else None,
     )

@@ -15,7 +15,7 @@ VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"
 _PATH = re.compile(
     r"/apis?/(?:[^/]+/)?v\w+/(?:namespaces/(?P<ns>[^/]+)/)?(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?P<sub>.*)"
 )
-_CHILD = re.compile(r"(?P<job>.+)-[0-9a-f]{8}-(?:\d+|verify)")
+_CHILD = re.compile(r"(?P<job>.+)-[0-9a-f]{8}-(?:\d+(?:-worker-\d+)?|verify)")
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,13 @@ import pytest
 from tests.cluster.api import Api
 from tests.cluster.control_plane import OPERATOR_ACCOUNT, ControlPlane, run_control_plane
 from tests.cluster.fault_proxy import FaultProxy, run_fault_proxy
+from tests.cluster.fault_table import ALL_FAULTS, FaultTable
+from tests.cluster.history import watching
 from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.reporter import Reporter
+from tests.cluster.stage import Stage
+from tests.cluster.theatre import Theatre
 
 LOG_LINES = 150
 """How much of an operator's log a failed test shows."""
@@ -134,6 +138,20 @@ def unlucky(shared_unlucky_operator: UnluckyOperator) -> Iterator[UnluckyOperato
 
 
 @pytest.fixture
+def stage(api: Api, kubelet: Kubelet) -> Iterator[Stage]:
+    """Where many jobs live at the same time."""
+    with watching(api) as history:
+        yield Stage(kubelet, api, history)
+
+
+@pytest.fixture
+def theatre(unlucky: UnluckyOperator, stage: Stage, request: pytest.FixtureRequest) -> Theatre:
+    """Jobs that are compared with those that nothing happens to."""
+    table = request.config.stash.setdefault(_TABLE, FaultTable())
+    return Theatre(stage, unlucky.process, unlucky.proxy, table)
+
+
+@pytest.fixture
 def operator_factory(
     request: pytest.FixtureRequest,
     control_plane: ControlPlane,
@@ -168,12 +186,21 @@ def operator_factory(
 
 _MADE = pytest.StashKey[list[OperatorProcess]]()
 _LOG_START = pytest.StashKey[int]()
+_TABLE = pytest.StashKey[FaultTable]()
 
 
 def _check_rights(process: OperatorProcess, since: int | None = None) -> None:
     """The permissions that we publish are enough."""
     forbidden = process.forbidden(since)
     assert not forbidden, "The operator asked for what its role does not allow:\n" + "\n".join(forbidden)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Where every fault was asked for, what became of each."""
+    if ALL_FAULTS:
+        terminalreporter.section("faults")
+        for line in config.stash.setdefault(_TABLE, FaultTable()).lines():
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

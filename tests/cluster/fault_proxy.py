@@ -1,7 +1,8 @@
 """Stands between an operator and the API server, and does to their conversation what networks and servers do to it.
 
-Requests are refused, answers lost or held back after the server has carried them out, events swallowed or late,
-watches silent or ended by an error, and the server out of reach. What is to go wrong is a test's to say.
+Requests are refused, answers lost, garbled or held back after the server has carried them out, events swallowed or
+late, watches silent or ended by an error, connections dead, and the server out of reach. What is to go wrong is a
+test's to say, in the words of `faults`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import asyncio
 import json
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -22,38 +22,18 @@ from aiohttp import web
 from tests.cluster.api import Object
 from tests.cluster.calls import Call, read_call
 from tests.cluster.control_plane import HOST, ControlPlane
-from tests.processes import unused_port
+from tests.cluster.faults import SWALLOW, AfterAnswer, Fate, Garbled, OnEvent, Refusal, Refuse
+from tests.cluster.listener import Listener
 
 WATCH_TYPES = ("ADDED", "MODIFIED", "DELETED")
 _NOT_PASSED_ON = {"host", "connection", "transfer-encoding", "content-length", "accept-encoding", "keep-alive"}
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """An answer that the API server never gave."""
-
-    code: int
-    message: str = "Made to fail by a test."
-    retry_after_seconds: int | None = None
-
-
-Refuse = Callable[[Call], Refusal | None]
-"""Answers in the server's place; None passes the request on."""
-AfterAnswer = Callable[[Call, int], "str | None"]
-"""Told of an answer's code before the operator gets it; DROP or HOLD keep it from the operator."""
-OnEvent = Callable[[str, Object], "float | None"]
-"""Told of the plural and the watch event; seconds to delay it, SWALLOW to keep it, None or 0 to pass it on."""
-DROP, HOLD = "drop", "hold"
-SWALLOW = float("inf")
-
-
 class FaultProxy:
     """A proxy to one API server, in a thread of its own; `run_fault_proxy` makes one."""
 
     def __init__(self, plane: ControlPlane, folder: Path) -> None:
-        self._port = unused_port()
-        self.url = f"https://{HOST}:{self._port}"
         self.refuse: Refuse | None = None
         self.after_answer: AfterAnswer | None = None
         self.on_event: OnEvent | None = None
@@ -62,8 +42,10 @@ class FaultProxy:
         self._server = plane.url
         certificate, key = folder / "proxy.crt", folder / "proxy.key"
         plane.issue_certificate(HOST).write(certificate, key)
-        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._tls.load_cert_chain(certificate, key)
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate, key)
+        self._listener = Listener(tls)
+        self.url = self._listener.url
         self._trust = ssl.create_default_context(cafile=str(plane.ca_file))
         self._silent: set[str] = set()
         self._unanswered: set[str] = set()
@@ -95,11 +77,21 @@ class FaultProxy:
     @contextmanager
     def out_of_reach(self) -> Iterator[None]:
         """Connections are refused while this lasts, and those that exist are cut."""
-        self._await(self._cut())
+        self._await(self._listener.cut())
         try:
             yield
         finally:
-            self._await(self._listen())
+            self._await(self._listener.open())
+
+    @contextmanager
+    def half_open(self) -> Iterator[None]:
+        """New connections are accepted while this lasts, and nothing comes over them; those that exist are dead from
+        now on, and nobody says so."""
+        self._await(self._listener.die())
+        try:
+            yield
+        finally:
+            self._await(self._listener.revive())
 
     def silent(self, *resources: str) -> AbstractContextManager[None]:
         """Watches of these plurals stay connected and say nothing; what they would have said is lost."""
@@ -109,9 +101,9 @@ class FaultProxy:
         """Requests for watches of these plurals get no answer at all, not even a status line."""
         return _within(self._unanswered, resources)
 
-    def end_watches(self, code: int, *resources: str) -> int:
-        """Send an ERROR with that code into the watches of these plurals and end them; how many there were."""
-        return self._await(self._end_watches(code, resources))
+    def end_watches(self, last_words: bytes, *resources: str) -> int:
+        """Say that into the watches of these plurals and end them; how many there were."""
+        return self._await(self._end_watches(last_words, resources))
 
     def watched(self) -> list[str]:
         """Plurals of the watches that are open."""
@@ -142,11 +134,10 @@ class FaultProxy:
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         assert self._runner.server is not None
-        self._web = self._runner.server
-        await self._listen()
+        await self._listener.serve(self._runner.server)
 
     async def _stop(self) -> None:
-        await self._cut()
+        await self._listener.cut()
         await self._runner.cleanup()
         await self._session.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -156,38 +147,28 @@ class FaultProxy:
         # A connection is gone only some turns of the loop after it was closed.
         await asyncio.sleep(0.1)
 
-    async def _listen(self) -> None:
-        self._listener = await self._loop.create_server(self._web, HOST, self._port, ssl=self._tls, reuse_address=True)
-
-    async def _cut(self) -> None:
-        # asyncio forgets to close a connection that it accepted just before its server was closed.
-        for listener in self._listener.sockets:
-            self._loop.remove_reader(listener.fileno())
-        await asyncio.sleep(0.01)
-        self._listener.close()
-        for connection in self._web.connections:
-            if connection.transport is not None:
-                connection.transport.abort()
-
-    async def _end_watches(self, code: int, resources: tuple[str, ...]) -> int:
+    async def _end_watches(self, last_words: bytes, resources: tuple[str, ...]) -> int:
         chosen = [(task, answer) for task, (what, answer) in self._watches.items() if what in resources]
-        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "Made to fail."}
         for task, answer in chosen:
-            await answer.write(json.dumps({"type": "ERROR", "object": status}).encode() + b"\n")
+            if last_words:
+                await answer.write(last_words)
             await answer.write_eof()
             task.cancel()
         return len(chosen)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        await self._listener.alive(request)
         content = await request.read()
         call = read_call(request, content)
         refusal = self.refuse(call) if self.refuse else None
-        if refusal is not None:
+        if isinstance(refusal, Refusal):
             return _refused(refusal)
+        if refusal is not None:
+            return await _met(refusal, request)
         if call.verb == "watch" and call.resource in self._unanswered:
             self.waiting_watches += 1
             try:
-                await asyncio.Event().wait()
+                await _for_ever()
             finally:
                 self.waiting_watches -= 1
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _NOT_PASSED_ON}
@@ -202,10 +183,11 @@ class FaultProxy:
         if call.writes:
             self.done.append((call, answer.status))
         fate = self.after_answer(call, answer.status) if self.after_answer else None
-        if fate == HOLD:
-            await asyncio.Event().wait()
-        if fate == DROP:
-            return _lost(request)
+        if isinstance(fate, Fate):
+            return await _met(fate, request, body)
+        if isinstance(fate, Garbled):
+            body = fate.change(body)
+        await self._listener.alive(request)
         kept = {key: value for key, value in answer.headers.items() if key.lower() not in _NOT_PASSED_ON}
         return web.Response(status=answer.status, body=body, headers=kept)
 
@@ -220,9 +202,12 @@ class FaultProxy:
         # Later events wait for one that is late, as they do on a connection.
         try:
             async for line in answer.content:
-                delay = self._fate(resource, line)
-                if delay != SWALLOW:
-                    await asyncio.sleep(delay)
+                fate = self._fate(resource, line)
+                await self._listener.alive(request)
+                if isinstance(fate, Garbled):
+                    await passed.write(fate.change(line))
+                elif fate != SWALLOW:
+                    await asyncio.sleep(fate)
                     await passed.write(line)
             await passed.write_eof()
         except (aiohttp.ClientError, ConnectionError):
@@ -231,7 +216,7 @@ class FaultProxy:
             del self._watches[task]
         return passed
 
-    def _fate(self, resource: str, line: bytes) -> float:
+    def _fate(self, resource: str, line: bytes) -> float | Garbled:
         if resource in self._silent:
             return SWALLOW
         event: Object = json.loads(line)
@@ -262,13 +247,26 @@ def _within(chosen: set[str], resources: tuple[str, ...]) -> Iterator[None]:
 
 
 def _refused(refusal: Refusal) -> web.Response:
-    wait = refusal.retry_after_seconds
-    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {}, "code": refusal.code}
-    return web.json_response(
-        {**status, "message": refusal.message, "reason": ""},
-        status=refusal.code,
-        headers={} if wait is None else {"Retry-After": str(wait)},
-    )
+    headers = {"Content-Type": "application/json"}
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    return web.Response(status=refusal.code, body=refusal.content(), headers=headers)
+
+
+async def _met(fate: Fate, request: web.Request, body: bytes = b"") -> web.StreamResponse:
+    """What is left of an answer with that fate."""
+    if fate is Fate.STALL:
+        half = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
+        await half.prepare(request)
+        await half.write(body[: len(body) // 2])
+    if fate is not Fate.DROP:
+        await _for_ever()
+    return _lost(request)
+
+
+async def _for_ever() -> NoReturn:
+    await asyncio.Event().wait()
+    raise AssertionError
 
 
 def _lost(request: web.Request) -> web.StreamResponse:

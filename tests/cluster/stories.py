@@ -1,4 +1,4 @@
-"""Lives of jobs that play themselves, many at once: whoever looks at a job does what comes next, whatever happened.
+"""Lives of jobs that play themselves: whoever looks at a job does what comes next, whatever happened to it meanwhile.
 
 A test interrupts them, lets them go on and compares how they ended, and what was created and deleted on the way, with
 a life that nobody interrupted.
@@ -6,27 +6,20 @@ a life that nobody interrupted.
 
 from __future__ import annotations
 
-import json
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.outcome import Reason
-from finetune_operator.names import ATTEMPT_LABEL, JOB_NAME_LABEL
-from tests.cluster.api import Api, ApiError, Object, has_condition, wait_until
-from tests.cluster.fault_proxy import FaultProxy
-from tests.cluster.kubelet import Kubelet
+from tests.cluster.api import Object, has_condition
 from tests.cluster.scene import Scene, failure, success, verdict
 
-LIFE_SECONDS = 120
-TICK_SECONDS = 0.2
 AT_WORK = ("Preparing", "Running")
-CHILDREN = ("configmaps", "jobs", "pytorchjobs")
 VERIFICATION = ""
 """Key of the pod that verifies, which belongs to no attempt."""
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+FINALIZER = "tests/hold"
+PREEMPTED = "tests/preempted"
+"""Annotation of a PyTorchJob whose queue has stopped it once."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +63,12 @@ class Story:
     act: Act
     """Does what comes next."""
     spec: Mapping[str, Any] = field(default_factory=dict)
+    goes: bool = False
+    """The job itself is gone in the end."""
 
     def is_over(self, job: Object | None) -> bool:
         """Whether nothing more will happen to the job but the releasing of its attempt."""
-        if "ttlSecondsAfterFinished" in self.spec:
+        if self.goes:
             return job is None
         if "output" in self.spec:
             return job is not None and has_condition(job, "Verified")
@@ -119,112 +114,52 @@ def _hang(now: Moment) -> None:
     now.is_seen_running(1)
 
 
+def _delete(now: Moment) -> None:
+    if now.is_seen_running(1):
+        now.scene.api.delete("FineTuneJob", now.scene.name)
+
+
+def _delete_held(now: Moment) -> None:
+    api, metadata = now.scene.api, now.job["metadata"]
+    if "deletionTimestamp" not in metadata:
+        if now.is_seen_running(1):
+            api.patch("FineTuneJob", now.scene.name, {"metadata": {"finalizers": [FINALIZER]}})
+            api.delete("FineTuneJob", now.scene.name)
+    elif api.find("PyTorchJob", now.scene.child()) is None:
+        api.patch("FineTuneJob", now.scene.name, {"metadata": {"finalizers": None}})
+
+
+def _preempt(now: Moment) -> None:
+    api, name = now.scene.api, now.scene.child()
+    pytorch_job = api.find("PyTorchJob", name)
+    if pytorch_job is None:
+        return
+    stopped = pytorch_job["spec"]["runPolicy"].get("suspend")
+    if PREEMPTED in (pytorch_job["metadata"].get("annotations") or {}):
+        if not stopped:
+            now.succeed(1)
+        elif has_condition(pytorch_job, "Suspended") and not now.pods and (now.alone or now.phase == "Queued"):
+            api.patch("PyTorchJob", name, {"spec": {"runPolicy": {"suspend": False}}})
+    elif now.is_seen_running(1):
+        marked = {"annotations": {PREEMPTED: "true"}}
+        api.patch("PyTorchJob", name, {"metadata": marked, "spec": {"runPolicy": {"suspend": True}}})
+
+
+def _second_try(now: Moment) -> None:
+    if now.is_seen_running(1):
+        now.scene.api.delete("PyTorchJob", now.scene.child(1))
+    now.succeed(2)
+
+
 STORIES: Mapping[str, Story] = {
     "happy": Story(_happy),
     "retry": Story(_retry),
     "suspend and resume": Story(_suspend),
     "verification": Story(_verified, {"output": {"uri": "s3://models/team-a", "verify": True}}),
-    "ttl": Story(_user_error, {"ttlSecondsAfterFinished": 1}),
+    "ttl": Story(_user_error, {"ttlSecondsAfterFinished": 1}, goes=True),
     "deadline": Story(_hang, {"activeDeadlineSeconds": 3}),
+    "deletion": Story(_delete, goes=True),
+    "deletion held up": Story(_delete_held, goes=True),
+    "preemption by a queue": Story(_preempt),
+    "workers deleted": Story(_second_try),
 }
-
-
-class Stage:
-    """Where jobs live at the same time, in one namespace."""
-
-    def __init__(self, kubelet: Kubelet, api: Api, proxy: FaultProxy | None = None) -> None:
-        self._kubelet, self._api, self._proxy = kubelet, api, proxy
-
-    def begin(self, story: Story, names: Sequence[str]) -> list[Scene]:
-        """Apply jobs of these names."""
-        scenes = [Scene(self._api, self._kubelet, name) for name in names]
-        for scene in scenes:
-            scene.apply(**story.spec)
-        return scenes
-
-    def play(
-        self,
-        story: Story,
-        scenes: Sequence[Scene],
-        *,
-        until: Callable[[str], bool] = lambda _: False,
-        seconds: float = LIFE_SECONDS,
-    ) -> None:
-        """Let the jobs live until each is over, or `until` says of its name that it is interrupted."""
-
-        def going_on() -> list[str]:
-            jobs = self._tick(story, scenes, alone=False, left_out=until)
-            # A job that is over lets go of its pods.
-            held = {pod["metadata"]["labels"][JOB_NAME_LABEL] for pod in self._pods() if not _has_ended(pod)}
-            return [n for n, job in jobs.items() if not until(n) and (n in held or not story.is_over(job))]
-
-        deadline = time.monotonic() + seconds
-        while names := going_on():
-            assert time.monotonic() < deadline, f"Not over within {seconds:.0f} s: {names}"
-            time.sleep(TICK_SECONDS)
-
-    def play_alone(self, story: Story, scenes: Sequence[Scene]) -> None:
-        """Let the pods go as far as they get with no operator there."""
-
-        names = {scene.name for scene in scenes}
-
-        def look() -> dict[str, str]:
-            self._tick(story, scenes, alone=True)
-            mine = [pod for pod in self._pods() if pod["metadata"]["labels"][JOB_NAME_LABEL] in names]
-            return {pod["metadata"]["name"]: pod["status"].get("phase", "") for pod in mine}
-
-        wait_until(look, lambda phases: "Pending" not in phases.values() and phases == look())
-
-    def _tick(
-        self,
-        story: Story,
-        scenes: Sequence[Scene],
-        *,
-        alone: bool,
-        left_out: Callable[[str], bool] = lambda _: False,
-    ) -> dict[str, Object | None]:
-        jobs = {job["metadata"]["name"]: job for job in self._api.list("FineTuneJob")}
-        pods: dict[str, dict[str, Object]] = {}
-        for pod in self._pods():
-            labels = pod["metadata"]["labels"]
-            pods.setdefault(labels[JOB_NAME_LABEL], {})[labels.get(ATTEMPT_LABEL, VERIFICATION)] = pod
-        for scene in scenes:
-            job = jobs.get(scene.name)
-            if job is not None and not left_out(scene.name) and not story.is_over(job):
-                try:
-                    story.act(Moment(scene, job, pods.get(scene.name, {}), alone))
-                except ApiError as error:
-                    if error.code not in (404, 409):  # it has gone or changed since it was listed
-                        raise
-        return {scene.name: jobs.get(scene.name) for scene in scenes}
-
-    def _pods(self) -> list[Object]:
-        return self._api.list("Pod", labels=JOB_NAME_LABEL)
-
-    def ending(self, name: str) -> str:
-        """How a job ended: its status without times, and what there is of its attempts; "" while something goes on."""
-        job = self._api.find("FineTuneJob", name)
-        status = (job or {}).get("status") or {}
-        mine = f"{JOB_NAME_LABEL}={name}"
-        left = {kind: self._api.list(kind, labels=mine) for kind in ("Pod", "PyTorchJob", "Job", "ConfigMap")}
-        if any(left.values()) if job is None else any(not _has_ended(pod) for pod in left["Pod"]):
-            return ""
-        kept = {key: value for key, value in status.items() if key not in ("activeSeconds", "activeSince")}
-        names = {kind: sorted(found["metadata"]["name"] for found in objects) for kind, objects in left.items()}
-        return _anonymous(json.dumps({"job": job is not None, "status": kept, "left": names}, indent=1), name)
-
-    def history(self, name: str) -> list[str]:
-        """What was created and deleted for a job through the proxy, in the order in which it was done."""
-        changes = self._proxy.changes(name) if self._proxy else []
-        done = [c for c in changes if c[0] in ("create", "delete") and c[1] in CHILDREN and c[3] in (200, 201)]
-        return [_anonymous(f"{verb} {resource} {what}", name) for verb, resource, what, _ in done]
-
-
-def _has_ended(pod: Object) -> bool:
-    return pod["status"].get("phase") in ("Succeeded", "Failed") and "deletionTimestamp" not in pod["metadata"]
-
-
-def _anonymous(text: str, name: str) -> str:
-    text = re.sub(rf"\b{re.escape(name)}-[0-9a-f]{{8}}\b", "job", text)
-    # Kubernetes draws the end of the name of a Job's pod.
-    return _TIME.sub("(time)", re.sub(r"\bjob-verify-[a-z0-9]{5}\b", "job-verify-(drawn)", text))

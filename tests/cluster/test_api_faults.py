@@ -1,105 +1,112 @@
-"""The API server refuses, stutters, goes away and comes back: jobs end as ever, and no operator becomes a zombie."""
+"""The API server refuses, stutters, answers in riddles or not at all: jobs live and end as ever."""
 
 from __future__ import annotations
 
 import itertools
-import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import httpx
 import pytest
 
-from finetune_api.outcome import Reason
 from tests.cluster.api import Api, ApiError, wait_until
-from tests.cluster.calls import Call
 from tests.cluster.conftest import UnluckyOperator
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.fault_proxy import Refusal
+from tests.cluster.fault_table import ALL_FAULTS
+from tests.cluster.faults import ANSWERS, Fate, Refusal
+from tests.cluster.injection import Fault, Injection, anything, asks, writes_status
 from tests.cluster.kubelet import Kubelet
-from tests.cluster.scene import Scene, failure, success
-from tests.cluster.stories import STORIES, Stage
+from tests.cluster.scene import Scene, success
+from tests.cluster.stories import STORIES
+from tests.cluster.theatre import Theatre
 
-WATCHES = ("finetunejobs", "pods", "pytorchjobs")
 WEBHOOK = 'Internal error occurred: failed calling webhook "validator.pytorchjob.training-operator.kubeflow.org"'
+ALWAYS = 99
+GETS_JOB, GETS_CHILD, GETS_POD = asks("get", "finetunejobs"), asks("get", "pytorchjobs"), asks("get", "pods")
+MAKES_CONFIG, MAKES_CHILD, MAKES_EVENT = (asks("create", kind) for kind in ("configmaps", "pytorchjobs", "events"))
+DELETES = asks("delete", "pytorchjobs")
+BUSY = Refusal(429, retry_after=1)
 
-
-def creates(resource: str) -> Callable[[Call], bool]:
-    """Requests that create something of that kind."""
-    return lambda call: (call.verb, call.resource) == ("create", resource)
-
-
-def writes_status(call: Call) -> bool:
-    """Requests that write a job's status."""
-    return call.resource == "finetunejobs/status"
-
-
-def anything(call: Call) -> bool:
-    """All requests."""
-    return True
-
-
-Refusals = Mapping[str, tuple[Callable[[Call], bool], Refusal, int]]
-"""Name of a job -> which requests about it are refused, how, and how many of them."""
-
-REFUSALS: Refusals = {
-    "everything-503": (anything, Refusal(503), 5),
-    "everything-403": (anything, Refusal(403, "is forbidden: not yet"), 5),
-    "everything-401": (anything, Refusal(401), 3),
-    "everything-504": (anything, Refusal(504), 3),
-    "config-429": (creates("configmaps"), Refusal(429, retry_after_seconds=1), 2),
-    "config-403": (creates("configmaps"), Refusal(403, "is forbidden: not yet"), 3),
-    "create-429": (creates("pytorchjobs"), Refusal(429, retry_after_seconds=1), 2),
-    "create-429-0": (creates("pytorchjobs"), Refusal(429, retry_after_seconds=0), 5),
-    "create-500": (creates("pytorchjobs"), Refusal(500), 4),
-    "create-webhook": (creates("pytorchjobs"), Refusal(500, WEBHOOK), 3),
-    "create-403": (creates("pytorchjobs"), Refusal(403, "is forbidden: not yet"), 3),
-    "create-404": (creates("pytorchjobs"), Refusal(404), 2),
-    "create-422": (creates("pytorchjobs"), Refusal(422), 2),
-    "status-409": (writes_status, Refusal(409), 10),
-    "status-429": (writes_status, Refusal(429, retry_after_seconds=1), 2),
-    "status-500": (writes_status, Refusal(500), 4),
-    "delete-500": (lambda call: call.verb == "delete", Refusal(500), 3),
-    "event-500": (creates("events"), Refusal(500), 99),
-    "event-403": (creates("events"), Refusal(403), 99),
+FAULTS: Mapping[str, Fault] = {
+    "everything-503": Fault(anything, Refusal(503), 5),
+    "everything-503-html": Fault(anything, Refusal(503, body=b"<html>Service Unavailable</html>"), 3),
+    "everything-403": Fault(anything, Refusal(403, "is forbidden: not yet"), 5),
+    "everything-401": Fault(anything, Refusal(401), 3),
+    "everything-504": Fault(anything, Refusal(504), 3),
+    "everything-409": Fault(anything, Refusal(409), 3),
+    "everything-422": Fault(anything, Refusal(422), 3),
+    "everything-429": Fault(anything, BUSY, 2),
+    "everything-418": Fault(anything, Refusal(418), 3),
+    "everything-lost": Fault(anything, Fate.DROP, 5),
+    "get-silent": Fault(GETS_CHILD, Fate.HOLD),
+    "get-stalled": Fault(GETS_JOB, Fate.STALL),
+    "config-429": Fault(MAKES_CONFIG, BUSY, 2),
+    "config-403": Fault(MAKES_CONFIG, Refusal(403, "is forbidden: not yet"), 3),
+    "config-409": Fault(MAKES_CONFIG, Refusal(409), 2),
+    "config-422": Fault(MAKES_CONFIG, Refusal(422), 2),
+    "config-silent": Fault(MAKES_CONFIG, Fate.HOLD, done=True),
+    "create-429": Fault(MAKES_CHILD, BUSY, 2),
+    "create-429-0": Fault(MAKES_CHILD, Refusal(429, retry_after=0), 5),
+    "create-429-date": Fault(MAKES_CHILD, Refusal(429, retry_after="Fri, 31 Jan 2031 23:59:59 GMT"), 2),
+    "create-409": Fault(MAKES_CHILD, Refusal(409), 2),
+    "create-500": Fault(MAKES_CHILD, Refusal(500), 4),
+    "create-webhook": Fault(MAKES_CHILD, Refusal(500, WEBHOOK), 3),
+    "create-403": Fault(MAKES_CHILD, Refusal(403, "is forbidden: not yet"), 3),
+    "create-404": Fault(MAKES_CHILD, Refusal(404), 2),
+    "create-422": Fault(MAKES_CHILD, Refusal(422), 2),
+    "create-silent": Fault(MAKES_CHILD, Fate.HOLD, done=True),
+    "create-never-came": Fault(MAKES_CHILD, Fate.HOLD),
+    "status-409": Fault(writes_status, Refusal(409), 10),
+    "status-429": Fault(writes_status, BUSY, 2),
+    "status-422": Fault(writes_status, Refusal(422), 3),
+    "status-500": Fault(writes_status, Refusal(500), 4),
+    "status-silent": Fault(writes_status, Fate.HOLD, done=True),
+    "status-stalled": Fault(writes_status, Fate.STALL),
+    "delete-404": Fault(DELETES, Refusal(404), 1),
+    "delete-409": Fault(DELETES, Refusal(409), 3),
+    "delete-422": Fault(DELETES, Refusal(422), 2),
+    "delete-500": Fault(DELETES, Refusal(500), 3),
+    "delete-silent": Fault(DELETES, Fate.HOLD, done=True),
+    "event-500": Fault(MAKES_EVENT, Refusal(500), ALWAYS),
+    "event-403": Fault(MAKES_EVENT, Refusal(403), ALWAYS),
+    "event-silent": Fault(MAKES_EVENT, Fate.HOLD),
 }
+"""Name of a job -> what goes wrong with the requests about it."""
+
+READ = {
+    "job": GETS_JOB,
+    "pytorchjob": GETS_CHILD,
+    "pod": GETS_POD,
+    "config-made": MAKES_CONFIG,
+    "pytorchjob-made": MAKES_CHILD,
+    "status-written": writes_status,
+    "pytorchjob-deleted": DELETES,
+    "event-made": MAKES_EVENT,
+}
+"""Answers that the operator reads."""
 
 NO_RIGHT = Refusal(403, 'jobs.batch is forbidden: User "finetune-operator" cannot do that')
-REFUSALS_OF_VERIFICATIONS: Refusals = {
-    "verify-none": (lambda call: call.resource == "jobs", NO_RIGHT, 6),
-    "verify-get-403": (lambda call: (call.verb, call.resource) == ("get", "jobs"), NO_RIGHT, 4),
-    "verify-create-403": (creates("jobs"), NO_RIGHT, 3),
-    "verify-create-429": (creates("jobs"), Refusal(429, retry_after_seconds=1), 2),
-    "verify-create-500": (creates("jobs"), Refusal(500), 3),
-    "verify-create-webhook": (creates("jobs"), Refusal(500, WEBHOOK), 3),
+FAULTS_OF_VERIFICATIONS: Mapping[str, Fault] = {
+    "verify-none": Fault(lambda call: call.resource == "jobs", NO_RIGHT, 6),
+    "verify-get-403": Fault(asks("get", "jobs"), NO_RIGHT, 4),
+    "verify-create-403": Fault(asks("create", "jobs"), NO_RIGHT, 3),
+    "verify-create-429": Fault(asks("create", "jobs"), BUSY, 2),
+    "verify-create-500": Fault(asks("create", "jobs"), Refusal(500), 3),
+    "verify-create-webhook": Fault(asks("create", "jobs"), Refusal(500, WEBHOOK), 3),
+    **{f"verify-made-{n}": Fault(asks("create", "jobs"), shape) for n, shape in enumerate(ANSWERS.values())},
+    **{f"verify-get-{n}": Fault(asks("get", "jobs"), shape, 2) for n, shape in enumerate(ANSWERS.values())},
 }
 
 
-class Refusing:
-    """Refuses the first requests about each job, as the table says."""
-
-    def __init__(self, refusals: Refusals = REFUSALS) -> None:
-        self._refusals = refusals
-        self.refused: Counter[str] = Counter()
-        self.times: dict[str, list[float]] = {name: [] for name in refusals}
-        """Monotonic seconds."""
-
-    def __call__(self, call: Call) -> Refusal | None:
-        concerns, refusal, count = self._refusals.get(call.job, (anything, Refusal(500), 0))
-        if not concerns(call) or self.refused[call.job] >= count:
-            return None
-        self.refused[call.job] += 1
-        self.times[call.job].append(time.monotonic())
-        return refusal
-
-
-@pytest.fixture
-def stage(unlucky: UnluckyOperator, api: Api, kubelet: Kubelet) -> Stage:
-    """Where several jobs live."""
-    return Stage(kubelet, api, unlucky.proxy)
+def garbled() -> dict[str, Fault]:
+    """Every answer in every wrong shape; of a sample each answer in some shapes, and each shape in some answer."""
+    pairs = itertools.product(enumerate(READ.items()), enumerate(ANSWERS.values()))
+    return {
+        f"garbled-{what}-{shape_number}": Fault(concerns, shape, 2)
+        for (number, (what, concerns)), (shape_number, shape) in pairs
+        if ALL_FAULTS or (number + shape_number) % 4 == 0
+    }
 
 
 @pytest.fixture
@@ -108,31 +115,26 @@ def scene(unlucky: UnluckyOperator, api: Api, kubelet: Kubelet) -> Scene:
     return Scene(api, kubelet, "guard")
 
 
-def test_jobs_get_through_whatever_the_server_refuses_for_a_while(unlucky: UnluckyOperator, stage: Stage) -> None:
-    story = STORIES["retry"]
-    unlucky.proxy.refuse = refusing = Refusing()
-    scenes = stage.begin(story, ["undisturbed", *REFUSALS])
-    stage.play(story, scenes)
-    expected = wait_until(lambda: stage.ending("undisturbed"))
-    for name, (_, _, count) in REFUSALS.items():
-        wait_until(lambda name=name: stage.ending(name), lambda seen: seen == expected)  # type: ignore[misc]
-        assert stage.history(name) == stage.history("undisturbed"), name
-        assert refusing.refused[name] == count or count == 99, name
-    assert_heeded(refusing.times["create-429"])
+@pytest.mark.parametrize("story", ["retry", "verification"])
+def test_jobs_get_through_whatever_the_server_answers_for_a_while(theatre: Theatre, story: str) -> None:
+    faults = {**FAULTS, **garbled()} if story == "retry" else FAULTS_OF_VERIFICATIONS
+    life = theatre.undisturbed(STORIES[story])
+    since = time.monotonic()
+    injection = Injection(faults)
+    injection.into(theatre.proxy)
+    theatre.stage.play((STORIES[story], theatre.stage.begin(STORIES[story], list(faults))))
+    for name, fault in faults.items():
+        # How often an answer can be garbled depends on how often it is asked for again.
+        assert injection.counts[name] == fault.count or (injection.counts[name] and fault.count > 1), name
+    theatre.compare(f"answers: {story}", {name: [name] for name in faults}, life, since=since)
+    if "create-429" in faults:
+        assert_heeded(injection.times["create-429"])
 
 
-def test_verifications_get_through_whatever_the_server_refuses_for_a_while(
-    unlucky: UnluckyOperator, stage: Stage
-) -> None:
-    story = STORIES["verification"]
-    unlucky.proxy.refuse = refusing = Refusing(REFUSALS_OF_VERIFICATIONS)
-    scenes = stage.begin(story, ["undisturbed", *REFUSALS_OF_VERIFICATIONS])
-    stage.play(story, scenes)
-    expected = wait_until(lambda: stage.ending("undisturbed"))
-    for name, (_, _, count) in REFUSALS_OF_VERIFICATIONS.items():
-        wait_until(lambda name=name: stage.ending(name), lambda seen: seen == expected)  # type: ignore[misc]
-        assert stage.history(name) == stage.history("undisturbed"), name
-        assert refusing.refused[name] == count, name
+def assert_heeded(times: list[float]) -> None:
+    """The server asked to be left alone for a second."""
+    earlier, later = times
+    assert later - earlier >= 1, "the server's wish to be left alone was not heeded"
 
 
 @pytest.mark.parametrize(
@@ -150,12 +152,6 @@ def test_why_a_verification_cannot_begin_is_said(
     scene.apply(output=STORIES["verification"].spec["output"])
     scene.kubelet.succeed(scene.pods()[0], success())
     scene.wait_verified("Unknown", reason, says)
-
-
-def assert_heeded(times: list[float]) -> None:
-    """The server asked to be left alone for a second."""
-    earlier, later = times
-    assert later - earlier >= 1, "the server's wish to be left alone was not heeded"
 
 
 @contextmanager
@@ -182,151 +178,12 @@ def somebody_writes(api: Api, name: str) -> Iterator[Counter[str]]:
         thread.join()
 
 
-def test_somebody_who_writes_all_the_time_does_no_harm(unlucky: UnluckyOperator, scene: Scene) -> None:
-    scene.apply()
-    with somebody_writes(scene.api, scene.name) as done:
-        wait_until(lambda: unlucky.proxy.created("guard", "pytorchjobs"))
-        since = done["writes"]
-        wait_until(lambda: done["writes"] > since + 50)
-    scene.run()
-    scene.kubelet.succeed(scene.pod(), success())
-    scene.wait_phase("Succeeded")
-    assert len(unlucky.proxy.created("guard", "pytorchjobs")) == 1
-    assert len(unlucky.proxy.created("guard", "configmaps")) == 1
-
-
-@pytest.mark.parametrize("code", [410, 500])
-def test_a_watch_that_ends_with_an_error_is_taken_up_again(unlucky: UnluckyOperator, scene: Scene, code: int) -> None:
-    wait_until(unlucky.proxy.watched, lambda open_: len(open_) == len(WATCHES))
-    scene.apply()
-    scene.run()
-    neighbour = Scene(scene.api, scene.kubelet, "neighbour")
-    neighbour.apply()
-    neighbour.wait_phase("Starting")
-    with unlucky.proxy.silent(*WATCHES):
-        # What is deleted before the watches begin anew is told by none of them.
-        scene.api.delete("PyTorchJob", scene.child())
-        scene.api.wait_gone("Pod", scene.pod())
-        neighbour.api.delete("FineTuneJob", "neighbour")
-        neighbour.api.wait_gone("FineTuneJob", "neighbour")
-        assert unlucky.proxy.end_watches(code, *WATCHES) == len(WATCHES)
-    if code != 410:
-        # kopf takes up a watch only after a 410. The process ends instead, and Kubernetes starts it again.
-        assert wait_until(lambda: unlucky.process.server.exit_code, lambda code: code is not None) == 1
-        unlucky.process.start()
-    scene.wait_attempts("WorkersDeleted")
-    scene.run(attempt=2)
-    scene.kubelet.succeed(scene.pod(attempt=2), success())
-    scene.wait_phase("Succeeded")
-    assert len(unlucky.proxy.created("guard", "pytorchjobs")) == 2
-
-
-def test_the_process_ends_while_a_watch_waits_for_its_answer(unlucky: UnluckyOperator, scene: Scene) -> None:
-    wait_until(unlucky.proxy.watched, lambda open_: len(open_) == len(WATCHES))
-    with unlucky.proxy.unanswered("pods"):
-        unlucky.proxy.end_watches(410, "pods")
-        wait_until(lambda: unlucky.proxy.waiting_watches)
-        # Left alone it would begin its watch anew for ever, and the dead operator would stay.
-        unlucky.proxy.end_watches(500, "pytorchjobs")
-        assert wait_until(lambda: unlucky.process.server.exit_code, lambda code: code is not None) == 1
-    unlucky.process.start()
-    scene.apply()
-    scene.run()
-
-
-def test_a_silent_watch_is_made_up_for_and_reported(unlucky: UnluckyOperator, scene: Scene) -> None:
-    wait_until(unlucky.proxy.watched, lambda open_: len(open_) == len(WATCHES))
-    with unlucky.proxy.silent(*WATCHES):
-        scene.apply()
-        pods = scene.run()
-        scene.kubelet.fail(pods[0], 201, failure(Reason.HUB_UNAVAILABLE))
-        scene.run(attempt=2)
-        scene.change(suspend=True)
-        scene.wait_phase("Suspended")
-        # Something goes on changing, and only resyncs see it.
-        wait_until(lambda: _healthz_after_a_change(unlucky, scene), lambda seen: seen == (500, _SILENT))
-        assert unlucky.process.running
-    # The next event proves that the watch works.
-    unlucky.process.restart()
-    assert _healthz(unlucky) == (200, "ok")
-
-
-_SILENT = "The watch of finetunejobs is silent: two resyncs found changes, and no event told of any."
-
-
-def _healthz_after_a_change(unlucky: UnluckyOperator, scene: Scene) -> tuple[int, str]:
-    label = {"changed": secrets.token_hex(4)}
-    scene.api.patch("FineTuneJob", scene.name, {"metadata": {"labels": label}})
-    return _healthz(unlucky)
-
-
-def _healthz(unlucky: UnluckyOperator) -> tuple[int, str]:
-    answer = httpx.get(f"{unlucky.process.health_url}/healthz", trust_env=False)
-    return answer.status_code, answer.text.strip()
-
-
-def test_an_api_server_out_of_reach_is_reported_and_waited_for(unlucky: UnluckyOperator, scene: Scene) -> None:
-    scene.apply()
-    pods = scene.run()
-    pid = unlucky.process.server.pid
-    with unlucky.proxy.out_of_reach():
-        # Three resync periods long.
-        wait_until(lambda: _healthz(unlucky), lambda seen: "No full resync succeeded" in seen[1])
-        scene.kubelet.fail(pods[0], 201, failure(Reason.HUB_UNAVAILABLE))
-        assert unlucky.process.running
-    scene.wait_attempts("HubUnavailable")
-    scene.run(attempt=2)
-    wait_until(lambda: _healthz(unlucky), lambda seen: seen == (200, "ok"))
-    scene.kubelet.succeed(scene.pod(attempt=2), success())
-    scene.wait_phase("Succeeded")
-    assert unlucky.process.server.pid == pid
-    assert len(unlucky.proxy.created("guard", "pytorchjobs")) == 2
-
-
-def test_an_operator_that_starts_before_the_api_server_gets_to_work(unlucky: UnluckyOperator, scene: Scene) -> None:
-    unlucky.process.stop()
-    scene.apply()
-    with unlucky.proxy.out_of_reach():
-        unlucky.process.server.launch()
-        ended = wait_until(lambda: _gave_up_or_waits(unlucky))
-    if ended == "gave up":
-        assert unlucky.process.server.exit_code == 1
-    unlucky.process.start()
-    scene.run()
-
-
-def _gave_up_or_waits(unlucky: UnluckyOperator) -> str:
-    if not unlucky.process.running:
-        return "gave up"
-    try:
-        httpx.get(f"{unlucky.process.health_url}/readyz", trust_env=False)
-    except httpx.TransportError:
-        return ""
-    return "waits"
-
-
-def test_a_restart_of_the_api_server_ends_no_attempt(
-    unlucky: UnluckyOperator, scene: Scene, control_plane: ControlPlane
-) -> None:
-    scene.apply()
-    pods = scene.run()
-    for _ in range(2):
-        control_plane.api_server.restart()
-        begun = unlucky.process.metrics()
-        wait_until(lambda seen=begun: _resynced_since(unlucky, seen))  # type: ignore[misc]
-    for server in control_plane.servers:
-        server.start()  # those that gave up meanwhile
-    assert "attempts" not in scene.status()
-    wait_until(lambda: _healthz(unlucky), lambda seen: seen == (200, "ok"))
-    scene.kubelet.succeed(pods[0], success())
-    scene.wait_phase("Succeeded")
-    assert len(unlucky.proxy.created("guard", "pytorchjobs")) == 1
-
-
-def _looks(metrics: str) -> float:
-    lines = [line for line in metrics.splitlines() if line.startswith("finetune_reconcile_total")]
-    return sum(float(line.rpartition(" ")[2]) for line in lines if 'result="success"' in line or "requeue" in line)
-
-
-def _resynced_since(unlucky: UnluckyOperator, before: str) -> bool:
-    return _looks(unlucky.process.metrics()) > _looks(before)
+def test_somebody_who_labels_a_job_all_the_time_does_no_harm(theatre: Theatre, api: Api) -> None:
+    story = STORIES["retry"]
+    life = theatre.undisturbed(story)
+    since = time.monotonic()
+    scenes = theatre.stage.begin(story, ["labelled"])
+    with somebody_writes(api, "labelled") as done:
+        theatre.stage.play((story, scenes))
+        wait_until(lambda: done["writes"] > 50)
+    theatre.compare("10", {"409 storm: a label is written again and again": ["labelled"]}, life, since=since)

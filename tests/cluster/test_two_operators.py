@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.cluster.api import Api, wait_until
+from tests.cluster.api import wait_until
 from tests.cluster.conftest import OperatorFactory
-from tests.cluster.kubelet import Kubelet
-from tests.cluster.stories import STORIES, Stage
+from tests.cluster.stage import Stage
+from tests.cluster.stories import STORIES
 
 LIVES = ("retry", "suspend and resume")
 CREATED = ("create", 201)
 
 
-def test_two_operators_do_what_one_would(operator_factory: OperatorFactory, api: Api, kubelet: Kubelet) -> None:
+def test_two_operators_do_what_one_would(operator_factory: OperatorFactory, stage: Stage) -> None:
     operators = [operator_factory(), operator_factory()]
     for operator in operators:
         operator.server.launch()
     for operator in operators:
         operator.server.wait_ready()
-    stage = Stage(kubelet, api)
     lives = {life: stage.begin(STORIES[life], [f"{life.split()[0]}-{n}" for n in range(3)]) for life in LIVES}
-    for life, scenes in lives.items():
-        stage.play(STORIES[life], scenes)
+    stage.play(*((STORIES[life], scenes) for life, scenes in lives.items()))
     for scene in (scene for scenes in lives.values() for scene in scenes):
         wait_until(lambda scene=scene: stage.ending(scene.name))  # type: ignore[misc]
         status = scene.status()
