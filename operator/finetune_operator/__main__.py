@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 
@@ -20,6 +21,10 @@ def main() -> int:
     except ValueError as error:
         print(f"The operator's settings are not valid: {error}", file=sys.stderr)
         return 1
+    # What was imported is there to stay. The collector would look at all of it again and again, and that takes longer
+    # than the event loop may be kept.
+    gc.collect()
+    gc.freeze()
     problems: list[str] = []
     try:
         asyncio.run(run_operator(settings))

@@ -21,7 +21,7 @@ from tests.cluster.fault_proxy import FaultProxy, run_fault_proxy
 from tests.cluster.fault_table import ALL_FAULTS, FaultTable
 from tests.cluster.history import watching
 from tests.cluster.kubelet import Kubelet, Reaper
-from tests.cluster.operator_process import OperatorProcess
+from tests.cluster.operator_process import WATCHED_COMMAND, OperatorProcess
 from tests.cluster.reporter import Reporter
 from tests.cluster.stage import Stage
 from tests.cluster.theatre import Theatre
@@ -91,7 +91,7 @@ def kubelet(api: Api, reaper: Reaper) -> Kubelet:
 @pytest.fixture(scope="session")
 def shared_operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """The operator that tests share; it runs whenever a test asks for `operator`."""
-    process = OperatorProcess(control_plane, tmp_path_factory.mktemp("operator"))
+    process = OperatorProcess(control_plane, tmp_path_factory.mktemp("operator"), command=WATCHED_COMMAND)
     yield process
     process.stop()
 
@@ -99,11 +99,12 @@ def shared_operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def operator(shared_operator: OperatorProcess) -> Iterator[OperatorProcess]:
     """A running operator that looks after all namespaces. Not to be stopped: that is what `operator_factory` is for."""
-    since = shared_operator.control_plane.audit.position()
+    since, blocked_since = shared_operator.control_plane.audit.position(), shared_operator.blocked_size()
     shared_operator.start()
     yield shared_operator
     assert shared_operator.running, f"The operator ended by itself; {shared_operator.server.log} says why."
     _check_rights(shared_operator, since)
+    _check_loop(shared_operator, blocked_since)
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def shared_unlucky_operator(
     shared_operator.stop()
     folder = tmp_path_factory.mktemp("unlucky")
     with run_fault_proxy(control_plane, folder) as proxy:
-        process = OperatorProcess(control_plane, folder, {"concurrency": 64}, server=proxy.url)
+        process = OperatorProcess(control_plane, folder, {"concurrency": 64}, server=proxy.url, command=WATCHED_COMMAND)
         yield UnluckyOperator(process, proxy)
         process.stop()
 
@@ -129,12 +130,13 @@ def shared_unlucky_operator(
 def unlucky(shared_unlucky_operator: UnluckyOperator) -> Iterator[UnluckyOperator]:
     """A running operator for all namespaces, behind a proxy that makes things go wrong; the test may kill it."""
     process, proxy = shared_unlucky_operator.process, shared_unlucky_operator.proxy
-    log_start = process.server.log_size()
+    log_start, blocked_since = process.server.log_size(), process.blocked_size()
     proxy.calm()
     process.start()
     yield shared_unlucky_operator
     proxy.calm()
     print(process.log(log_start))
+    _check_loop(process, blocked_since)
 
 
 @pytest.fixture
@@ -172,7 +174,9 @@ def operator_factory(
     def make(*, account: str = OPERATOR_ACCOUNT, server: str | None = None, **settings: Any) -> OperatorProcess:
         folder = tmp_path / f"operator-{len(made)}"
         settings = {"watch_namespaces": [namespace], **settings}
-        process = OperatorProcess(control_plane, folder, settings, account=account, server=server)
+        process = OperatorProcess(
+            control_plane, folder, settings, account=account, server=server, command=WATCHED_COMMAND
+        )
         made.append(process)
         return process
 
@@ -182,6 +186,7 @@ def operator_factory(
         process.stop()
     for process in made:
         _check_rights(process)
+        _check_loop(process)
 
 
 _MADE = pytest.StashKey[list[OperatorProcess]]()
@@ -193,6 +198,12 @@ def _check_rights(process: OperatorProcess, since: int | None = None) -> None:
     """The permissions that we publish are enough."""
     forbidden = process.forbidden(since)
     assert not forbidden, "The operator asked for what its role does not allow:\n" + "\n".join(forbidden)
+
+
+def _check_loop(process: OperatorProcess, since: int = 0) -> None:
+    """Nothing kept the event loop, on which everything waits."""
+    blocked = process.blocked(since)
+    assert not blocked, "\n".join(str(one) for one in blocked)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -10,12 +10,16 @@ from typing import Any
 
 import httpx
 
+from tests.cluster import watched_operator
 from tests.cluster.audit import Request
 from tests.cluster.control_plane import HOST, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, ControlPlane
+from tests.cluster.watched_operator import FILE_ENV, Blocked, read_blocked
 from tests.processes import Server, unused_port
 
 PREFIX = "FINETUNE_OPERATOR_"
 COMMAND = (sys.executable, "-m", "finetune_operator")
+WATCHED_COMMAND = (sys.executable, "-P", watched_operator.__file__)
+"""The same, and what keeps its event loop for too long is told by `blocked`."""
 
 FAST: Mapping[str, Any] = {
     "resync_seconds": 5,
@@ -66,13 +70,14 @@ class OperatorProcess:
         self.settings = {**FAST, **ours, **(settings or {})}
         self.user = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{account}"
         kubeconfig = control_plane.kubeconfig(OPERATOR_NAMESPACE, account, server=server)
+        self.blocked_file = folder / "blocked.jsonl"
         self._audit_start = control_plane.audit.position()
         self.server = Server(
             "finetune-operator",
             command,
             folder / "operator.log",
             ready=self._ready,
-            environment={**self._environment(), "KUBECONFIG": str(kubeconfig)},
+            environment={**self._environment(), "KUBECONFIG": str(kubeconfig), FILE_ENV: str(self.blocked_file)},
             without=PREFIX,
         )
 
@@ -136,6 +141,14 @@ class OperatorProcess:
         """Requests that it had no permission for, one line each: there must be none."""
         requests = self.requests(since)
         return sorted({f"{r.verb} {r.resource} {r.namespace}/{r.name}" for r in requests if r.forbidden})
+
+    def blocked_size(self) -> int:
+        """Where what `blocked` tells from now on will begin (bytes)."""
+        return self.blocked_file.stat().st_size if self.blocked_file.exists() else 0
+
+    def blocked(self, since: int = 0) -> list[Blocked]:
+        """What has kept its event loop for too long behind a position that `blocked_size` gave, if it is watched."""
+        return read_blocked(self.blocked_file, since)
 
     def _environment(self) -> dict[str, str]:
         given = {name: value for name, value in self.settings.items() if value is not None}
