@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
+from finetune_api.outcome import Metric, TrainerStatus
 from finetune_operator.names import JOB_UID_LABEL, KUEUE_QUEUE_LABEL
+from finetune_operator.policy.times import rfc3339
 from finetune_operator.wire import Raw
 from tests.operator.simulation.clients import Client
 
@@ -35,6 +38,13 @@ def relabel(client: Client, raw: Raw) -> None:
 def orphan(client: Client, raw: Raw) -> None:
     """Take away an object's owner."""
     client.patch(raw, {"metadata": {"ownerReferences": None}})
+
+
+def report(phase: str, step: int, now: datetime) -> TrainerStatus:
+    """A trainer's, sent just now."""
+    metrics = {"phase": phase, "current_step": str(step)}
+    named = [Metric(name=name, value=value) for name, value in metrics.items()]
+    return TrainerStatus(progress_percentage=step, metrics=named, last_updated_time=rfc3339(now))
 
 
 def foreign(name: str) -> Raw:

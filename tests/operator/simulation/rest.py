@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from finetune_operator.names import ATTEMPT_LABEL, JOB_UID_LABEL, WORKER_REPLICA, child_name
+import json
+
+from finetune_operator.names import ATTEMPT_LABEL, JOB_UID_LABEL, SPEC_KEY, WORKER_REPLICA, child_name
 from finetune_operator.queue import Key
 from finetune_operator.wire import Raw
 from tests.operator.simulation.actors import is_over
@@ -83,8 +85,21 @@ def _expected(world: World, model: Model, job: Raw) -> set[str]:
     found = [world.client.get(kind, following) for kind in ("pytorchjobs", "configmaps")]
     if [raw for raw in found if raw is not None and owner_uid(raw) != metadata["uid"]]:
         why.add("Pending")
+    if not _can_be_trained(world, job):
+        why.add("Pending")
     assert why, f"nothing holds the next attempt back: {status}"
     return why
+
+
+def _can_be_trained(world: World, job: Raw) -> bool:
+    """Whether its spec is valid, and is what the first attempt was made of."""
+    path, metadata = job["spec"]["train_path"], job["metadata"]
+    first = world.client.get("configmaps", child_name(metadata["name"], metadata["uid"], 1))
+    if path.startswith("/"):
+        return False
+    if first is None or owner_uid(first) != metadata["uid"] or job["status"].get("attempt") is None:
+        return True
+    return bool(json.loads(first["data"][SPEC_KEY])["train_path"] == path)
 
 
 def _doing(world: World, job: Raw, attempt: int) -> set[str]:

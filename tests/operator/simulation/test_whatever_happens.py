@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -9,12 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from finetune_operator.names import child_name
+from finetune_operator.names import KUEUE_QUEUE_LABEL, child_name
+from finetune_operator.progress.sender import Sender
 from finetune_operator.wire import Raw
 from tests.operator.simulation import author, rest
 from tests.operator.simulation.actors import End, is_over
-from tests.operator.simulation.author import NAME, manifest
-from tests.operator.simulation.clients import is_going
+from tests.operator.simulation.author import NAME, manifest, report
+from tests.operator.simulation.clients import NAMESPACE, is_going
 from tests.operator.simulation.model import Model
 from tests.operator.simulation.operator import SELECTORS
 from tests.operator.simulation.wire import Fate, Fault
@@ -86,6 +88,16 @@ class Life(RuleBasedStateMachine):
         """Other workers, from the next attempt on."""
         self._change({"spec": {"workers": {"nodes": nodes}}})
 
+    @rule(path=st.sampled_from(["s3://data/train.jsonl", "s3://data/other.jsonl", "/data/train.jsonl"]))
+    def change_training(self, path: str) -> None:
+        """What is trained, which no admission refuses here; the last is one that no pod can read."""
+        self._change({"spec": {"train_path": path}})
+
+    @rule(queue=st.sampled_from([None, "team", "other"]))
+    def change_queue(self, queue: str | None) -> None:
+        """Its label, of which the generation knows nothing."""
+        self._change({"metadata": {"labels": {KUEUE_QUEUE_LABEL: queue}}})
+
     @rule(suspend=st.booleans())
     def suspend(self, suspend: bool) -> None:
         """Or resume."""
@@ -114,6 +126,15 @@ class Life(RuleBasedStateMachine):
     def surroundings_work(self) -> None:
         """Training operator, garbage collector and kubelets do what there is to do."""
         self.world.surroundings_work()
+
+    @rule()
+    def life_goes_on(self) -> None:
+        """So that something is there that can go wrong."""
+        self.world.surroundings_work()
+        for pod in self.world.client.find("pods"):
+            if pod["status"]["phase"] == "Pending":
+                self.world.kubelet.run(pod)
+        self.world.pass_time(3.0)
 
     @rule()
     def training_operator_works(self) -> None:
@@ -212,10 +233,23 @@ class Life(RuleBasedStateMachine):
             alive[which % len(alive)].crash()
 
     @precondition(lambda self: len(self.world.alive) < 2)
-    @rule()
-    def an_operator_starts(self) -> None:
-        """Perhaps while another one still runs."""
-        self.world.start_operator()
+    @rule(skew_seconds=st.sampled_from(SKEW_SECONDS))
+    def an_operator_starts(self, skew_seconds: int) -> None:
+        """Perhaps while another one still runs, and on a node whose clock is wrong."""
+        self.world.start_operator(skew_seconds)
+
+    @rule(number=st.integers(1, 3), phase=st.sampled_from(["Preparing", "Running", "Publishing", "Done"]), step=WHICH)
+    def a_trainer_reports(self, number: int, phase: str, step: int) -> None:
+        """The present one, or one that is late; to whichever operator the service leads."""
+        job = self._job()
+        child = self.world.client.get("pytorchjobs", child_name(NAME, job["metadata"]["uid"], number)) if job else None
+        if job is None or child is None or not self.world.circumstances.progress:
+            return
+        sender = Sender(
+            NAMESPACE, NAME, job["metadata"]["uid"], number, child["metadata"]["uid"], "worker-0", self.world.now()
+        )
+        for operator in self.world.alive[:1]:
+            operator.report(sender, report(phase, step, self.world.now()))
 
     @rule()
     def resync(self) -> None:
@@ -252,5 +286,7 @@ class Life(RuleBasedStateMachine):
         return found[which % len(found)] if found else None
 
 
-Life.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Life.TestCase.settings = settings(
+    max_examples=int(os.environ.get("LIVES", "30")), stateful_step_count=40, deadline=None
+)
 test_whatever_happens = Life.TestCase

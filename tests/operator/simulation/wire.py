@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from finetune_operator.errors import api_error
+from finetune_operator.errors import ApiError, api_error
 from finetune_operator.wire import METADATA, METADATA_LIST, Raw, Wire
 from tests.operator.simulation.server import Place, SimulatedServer, place_of
+
+LATE_SECONDS = 3.0
+"""After which a request arrives whose sender has died (seconds)."""
 
 
 class Crash(BaseException):
@@ -25,6 +29,7 @@ class Fate(Enum):
     REFUSED = "the server is busy and wants to be left alone"
     LAST_WISH = "the operator dies before it is sent"
     LAST_WORD = "it is carried out, and the operator dies"
+    LEGACY = "the operator dies, and it is carried out a while later"
     HELD = "it waits until it is let go"
     ANSWER_HELD = "it is carried out, and the answer waits until it is let go"
 
@@ -106,7 +111,9 @@ class SimulatedWire(Wire):
         call = Call(self._operator, name, 0, method, place_of(path), body)
         fate = self._fate(call)
         await self._way(hold=fate is Fate.HELD)
-        if fate is Fate.LAST_WISH:
+        if fate is Fate.LEGACY:
+            asyncio.get_running_loop().call_later(LATE_SECONDS, self._arrive_late, call, method, path, body)
+        if fate in (Fate.LAST_WISH, Fate.LEGACY):
             self.die()
         elif fate is Fate.LOST:
             raise api_error(None, "TimeoutError", "The API server gave no answer (it was made to).")
@@ -129,6 +136,11 @@ class SimulatedWire(Wire):
         answer = await self.request("GET", path, query=query)
         only_metadata = accept == METADATA_LIST
         yield [{"metadata": item["metadata"]} if only_metadata else item for item in answer["items"]]
+
+    def _arrive_late(self, call: Call, method: str, path: str, body: Any) -> None:
+        self._witness(call._replace(version=self._server.version), self.sent)
+        with suppress(ApiError):
+            self._server.handle(method, path, body)
 
     def die(self) -> None:
         """End the operator's process.

@@ -20,7 +20,7 @@ from tests.operator.simulation.wire import Call, Witness
 
 QUIET_SECONDS = 70.0
 """Longer than anything waits that is still to come: back-off after errors, retries, and ends of groups."""
-STEPS_TO_REST = 300
+STEPS_TO_REST = 60
 
 
 @dataclass(frozen=True, kw_only=True)
