@@ -1,4 +1,4 @@
-"""Links of the Markdown files inside the repository lead somewhere, to the very heading."""
+"""Links of the Markdown files inside the repository lead somewhere, to the very heading; tests that they name exist."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ PAGES = sorted(
 _FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1`*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]+`")
 _LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
+_TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
@@ -59,3 +60,24 @@ def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One `two`, three\n[a](#one-two-three) [b](page.md#one) [c](none.md) `[d](none.md)`\n")
     assert broken(page) == ["page.md#one", "none.md"]
+
+
+def missing_tests(page: Path) -> list[str]:
+    """Tests that `page` names and that are not there."""
+    return [
+        f"{file}::{name}" if name else file
+        for file, name in _TEST.findall(page.read_text())
+        if not (ROOT / file).exists() or (name and f"\ndef {name}(" not in (ROOT / file).read_text())
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_holds_a_promise_exists(page: Path) -> None:
+    assert missing_tests(page) == []
+
+
+def test_a_test_that_is_not_there_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    there, gone = "tests/test_documents.py::test_what_holds_a_promise_exists", "tests/test_documents.py::test_nothing"
+    page.write_text(f"`tests/test_documents.py` `{there}` `{gone}` `tests/gone.py`")
+    assert missing_tests(page) == [gone, "tests/gone.py"]

@@ -41,6 +41,10 @@ _ODD = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufff
 """What needs escapes, or readers of YAML disagree about: line breaks of every kind, controls, and the like."""
 
 
+_ODD_IN_JSON = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What JSON allows within a text, and readers of YAML refuse or take for a line break."""
+
+
 def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
     # YAML's own choice of quotes, or of none, goes by YAML 1.1's idea of what is a number.
     style = '"' if _ODD.search(value) or is_other_than_text(value) else None
@@ -64,8 +68,9 @@ def job_yaml(job: FineTuneJob) -> str:
 
 
 def job_json(job: FineTuneJob) -> str:
-    """`job` as a manifest in JSON, without what is not set, a line for each value."""
-    return job.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
+    """`job` as a manifest in JSON, without what is not set, a line for each value. As YAML it says the same."""
+    text = job.model_dump_json(by_alias=True, exclude_none=True, indent=2)
+    return _ODD_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def objects_yaml(objects: Iterable[Mapping[str, Any]]) -> str:

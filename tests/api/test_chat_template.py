@@ -89,10 +89,20 @@ def test_any_format_and_conversation(made: PromptFormat, messages: list[Message]
     assert_same(made, messages, automatic_bos)
 
 
-@given(texts, texts, texts)
-def test_any_literal_text_survives(literal: str, content: str, automatic_bos: str) -> None:
+JINJA = [
+    "{{ 7 * 7 }}",
+    "{% for x in 'abc' %}x{% endfor %}",
+    "{# gone #}",
+    "'}}{{ 7 * 7 }}{{'",
+    "\\' ~ cycler ~ '",
+    "-%}\n{%-",
+]
+
+
+def saying(literal: str) -> PromptFormat:
+    """A format that has this text wherever a format may have one."""
     quoted = escaped(literal)
-    made = PromptFormat(
+    return PromptFormat(
         system=f"{quoted}{{instruction}}{quoted}",
         user=f"{quoted}{{system}}{quoted}{{instruction}}{quoted}",
         assistant=f"{quoted}{{instruction}}{quoted}",
@@ -101,7 +111,25 @@ def test_any_literal_text_survives(literal: str, content: str, automatic_bos: st
         default_system_message=literal,
         system_in_user=True,
     )
-    assert_same(made, [user(content), assistant(content)], automatic_bos)
+
+
+def test_that_is_every_text_of_a_format() -> None:
+    told = saying("zq9")
+    texts = {name for name, field in PromptFormat.model_fields.items() if field.annotation in (str, str | None)}
+    assert {name for name in texts if "zq9" in str(getattr(told, name))} == texts
+
+
+@given(texts | st.sampled_from(JINJA), texts | st.sampled_from(JINJA), texts)
+def test_any_literal_text_survives(literal: str, content: str, automatic_bos: str) -> None:
+    assert_same(saying(literal), [user(content), assistant(content)], automatic_bos)
+
+
+@pytest.mark.parametrize("text", JINJA)
+def test_text_that_is_a_template_itself_is_not_run(text: str) -> None:
+    rendered = by_template(saying(text), plain([user(text), assistant(text)]), None)
+    # Around system message, question and answer, in front of it all, and each of them itself.
+    assert rendered.count(text) == 10
+    assert_same(saying(text), [user(text), assistant(text)], None)
 
 
 @given(conversations(), prompt_formats(), st.integers(0, 6))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +37,8 @@ def _read_back(job: FineTuneJob) -> FineTuneJob:
     read = [load_job(write(job), source="job.yaml") for write in (job_yaml, job_json)]
     assert read[0].job is not None, read[0].errors
     assert read[1].job == read[0].job
+    # JSON is YAML too, and says the same to whoever reads it so.
+    assert yaml.safe_load(job_json(job)) == json.loads(job_json(job))
     return read[0].job
 
 

@@ -71,8 +71,8 @@ def verification_template(
         "command": [
             *("python", "-m", "finetune_trainer.verify"),
             *("--job", f"{JOB_FOLDER}/{JOB_FILE_KEY}"),
-            # What looks like a variable would be replaced by it.
-            *("--adapter", address.replace("$(", "$$(")),
+            # What looks like a variable would be replaced by it, also behind a dollar that is its own.
+            *("--adapter", address.replace("$", "$$")),
         ],
         "env": verification_environment(job, settings),
         # One answers the few prompts that there are; main memory has to hold what it held in training.

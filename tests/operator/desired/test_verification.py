@@ -144,10 +144,18 @@ def test_it_reads_the_job_of_the_attempt_and_the_adapter_at_its_address() -> Non
     assert volume["configMap"]["name"] == child_name("guard", UID, 3)
 
 
-def test_an_address_is_taken_to_the_letter() -> None:
-    body = verification_job(stored(), 1, "s3://models/$(AWS_SECRET_ACCESS_KEY)/a b", SETTINGS)
+@pytest.mark.parametrize(
+    ("address", "argument"),
+    [
+        ("s3://models/$(AWS_SECRET_ACCESS_KEY)/a b", "s3://models/$$(AWS_SECRET_ACCESS_KEY)/a b"),
+        ("s3://models/$$(AWS_SECRET_ACCESS_KEY)", "s3://models/$$$$(AWS_SECRET_ACCESS_KEY)"),
+        ("s3://models/$", "s3://models/$$"),
+    ],
+)
+def test_an_address_is_taken_to_the_letter(address: str, argument: str) -> None:
+    body = verification_job(stored(), 1, address, SETTINGS)
     (found,) = body["spec"]["template"]["spec"]["containers"]
-    assert found["command"][-1] == "s3://models/$$(AWS_SECRET_ACCESS_KEY)/a b"
+    assert found["command"][-1] == argument
 
 
 def test_claims_of_addresses_are_mounted_to_read_and_the_cache_to_write() -> None:

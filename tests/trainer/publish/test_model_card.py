@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +49,23 @@ def test_the_card_names_a_base_that_the_hub_knows(
     assert "- train rows: 1,200" in body
     assert "f" * 64 in body
     assert "perplexity" not in body
+
+
+@pytest.mark.parametrize("text", ["`a", "a``b`", "a\n# owned\n---\nlicense: mit", "a\r\u2028- owned", "`` ``` x"])
+def test_no_name_breaks_out_of_its_place(text: str, tmp_path: Path) -> None:
+    report = replace(REPORT, job_name=text, layers=[text], targets=text)
+    write_model_card(tmp_path, report, base=BaseModelName(text, text, text), licence={}, sha256="f" * 64)
+    head, body = (tmp_path / "README.md").read_text().removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(head)["base_model"] == text
+    kinds = [line.split()[0] for line in body.splitlines() if line.startswith(("#", "-"))]
+    assert kinds == ["#", "##", "-", "##", "-", "-", "-", "##"]
+    said, layer = (line for line in body.splitlines() if line.startswith(("A LoRA", "- `")))
+    # What is left beside what stands between backticks, as Markdown pairs them.
+    assert CODE.sub("", said) == "A LoRA adapter of  at revision ."
+    assert CODE.sub("", layer) == "- "
+
+
+CODE = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)")
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -54,10 +55,13 @@ FULL = replace(
         DataCounts(name="train", source="s3://bucket/train.jsonl", rows=3000, tokens=1000, trainable_tokens=250),
         DataCounts(name="valid", rows=30, tokens=0, trainable_tokens=0, dropped_rows=0),
     ],
-    rows=[RenderedRow(title="train.jsonl line 1", spans=[("question\n", False), ("answer</s>", True)])],
+    rows=[RenderedRow(title="train.jsonl line 1", spans=[("question\n", False), ("answer</s>", True)], note="cut off")],
     versions=library_versions(),
+    targets="q,v in 2 layers",
+    layers=["model.layers.[0-1].self_attn.q_proj"],
     notices=["deepspeed is not acted on."],
 )
+"""With something in every field."""
 VOID = {"meta", "br", "path", "use", "rect", "line"}
 
 
@@ -193,20 +197,30 @@ HOSTILE = [
 ]
 
 
+def saying(text: str, value: Any) -> Any:
+    """`value` with that text in place of each of its own, whatever it is."""
+    if isinstance(value, str):
+        return text
+    if isinstance(value, Mapping):
+        return {saying(text, key): saying(text, inner) for key, inner in list(value.items())[:1]}
+    if isinstance(value, list | tuple):
+        return type(value)(saying(text, inner) for inner in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: saying(text, getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+def test_something_is_in_every_field_that_hostile_text_is_tried_in() -> None:
+    first, row = FULL.data[0], FULL.rows[0]
+    assert [field.name for field in fields(FULL) if getattr(FULL, field.name) in (None, (), [], "")] == []
+    assert first.source
+    assert row.spans
+    assert row.note
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_shown_and_does_nothing(text: str, tmp_path: Path) -> None:
-    data = replace(
-        FULL,
-        job_name=text,
-        model=text,
-        model_revision=text,
-        job_yaml=text,
-        resumed_from=text,
-        data=[replace(FULL.data[0], name=text, source=text)],
-        rows=[RenderedRow(title=text, note=text, spans=[(text, False), (text, True)])],
-        versions={text: text},
-        notices=[text],
-    )
+    data: ReportData = saying(text, replace(FULL, data=FULL.data[:1]))
     path = tmp_path / "report.html"
     write_report(path, data)
     page = Page(path.read_text(encoding="utf-8"))

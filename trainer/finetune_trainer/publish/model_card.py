@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from finetune_trainer.pins import BaseModelName
+from finetune_trainer.publish.markdown import code, one_line
 from finetune_trainer.publish.report import ReportData
 
 NAME = "README.md"
@@ -49,7 +50,7 @@ def write_model_card(
     if base.hub_name:
         relation = {"base_model": base.hub_name, "base_model_relation": "adapter"}
         metadata = {**relation, **licence, **metadata}
-    revision = f" at revision `{base.revision}`" if base.revision else ""
+    revision = f" at revision {code(base.revision)}" if base.revision else ""
     figures = {
         "training loss": report.train_loss,
         "validation loss": report.eval_loss,
@@ -60,15 +61,15 @@ def write_model_card(
         "---",
         yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
         "---",
-        f"# {report.job_name}",
+        f"# {one_line(report.job_name)}",
         "",
-        f"A LoRA adapter of `{base.name}`{revision}.",
+        f"A LoRA adapter of {code(base.name)}{revision}.",
         "",
         "## Trained layers",
         "",
-        f"{report.targets}.",
+        f"{one_line(report.targets or '')}.",
         "",
-        *(f"- `{layer}`" for layer in report.layers),
+        *(f"- {code(layer)}" for layer in report.layers),
         "",
         "## Data and figures",
         "",

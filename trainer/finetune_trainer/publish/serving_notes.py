@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from functools import cache, partial
@@ -13,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from finetune_trainer.publish import serving_cluster, serving_commands, serving_ollama
+from finetune_trainer.publish.markdown import block, code
 from finetune_trainer.publish.serving_facts import TEMPLATE, ServingFacts
 from finetune_trainer.publish.serving_folder import read_facts
 from finetune_trainer.publish.serving_targets import Target
@@ -21,7 +21,6 @@ NAME = "SERVING.md"
 PLACE = "ADAPTER_DIR"
 """Stands for the adapter's folder in the copy that travels with it."""
 
-_BACKTICKS = re.compile(r"`+")
 _TEMPLATE_BYTES = 1 << 20
 
 
@@ -88,10 +87,10 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        bash=partial(_block, "bash"),
-        python=partial(_block, "python"),
-        yaml=partial(_block, "yaml"),
-        plain=partial(_block, ""),
+        bash=partial(block, "bash"),
+        python=partial(block, "python"),
+        yaml=partial(block, "yaml"),
+        plain=partial(block, ""),
         said=_said,
         quoted=shlex.quote,
         allsaid=lambda texts: ", ".join(map(_said, texts)),
@@ -99,19 +98,6 @@ def _environment() -> Environment:
     return environment
 
 
-def _block(language: str, text: str) -> str:
-    """A block of code, whose fence nothing in it closes."""
-    fence = "`" * max(3, _longest_run(text) + 1)
-    return "\n".join([fence + language, text.rstrip("\n"), fence])
-
-
 def _said(value: str | int) -> str:
     """A value of the adapter in running text: on one line, and with every space visible."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
-    text = "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in text)
-    mark = "`" * (_longest_run(text) + 1)
-    return f"{mark}{text}{mark}"
-
-
-def _longest_run(text: str) -> int:
-    return max((len(run) for run in _BACKTICKS.findall(text)), default=0)
+    return code(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value))
