@@ -150,8 +150,9 @@ class Reconciler:
         if plan.create is not None:
             pytorch_job = await self._creation.create(plan, plan.create, view, now)
             if pytorch_job is not None:
-                cached.spec = once_made(view.spec)
                 plan.again_at = now  # what has become of it was told before status knew of it
+        if plan.status.attempt != observed.status.attempt:
+            cached.spec = once_made(view.spec)
         self._remember(view, plan, pytorch_job, now)
         await self._write(view, plan, now)
         self._count(view, plan, now)
