@@ -168,7 +168,7 @@ def test_memory_that_was_not_set_aside_may_be_what_the_node_ran_out_of(
             "the init container mesh failed (Error: exit code 1). It is not this operator's",
         ),
         ([ended(0, None, init_container="mesh", phase="Failed")], "the init container mesh failed (nobody says why)"),
-        ([ended(0, 137)], "Worker 0 ended with exit code 137, which is how a node that runs out of memory ends one"),
+        ([ended(0, 137)], "Worker 0 ended with exit code 137 (killed, maybe for want of memory) and could not say why"),
         ([ended(0, 139)], "Worker 0 ended with exit code 139 and could not say why"),
         ([ended(0, None, ended_reason="Unknown")], "Worker 0 ended (Unknown) and could not say why"),
         ([ended(0, None, ended_reason="Unknown", ended_message="gone")], "Worker 0 ended (gone) and could not say"),
@@ -195,9 +195,9 @@ def test_the_newest_checkpoint_of_all_workers_is_kept() -> None:
 def test_of_workers_without_end_three_are_named() -> None:
     """Whoever may edit a PyTorchJob may ask for two thousand million replicas."""
     found = pytorch_job(nodes=2**31 - 1, end="Failed", ended_at=later(-60))
-    assert verdict([], found).message.startswith("The pod of worker 0, 1, 2 was deleted")
+    assert verdict([], found).message.startswith("Nothing is left of worker 0, 1, 2 and more that")
     few = pytorch_job(nodes=3, end="Failed", ended_at=later(-60))
-    assert verdict([running(1)], few).message.startswith("The pod of worker 0, 2 was deleted")
+    assert verdict([running(1)], few).message.startswith("Nothing is left of worker 0, 2 that")
 
 
 def test_success_is_rank_0s_word_with_an_adapter() -> None:
