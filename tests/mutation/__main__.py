@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutation"
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 PACKAGE = "finetune_operator"
+SEPARATOR = "ǁ"
+"""What mutmut puts between the names of a class and its method."""
 WANTED = 0.95
 """Share of the mutants that must be noticed, of those that could be."""
 
@@ -56,6 +58,7 @@ class Mutant:
     """One change, told by what it does: its number changes with every edit of the function."""
 
     function: str
+    """module:name, or module:class.name."""
     before: str
     after: str
 
@@ -168,7 +171,10 @@ def read_diff(name: str, diff: str) -> Mutant:
     lines = [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     removed = "\n".join(line[1:].strip() for line in lines if line.startswith("-"))
     added = "\n".join(line[1:].strip() for line in lines if line.startswith("+"))
-    return Mutant(name.partition("__mutmut_")[0].replace(".x_", "."), removed, added)
+    module, _, mangled = name.partition("__mutmut_")[0].rpartition(".")
+    # x_function, or xǁClassǁmethod.
+    function = ".".join(mangled.split(SEPARATOR)[1:]) if SEPARATOR in mangled else mangled.removeprefix("x_")
+    return Mutant(f"{module}:{function}", removed, added)
 
 
 def equivalents() -> set[Mutant]:
