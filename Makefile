@@ -15,7 +15,7 @@ CHART_README := $(CHART)/README.md
 JOB_REFERENCE := docs/reference/job.md
 CHECKED := $(wildcard crds operator trainer cli tests benchmarks scripts examples/safety)
 
-.PHONY: help setup demo dev-cluster bench bench-operator models test e2e serve-test check generate check-generated dist lock images scan clean
+.PHONY: help setup demo dev-cluster bench bench-operator models test e2e serve-test mutate check generate check-generated dist lock images scan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ e2e: setup ## as root: build the images, start a real one-node Kubernetes, insta
 serve-test: setup ## train adapters, serve them with a real vLLM (5 GB the first time) and compare; SERVE="-k mixture"
 	@$(PYTHON) tests/serving/environment.py
 	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(PYTHON) -m pytest tests/serving --durations=0 --durations-min=5 $(SERVE)
+
+mutate: setup ## break the policies and builders in small ways, and see that their own tests notice; MUTATE="policy"
+	@$(PYTHON) -m tests.mutation $(MUTATE)
 
 check: setup check-generated ## lint, types, layers, generated files
 	@$(VENV)/bin/ruff check .

@@ -297,7 +297,7 @@ def test_a_success_without_an_adapter_is_none(code: int | None) -> None:
     if code == 0:
         assert verdict.reason == "ResultMissing"
     else:
-        assert (verdict.reason, "without an adapter" in verdict.message) == ("TrainerCrashed", True)
+        assert (verdict.reason, "but named no adapter" in verdict.message) == ("TrainerCrashed", True)
 
 
 @given(codes)

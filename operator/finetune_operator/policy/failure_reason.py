@@ -165,10 +165,11 @@ def _without_failed_pod(
         # Lazily: whoever may edit the PyTorchJob may ask for billions.
         missing = (str(index) for index in range(pytorch_job.nodes) if index not in there)
         gone = ", ".join(islice(missing, _NAMED_WORKERS))
+        more = " and more" if next(missing, None) is not None else ""
         return Verdict(
             succeeded=False,
             reason=OperatorReason.DISRUPTED,
-            message=f"The pod of worker {gone} was deleted before it could say why; this does not count as a failure.",
+            message=f"Nothing is left of worker {gone}{more} that could say why; this does not count as a failure.",
             retryable=True,
             counted=False,
             checkpoint=checkpoint,
@@ -276,7 +277,7 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
 def _crashed(who: str, pod: PodView) -> str:
     code = pod.exit_code
     how = f"with exit code {code}" if code is not None else f"({quoted(pod.ended_message or pod.ended_reason)})"
-    likely = ", which is how a node that runs out of memory ends one" if code == KILLED else ""
+    likely = " (killed, maybe for want of memory)" if code == KILLED else ""
     why = "could not say why" if pod.last_words is None else _did_not_say_why(pod)
     return (
         f"{who} ended {how}{likely} and {why}; another attempt may succeed. If it comes back, report it with the last "
@@ -288,8 +289,9 @@ def _did_not_say_why(pod: PodView) -> str:
     if pod.last_words is None:
         return "did not say why"
     if pod.last_words.succeeded:
-        return "said that it had succeeded, without an adapter"
-    return f"gave no reason but this: {quoted(pod.last_words.message) or 'none'}"
+        return "said that it had succeeded, but named no adapter"
+    said = quoted(pod.last_words.message)
+    return f"gave no reason but this ({said})" if said else "gave no reason"
 
 
 def contradiction(pod: PodView) -> str:

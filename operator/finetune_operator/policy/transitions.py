@@ -79,7 +79,11 @@ def _events(
         # The last attempt's end is told below, with what it means for the job.
         if attempt.number not in known and not (finished and end and attempt.reason == end.reason):
             kind: Literal["Normal", "Warning"] = "Normal" if attempt.reason in QUIET_ENDS else "Warning"
-            yield Event(kind, attempt.reason or "AttemptEnded", f"Attempt {attempt.number}: {attempt.message}")
+            yield Event(
+                kind,
+                attempt.reason or "AttemptEnded",
+                f"Attempt {attempt.number}: {attempt.message or 'it has ended.'}",
+            )
     if new.attempt is not None and new.attempt != old.attempt:
         yield Event("Normal", "AttemptCreated", f"Attempt {new.attempt} was created.")
     if end is None:

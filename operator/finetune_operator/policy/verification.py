@@ -129,7 +129,8 @@ def _failure(found: VerificationView, status: FineTuneJobStatus) -> str:
     pod = next((pod for pod in reversed(found.pods) if pod.ended), None)
     if found.end_reason == "DeadlineExceeded":
         before = condition(status, ConditionType.VERIFIED)
-        return f"The verification did not end in time; what was known of it last: {before.message if before else ''}"
+        last = before.message if before is not None else "nothing."
+        return f"The verification did not end in time; what was known of it last: {last}"
     if pod is None:
         how = quoted(found.end_message or found.end_reason).rstrip(".") or "its pod was deleted"
         return f"The Job {found.name} ended without a result ({how}); {BY_HAND}"

@@ -161,9 +161,13 @@ def _configuration_missing(pod: PodView) -> str:
 
 
 def _start_failed(pod: PodView) -> str:
-    whose = _whose(pod) if pod.init_container is not None else f"the container of {_whose(pod)}"
-    sentence = f"{_capital(whose)} cannot be started ({pod.waiting}: {quoted(pod.waiting_message)})."
-    return sentence if pod.init_container is None else f"{sentence} {_NOT_OURS}"
+    why = f"({pod.waiting}: {quoted(pod.waiting_message)})"
+    if pod.init_container is not None:
+        return f"{_capital(_whose(pod))} cannot be started {why}. {_NOT_OURS}"
+    return (
+        f"The container of worker {pod.index} cannot be started {why}. It is tried again and again; mounts, the "
+        "runtime class and the node itself are the usual causes."
+    )
 
 
 _NOT_OURS = "It is not this operator's: look at who adds it to pods, such as a service mesh."

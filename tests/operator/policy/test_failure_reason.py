@@ -168,7 +168,7 @@ def test_memory_that_was_not_set_aside_may_be_what_the_node_ran_out_of(
             "the init container mesh failed (Error: exit code 1). It is not this operator's",
         ),
         ([ended(0, None, init_container="mesh", phase="Failed")], "the init container mesh failed (nobody says why)"),
-        ([ended(0, 137)], "Worker 0 ended with exit code 137, which is how a node that runs out of memory ends one"),
+        ([ended(0, 137)], "Worker 0 ended with exit code 137 (killed, maybe for want of memory) and could not say why"),
         ([ended(0, 139)], "Worker 0 ended with exit code 139 and could not say why"),
         ([ended(0, None, ended_reason="Unknown")], "Worker 0 ended (Unknown) and could not say why"),
         ([ended(0, None, ended_reason="Unknown", ended_message="gone")], "Worker 0 ended (gone) and could not say"),
@@ -195,9 +195,9 @@ def test_the_newest_checkpoint_of_all_workers_is_kept() -> None:
 def test_of_workers_without_end_three_are_named() -> None:
     """Whoever may edit a PyTorchJob may ask for two thousand million replicas."""
     found = pytorch_job(nodes=2**31 - 1, end="Failed", ended_at=later(-60))
-    assert verdict([], found).message.startswith("The pod of worker 0, 1, 2 was deleted")
+    assert verdict([], found).message.startswith("Nothing is left of worker 0, 1, 2 and more that")
     few = pytorch_job(nodes=3, end="Failed", ended_at=later(-60))
-    assert verdict([running(1)], few).message.startswith("The pod of worker 0, 2 was deleted")
+    assert verdict([running(1)], few).message.startswith("Nothing is left of worker 0, 2 that")
 
 
 def test_success_is_rank_0s_word_with_an_adapter() -> None:
@@ -325,3 +325,68 @@ def test_an_end_while_all_pods_run_is_the_training_operators_word() -> None:
 def test_a_missing_worker_makes_the_others_echoes_nobodys_fault() -> None:
     made = verdict([ended(0, 203, PEER)], pytorch_job(nodes=2))
     assert (made.reason, made.counted) == ("PeerFailed", False)
+
+
+KEPT = failure(Reason.HUB_UNAVAILABLE, "Away.", checkpoint=checkpoint(3))
+SAVED = {"checkpoint": checkpoint(3)}
+FROM_WORLD: dict[str, Any] = {"succeeded": False, "retryable": True, "counted": True}
+OF_USERS: dict[str, Any] = {"succeeded": False, "retryable": False, "counted": True}
+OF_NOBODY: dict[str, Any] = {"succeeded": False, "retryable": True, "counted": False}
+
+
+@pytest.mark.parametrize(
+    ("pods", "found", "made"),
+    [
+        ([ended(0, 201, KEPT, node="n")], None, {**FROM_WORLD, **SAVED, "reason": "HubUnavailable", "node": "n"}),
+        ([ended(0, 11, BAD_DATA, node="n")], None, {**OF_USERS, "reason": "DataInvalid", "node": "n"}),
+        ([ended(0, 139, node="n")], None, {**FROM_WORLD, "reason": "TrainerCrashed", "node": "n"}),
+        ([ended(0, 77)], None, {**OF_USERS, "reason": "TrainerCrashed"}),
+        ([replace(EVICTED, index=0, last_words=KEPT)], None, {**OF_NOBODY, **SAVED, "reason": "Disrupted"}),
+        ([replace(FULL, last_words=KEPT)], pytorch_job(), {**OF_USERS, **SAVED, "reason": "DiskFull"}),
+        ([ended(0, 137, ended_reason="OOMKilled")], None, {**OF_USERS, "reason": "OutOfMemory"}),
+        (
+            [ended(0, 137, KEPT, ended_reason="OOMKilled", memory_limit=None, node="n")],
+            None,
+            {**FROM_WORLD, **SAVED, "reason": "OutOfMemory", "node": "n", "doubtful": True},
+        ),
+        (
+            [ended(0, 128, ended_reason="StartError", ended_message=NO_PROGRAM, node="n")],
+            None,
+            {**OF_USERS, "reason": "TrainerNotStarted", "node": "n"},
+        ),
+        ([ended(0, None, words=KEPT)], None, {**FROM_WORLD, **SAVED, "reason": "HubUnavailable", "exit_code": 201}),
+        ([ended(0, 203, PEER)], None, {**FROM_WORLD, "reason": "PeerFailed"}),
+        ([ended(0, 203, PEER)], pytorch_job(nodes=2), {**OF_NOBODY, "reason": "PeerFailed"}),
+        ([ended(0, 201, HUB)], pytorch_job(nodes=2), {**FROM_WORLD, "reason": "HubUnavailable"}),
+        (
+            [ended(0, 0, KEPT.model_copy(update={"succeeded": True, "reason": None})), ended(1, 0)],
+            None,
+            {**FROM_WORLD, **SAVED, "reason": "ResultMissing", "exit_code": 0},
+        ),
+        (
+            [running(0, last_words=KEPT)],
+            pytorch_job(end="Failed", end_message="Asked to..."),
+            {**FROM_WORLD, **SAVED, "reason": "WorkersFailed", "exit_code": None},
+        ),
+        (
+            [running(0, last_words=KEPT)],
+            pytorch_job(nodes=2, end="Failed"),
+            {**OF_NOBODY, **SAVED, "reason": "Disrupted", "exit_code": None},
+        ),
+        (
+            [ended(0, 0, success(checkpoint=checkpoint(3)))],
+            None,
+            {"succeeded": True, "reason": "Succeeded", "words": success(checkpoint=checkpoint(3)), **SAVED},
+        ),
+    ],
+)
+def test_a_verdict_is_whole(pods: list[PodView], found: PyTorchJobView | None, made: dict[str, Any]) -> None:
+    judged = verdict(pods, found)
+    wanted = {"exit_code": pods[0].exit_code, "message": judged.message, **made}
+    assert judged == Verdict(**wanted)
+
+
+@pytest.mark.parametrize(("text", "said"), [("Asked to...", "Asked to."), ("XX.", "XX."), ("", "it gave no reason.")])
+def test_a_foreign_sentence_ends_once(text: str, said: str) -> None:
+    made = verdict([running(0)], pytorch_job(end="Failed", end_message=text))
+    assert made.message == f"The training operator ended the attempt: {said}"

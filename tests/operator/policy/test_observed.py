@@ -118,6 +118,17 @@ def test_an_init_container_that_failed_is_the_end_of_its_pod(message: str, text:
     assert (found.ended_reason, found.ended_message, found.ended_at) == ("OOMKilled", text, later(0))
 
 
+def test_an_init_container_that_waits_for_nothing_known_has_no_end() -> None:
+    stuck = init("mesh", waiting={"reason": "CrashLoopBackOff"})
+    found = read_pod(raw_pod({"phase": "Pending", "initContainerStatuses": [stuck]}))
+    assert (found.init_container, found.waiting, found.ended_reason, found.ended_message) == (
+        "mesh",
+        "CrashLoopBackOff",
+        "",
+        "",
+    )
+
+
 def test_a_sidecar_that_is_stopped_behind_the_trainer_tells_nothing() -> None:
     sidecar = init("mesh", terminated={"exitCode": 143, "reason": "Error"})
     states: list[dict[str, Any]] = [{"running": {}}, {"terminated": {"exitCode": 0, "reason": "Completed"}}]
