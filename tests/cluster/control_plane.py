@@ -50,6 +50,8 @@ CONTROLLERS = (
     "job-controller",
     "namespace-controller",
     "persistentvolumeclaim-protection-controller",
+    # A Job's pod that no node ever took is kept by its finalizer, and its namespace with it, until this one ends it.
+    "pod-garbage-collector-controller",
     "resourcequota-controller",
     "root-ca-certificate-publisher-controller",
     "serviceaccount-controller",
