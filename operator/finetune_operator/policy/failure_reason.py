@@ -99,7 +99,7 @@ def judge(
         return None
     # Counted from when we noticed: the times of the pods come from the clocks of their nodes.
     decide_at = after(min(noticed or now, now), group_end_seconds)
-    if _others_may_end(pytorch_job, pods) and now < decide_at:
+    if _others_may_end(pods) and now < decide_at:
         return decide_at
     adapter = _adapter(lead)
     if adapter is not None and lead is not None and lead.last_words is not None:
@@ -143,13 +143,13 @@ def _has_begun_to_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> b
     )
 
 
-def _others_may_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> bool:
+def _others_may_end(pods: Sequence[PodView]) -> bool:
     """Whether pods that have not ended may yet say what the cause was.
 
-    Where one is only being deleted, nothing is waited for: the training operator makes another in its place, and then
-    nobody could tell that it was taken away.
+    Where one is being deleted, nothing is waited for: once it is gone the training operator makes another in its place,
+    and then nobody could tell that it was taken away.
     """
-    return any(not pod.ended for pod in pods) and (pytorch_job.ended or any(pod.ended for pod in pods))
+    return any(not pod.ended for pod in pods) and not any(pod.deleting for pod in pods)
 
 
 def _adapter(pod: PodView | None) -> Adapter | None:

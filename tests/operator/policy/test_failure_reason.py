@@ -244,7 +244,6 @@ FAILS = ended(1, 203, PEER)
         (pytorch_job(nodes=2), [running(0), FAILS]),
         (pytorch_job(nodes=2, end="Failed"), [running(0), FAILS]),
         (pytorch_job(nodes=2, end="Failed"), [running(0), running(1)]),
-        (pytorch_job(nodes=2), [running(0, deleting=True), FAILS]),
         (pytorch_job(nodes=2), [running(1), ended(0, 0, success())]),
         # Its end has no time at all.
         (pytorch_job(nodes=2), [running(0), replace(FAILS, ended_at=None)]),
@@ -271,6 +270,9 @@ def test_the_others_get_time_to_end_whatever_the_nodes_clocks_say(
         # The training operator makes another pod in its place, and then nobody could tell.
         ([running(0), running(1, deleting=True)], "Disrupted"),
         ([running(0, deleting=True)], "Disrupted"),
+        ([running(0, deleting=True), FAILS], "Disrupted"),
+        ([running(0), replace(FAILS, last_words=STOPPED, deleting=True)], "Disrupted"),
+        ([running(0), replace(FAILS, last_words=BAD_DATA, deleting=True)], "DataInvalid"),
         # One that has ended and is only being removed.
         ([ended(0, 203, PEER, deleting=True), ended(1, 11, BAD_DATA)], "DataInvalid"),
     ],
