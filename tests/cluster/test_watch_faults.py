@@ -50,8 +50,7 @@ def _healthz(unlucky: UnluckyOperator) -> tuple[int, str]:
 
 
 def test_a_watch_that_ends_in_any_way_is_taken_up_again(theatre: Theatre, unlucky: UnluckyOperator, api: Api) -> None:
-    story = STORIES["workers deleted"]
-    life = theatre.undisturbed(story)
+    story, life = STORIES["workers deleted"], theatre.undisturbed("workers deleted")["workers deleted"]
     _wait_watches(unlucky)
     pid = unlucky.process.server.pid
     since = time.monotonic()
