@@ -70,6 +70,10 @@ def _garbled_lists(unlucky: UnluckyOperator) -> Iterator[None]:
     unlucky.proxy.after_answer = None
 
 
+def _no_training_operator(unlucky: UnluckyOperator) -> AbstractContextManager[None]:
+    return unlucky.process.control_plane.training_operator.stopped()
+
+
 @dataclass(frozen=True)
 class Outage:
     """Something that lasts for a while."""
@@ -93,6 +97,8 @@ OUTAGES = [
     Outage("4", "every event 5 s late", lambda u: _late(u, 5), 2 * SHORT),
     Outage("9", "429 to everything, again in 2 s", lambda u: _refused(u, Refusal(429, retry_after=2)), SHORT),
     Outage("8", "403 to everything", lambda u: _refused(u, Refusal(403, "is forbidden: not yet")), SHORT),
+    Outage("8", "401 to everything", lambda u: _refused(u, Refusal(401)), SHORT),
+    Outage("12", "training operator and webhook down", _no_training_operator, SHORT),
     Outage("garbled", "lists of wrong shapes", _garbled_lists, 2 * SHORT),
     Outage("lost", "every second answer lost", _losing_every_second, SHORT),
 ]

@@ -84,3 +84,24 @@ class Theatre:
         for name, ending in endings.items():
             assert ending.splitlines() == life.ending.splitlines(), (case, name)
             assert histories[name] == life.history, (case, name)
+
+    def nothing_left(
+        self, case: str, names: Mapping[str, Sequence[str]], *, since: float, stage: Stage | None = None
+    ) -> None:
+        """The jobs are gone, and whatever was created for them was deleted.
+
+        Args:
+            case: as of `compare`.
+            names: as of `compare`.
+            since: as of `compare`.
+            stage: where they lived, if that is another namespace.
+
+        Raises:
+            AssertionError: something is left.
+        """
+        stage = stage or self.stage
+        all_names = [name for mine in names.values() for name in mine]
+        left = wait_until(lambda: {name: stage.left(name) for name in all_names}, lambda seen: not any(seen.values()))
+        for injected, mine in names.items():
+            none = not any(left[name] for name in mine)
+            self.table.add(Row(case, injected, len(mine), none, none, time.monotonic() - since))
