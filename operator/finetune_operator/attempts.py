@@ -61,6 +61,8 @@ class Attempts:
             pods_of_finished: False reads pods only where there is a PyTorchJob.
         """
         name = child_name(cached.key.name, cached.uid, attempt)
+        children = self._cache.children(cached.key, cached.uid)
+        doubts = children.doubts
         if pods_of_finished:
             raw_pods = await self._pods(cached, name, attempt)
             raw = await self._pytorch_job(cached, name)
@@ -69,12 +71,14 @@ class Attempts:
             raw_pods = await self._pods(cached, name, attempt) if raw is not None else []
         found = read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
         pods = sorted((read_pod(pod) for pod in raw_pods), key=lambda pod: pod.index)
-        children = self._cache.children(cached.key, cached.uid)
-        children.must_be_read = not is_calm(found, pods)
-        if raw is not None and not children.must_be_read:
+        if raw is None or not is_calm(found, pods):
+            children.doubts += 1
+        elif children.doubts == doubts:
+            children.settled = doubts
             children.seen(PYTORCH_PLURAL, raw)
             for pod in raw_pods:
                 children.seen(PODS_PLURAL, pod)
+        # else something ended while this was read, which may show it as it was before.
         return found, pods
 
     async def find(self, cached: CachedJob, attempt: int) -> PyTorchJobView | None:

@@ -31,8 +31,10 @@ class Children:
     key: Key
     """The job's."""
     job_uid: str
-    must_be_read: bool = False
-    """Something came to an end, or may have: what there is has to be read from the API server."""
+    doubts: int = 0
+    """How often something came to an end, or may have."""
+    settled: int = 0
+    """How many of those were made up for by reading what there is."""
     _pytorch_jobs: dict[str, _Seen[PyTorchJobView]] = field(default_factory=dict)
     _pods: dict[str, _Seen[PodView]] = field(default_factory=dict)
 
@@ -41,6 +43,11 @@ class Children:
         found = next((seen.view for seen in self._pytorch_jobs.values() if seen.attempt == attempt), None)
         pods = (seen.view for seen in self._pods.values() if seen.attempt == attempt)
         return found, sorted(pods, key=lambda pod: pod.index)
+
+    @property
+    def must_be_read(self) -> bool:
+        """Whether what there is has to be read from the API server: something has ended, or may have."""
+        return self.doubts != self.settled
 
     def made(self, raw: Raw) -> PyTorchJobView | None:
         """Keep a PyTorchJob that we have created just now; as the policies see it, or None if it is not the job's."""
@@ -75,7 +82,7 @@ class Children:
         gone = [name for name in kept if name not in names]
         for name in gone:
             del kept[name]
-        self.must_be_read |= bool(gone)
+        self.doubts += bool(gone)
         return bool(gone)
 
     def forget(self, name: str) -> None:
@@ -102,7 +109,7 @@ class Children:
         if deleted:
             if before is None or before.uid == uid:
                 kept.pop(name, None)
-                self.must_be_read = True
+                self.doubts += 1
                 return True
             return False
         if before is not None and before.uid == uid and not is_newer(metadata["resourceVersion"], before.version):
@@ -113,7 +120,7 @@ class Children:
             lost = before is not None and (before.uid == uid or is_newer(metadata["resourceVersion"], before.version))
             if lost:
                 del kept[name]
-                self.must_be_read = True
+                self.doubts += 1
             return lost
         kept[name] = _Seen(metadata["resourceVersion"], uid, metadata.get("generation"), attempt, now)
         return before is None or before.view != now

@@ -171,7 +171,7 @@ class Resync:
             key = Key(metadata["namespace"], labels[JOB_NAME_LABEL])
             cached = self._cache.find(key)
             if cached is not None:
-                self._cache.children(key, cached.uid).must_be_read = True
+                self._cache.children(key, cached.uid).doubts += 1
         self._queue.add(key)
 
     def _gone(self, kind: str, namespace: str | None, names: set[tuple[str, str]]) -> Sequence[Key]:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 import aiohttp
+from aiohttp.hdrs import RETRY_AFTER
 
 from finetune_operator.decoding import Garbled, decoded, encoded, without_managed_fields
 
 PAUSE_SECONDS = 1.0
 """Wait before a watch that ended in nonsense begins anew: kopf would try again at once (seconds)."""
+RETRY_LIMIT_SECONDS = 30
+"""However long a server asks to be left alone, a watch waits no longer (seconds)."""
 KOPFS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS)
 """Refusals after which kopf itself tries again."""
 ANEW = b'{"type":"ERROR","object":{"code":410}}\n'
@@ -38,6 +42,15 @@ class ReadableResponse(aiohttp.ClientResponse):
     _refused = 0
     """HTTP status of a refusal that kopf is not told of."""
 
+    @property
+    def headers(self) -> Any:
+        """As aiohttp's; how long kopf is to leave the server alone is a number, and none of hours."""
+        if self.status != HTTPStatus.TOO_MANY_REQUESTS:
+            return self._headers
+        headers = self._headers.copy()
+        headers[RETRY_AFTER] = _wait(self._headers.get(RETRY_AFTER, ""))
+        return headers
+
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         """As aiohttp's, with a status and a content that do not end kopf."""
         await super().start(connection)
@@ -53,7 +66,8 @@ class ReadableResponse(aiohttp.ClientResponse):
             if "sendInitialEvents" in query:
                 type(self).streaming_refused()
         if is_watch:
-            self.content = _Lines(self.content, self._refused, type(self).lists_again)  # type: ignore[assignment]
+            lines = _Lines(self.content, self._refused, type(self).lists_again, begins="sendInitialEvents" in query)
+            self.content = lines  # type: ignore[assignment]
         return self
 
     async def json(self, **_: Any) -> Any:
@@ -66,23 +80,27 @@ class ReadableResponse(aiohttp.ClientResponse):
             found = await decoded(await self.read())
             if self._refused:
                 raise Garbled(f"it was refused with HTTP status {self._refused}")  # noqa: TRY301
+            if "limit" in self.url.query and self.status == HTTPStatus.OK:
+                found = _listed(found)
         except Garbled as error:
             _log.warning("A list cannot be read and begins anew: %s", error)
             await asyncio.sleep(PAUSE_SECONDS)
             raise aiohttp.ClientPayloadError(f"The API server's answer cannot be read: {error}") from error
-        items = found.get("items") if isinstance(found, dict) else None
-        if isinstance(items, list):
-            found["items"] = [without_managed_fields(item) for item in items if _is_object(item)]
         return found
 
 
 class _Lines:
     """The content of a watch's answer. All but its lines is the original's."""
 
-    def __init__(self, content: aiohttp.StreamReader, refused: int, lists_again: Callable[[], None]) -> None:
+    def __init__(
+        self, content: aiohttp.StreamReader, refused: int, lists_again: Callable[[], None], *, begins: bool
+    ) -> None:
         self._content = content
         self._refused = refused
         self._lists_again = lists_again
+        self._begins = begins
+        """It is to tell of all objects first. They come in no order of their versions, so that kopf cannot go on from
+        the last one where it breaks off."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._content, name)
@@ -90,42 +108,73 @@ class _Lines:
     async def iter_chunked(self, _: int) -> AsyncIterator[bytes]:
         """Whole lines that can be read; after one that cannot, kopf is made to list again."""
         begun: list[bytes] = []
+        started, told = time.monotonic(), False
         try:
             if self._refused:
                 raise Garbled(f"it was refused with HTTP status {self._refused}")  # noqa: TRY301
             async for data in self._content.iter_any():
                 *whole, rest = data.split(b"\n")
                 for line in whole:
-                    yield await _readable(b"".join([*begun, line]))
+                    yield await self._readable(b"".join([*begun, line]))
+                    told = True
                     begun.clear()
                 if rest:
                     begun.append(rest)
+            if self._begins:
+                raise Garbled("it broke off before it had told of all objects")  # noqa: TRY301
+            if not told and time.monotonic() - started < PAUSE_SECONDS:
+                # kopf would ask again at once, hundreds of times a second.
+                await asyncio.sleep(PAUSE_SECONDS)
+        except aiohttp.ClientError:
+            if not self._begins:
+                raise
+            self._lists_again()
+            yield ANEW
         except Garbled as error:
             _log.warning("A watch begins anew: %s", error)
             await asyncio.sleep(PAUSE_SECONDS)
             self._lists_again()
             yield ANEW
 
+    async def _readable(self, line: bytes) -> bytes:
+        """An event of a watch.
 
-async def _readable(line: bytes) -> bytes:
-    """An event of a watch.
+        Raises:
+            Garbled: it is none, or says that the watch is at its end.
+        """
+        if not line:
+            return b""
+        event = await decoded(line)
+        item = event.get("object") if isinstance(event, dict) else None
+        if not isinstance(item, dict):
+            raise Garbled("it said what is no event")
+        kind = event.get("type")
+        if kind == "ERROR":
+            raise Garbled(str(item.get("message") or "it ended with an error"))
+        if kind == "BOOKMARK" and isinstance(item.get("metadata"), dict):
+            self._begins = False  # kopf goes by the first one, too
+        elif not (kind in ("ADDED", "MODIFIED", "DELETED") and _is_object(item)):
+            raise Garbled("it said what is no event")
+        without_managed_fields(item)
+        return encoded(event) + b"\n"
+
+
+def _listed(found: Any) -> dict[str, Any]:
+    """A list without what kopf cannot name.
 
     Raises:
-        Garbled: it is none, or says that the watch is at its end.
+        Garbled: it is none.
     """
-    if not line:
-        return b""
-    event = await decoded(line)
-    item = event.get("object") if isinstance(event, dict) else None
-    if not isinstance(item, dict):
-        raise Garbled("it said what is no event")
-    kind = event.get("type")
-    if kind == "ERROR":
-        raise Garbled(str(item.get("message") or "it ended with an error"))
-    if kind != "BOOKMARK" and not (kind in ("ADDED", "MODIFIED", "DELETED") and _is_object(item)):
-        raise Garbled("it said what is no event")
-    without_managed_fields(item)
-    return encoded(event) + b"\n"
+    metadata, items = (found.get("metadata"), found.get("items", ())) if isinstance(found, dict) else (None, None)
+    token = metadata.get("continue") or "" if isinstance(metadata, dict) and metadata else None
+    if not isinstance(token, str) or not (items is None or isinstance(items, list)):
+        raise Garbled("it is no list")
+    kept = [without_managed_fields(item) for item in items or () if _is_object(item)]
+    return {**found, "items": kept}
+
+
+def _wait(asked: str) -> str:
+    return str(int(min(float(asked), RETRY_LIMIT_SECONDS))) if asked.isdecimal() else "1"
 
 
 def _is_object(item: Any) -> bool:

@@ -24,7 +24,7 @@ from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.operator_process import WATCHED_COMMAND, OperatorProcess
 from tests.cluster.reporter import Reporter
 from tests.cluster.stage import Stage
-from tests.cluster.theatre import Theatre
+from tests.cluster.theatre import Life, Theatre
 
 LOG_LINES = 150
 """How much of an operator's log a failed test shows."""
@@ -149,8 +149,8 @@ def stage(api: Api, kubelet: Kubelet) -> Iterator[Stage]:
 @pytest.fixture
 def theatre(unlucky: UnluckyOperator, stage: Stage, request: pytest.FixtureRequest) -> Theatre:
     """Jobs that are compared with those that nothing happens to."""
-    table = request.config.stash.setdefault(_TABLE, FaultTable())
-    return Theatre(stage, unlucky.process, unlucky.proxy, table)
+    table, lives = request.config.stash.setdefault(_TABLE, FaultTable()), request.config.stash.setdefault(_LIVES, {})
+    return Theatre(stage, unlucky.process, unlucky.proxy, table, lives)
 
 
 @pytest.fixture
@@ -192,6 +192,7 @@ def operator_factory(
 _MADE = pytest.StashKey[list[OperatorProcess]]()
 _LOG_START = pytest.StashKey[int]()
 _TABLE = pytest.StashKey[FaultTable]()
+_LIVES = pytest.StashKey[dict[str, Life]]()
 
 
 def _check_rights(process: OperatorProcess, since: int | None = None) -> None:

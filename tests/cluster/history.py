@@ -81,6 +81,12 @@ class History:
         changes = sorted(change for change in list(self._changes) if change.job == job)
         return [change.name for change in changes if (change.what, change.kind) == ("created", kind)]
 
+    def left(self, job: str) -> list[str]:
+        """Kind and name of what was created for a job and not deleted; "nothing seen" where nothing ever was."""
+        changes = [change for change in list(self._changes) if change.job == job]
+        made, gone = (Counter((c.kind, c.name) for c in changes if c.what == what) for what in ("created", "deleted"))
+        return sorted(f"{kind} {name}" for kind, name in made - gone) if made else ["nothing seen"]
+
     def _list(self, kind: str) -> str:
         found = self._api.request("GET", self._path(kind), headers={"Accept": METADATA_LIST})
         return str(found["metadata"]["resourceVersion"])

@@ -111,6 +111,10 @@ class Stage:
         """What was created and deleted for a job, as the API server tells it."""
         return [_anonymous(line, name) for line in self._history.of(name)]
 
+    def left(self, name: str) -> list[str]:
+        """What was created for a job and is not deleted."""
+        return self._history.left(name)
+
     def created(self, name: str, kind: str = "PyTorchJob") -> list[str]:
         """Names of what was created for a job, in that order, as the API server tells it."""
         return self._history.created(name, kind)

@@ -118,7 +118,7 @@ def scene(unlucky: UnluckyOperator, api: Api, kubelet: Kubelet) -> Scene:
 @pytest.mark.parametrize("story", ["retry", "verification"])
 def test_jobs_get_through_whatever_the_server_answers_for_a_while(theatre: Theatre, story: str) -> None:
     faults = {**FAULTS, **garbled()} if story == "retry" else FAULTS_OF_VERIFICATIONS
-    life = theatre.undisturbed(STORIES[story])
+    life = theatre.undisturbed(story)[story]
     since = time.monotonic()
     injection = Injection(faults)
     injection.into(theatre.proxy)
@@ -179,8 +179,7 @@ def somebody_writes(api: Api, name: str) -> Iterator[Counter[str]]:
 
 
 def test_somebody_who_labels_a_job_all_the_time_does_no_harm(theatre: Theatre, api: Api) -> None:
-    story = STORIES["retry"]
-    life = theatre.undisturbed(story)
+    story, life = STORIES["retry"], theatre.undisturbed("retry")["retry"]
     since = time.monotonic()
     scenes = theatre.stage.begin(story, ["labelled"])
     with somebody_writes(api, "labelled") as done:

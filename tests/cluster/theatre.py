@@ -14,7 +14,7 @@ from tests.cluster.fault_proxy import FaultProxy
 from tests.cluster.fault_table import FaultTable, Row
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.stage import Stage
-from tests.cluster.stories import Story
+from tests.cluster.stories import STORIES
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,17 @@ class Theatre:
     operator: OperatorProcess
     proxy: FaultProxy
     table: FaultTable
+    lives: dict[str, Life]
+    """Those that are known, by their stories: nothing in one depends on when or where it is lived."""
 
-    def undisturbed(self, story: Story, name: str = "life") -> Life:
-        """The life that others are compared with."""
-        scenes = self.stage.begin(story, [f"{name}-one", f"{name}-two"])
-        self.stage.play((story, scenes))
-        return self.life_of(*(scene.name for scene in scenes))
+    def undisturbed(self, *names: str) -> dict[str, Life]:
+        """The lives that others are compared with, by the names of their stories."""
+        pairs = {name: [f"life-{place}-one", f"life-{place}-two"] for place, name in enumerate(names)}
+        unknown = {name: pair for name, pair in pairs.items() if name not in self.lives}
+        self.stage.play(*((STORIES[name], self.stage.begin(STORIES[name], pair)) for name, pair in unknown.items()))
+        for name, pair in unknown.items():
+            self.lives[name] = self.life_of(*pair)
+        return {name: self.lives[name] for name in names}
 
     def life_of(self, first: str, second: str) -> Life:
         """How these two jobs have lived.
@@ -79,3 +84,24 @@ class Theatre:
         for name, ending in endings.items():
             assert ending.splitlines() == life.ending.splitlines(), (case, name)
             assert histories[name] == life.history, (case, name)
+
+    def nothing_left(
+        self, case: str, names: Mapping[str, Sequence[str]], *, since: float, stage: Stage | None = None
+    ) -> None:
+        """The jobs are gone, and whatever was created for them was deleted.
+
+        Args:
+            case: as of `compare`.
+            names: as of `compare`.
+            since: as of `compare`.
+            stage: where they lived, if that is another namespace.
+
+        Raises:
+            AssertionError: something is left.
+        """
+        stage = stage or self.stage
+        all_names = [name for mine in names.values() for name in mine]
+        left = wait_until(lambda: {name: stage.left(name) for name in all_names}, lambda seen: not any(seen.values()))
+        for injected, mine in names.items():
+            none = not any(left[name] for name in mine)
+            self.table.add(Row(case, injected, len(mine), none, none, time.monotonic() - since))

@@ -98,7 +98,7 @@ def test_what_ends_has_to_be_read_and_what_is_not_listed_any_more_too(kind: str)
     assert not children.must_be_read
     assert cache.keep_only(kind, (None,), {("other", raw["metadata"]["name"])}) == {KEY}
     assert children.must_be_read
-    children.must_be_read = False
+    children.settled = children.doubts
     cache.child_seen(kind, raw, deleted=False)
     assert cache.child_seen(kind, raw, deleted=True) == KEY
     assert children.must_be_read

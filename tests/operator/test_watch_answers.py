@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
@@ -14,8 +14,11 @@ from kopf._cogs.clients.api import iter_jsonlines  # what reads the lines in kop
 
 from finetune_operator import watch_answers
 from finetune_operator.watch_answers import ReadableResponse
+from tests.cluster.faults import LISTS
 
 T = TypeVar("T")
+READABLE = ("items null", "null items", "items of another kind", "items without a name")
+"""Lists of another shape than usual, of which something can be made."""
 GOOD: dict[str, Any] = {"metadata": {"uid": "u", "name": "a", "resourceVersion": "1"}, "spec": {"x": "\u2028\n"}}
 
 
@@ -36,12 +39,17 @@ class Response(ReadableResponse):
 
 
 def asked(
-    answer: list[bytes], use: Callable[[aiohttp.ClientResponse], Awaitable[T]], *, query: str = "", status: int = 200
+    answer: list[bytes],
+    use: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+    *,
+    query: str = "",
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
 ) -> T:
     """What `use` makes of an answer that comes in these pieces."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(status=status)
+        response = web.StreamResponse(status=status, headers=headers)
         await response.prepare(request)
         for piece in answer:
             await response.write(piece)
@@ -139,6 +147,8 @@ def test_any_error_of_a_watch_is_a_reason_to_list_again(error: dict[str, Any]) -
         b'{"type":["ADDED"],"object":{"metadata":{"uid":"1","name":"a","resourceVersion":"1"}}}',
         b'{"type":"SOMETHING","object":{"metadata":{"uid":"1","name":"a","resourceVersion":"1"}}}',
         b'{"type":"ERROR","object":"gone"}',
+        b'{"type":"BOOKMARK","object":{}}',
+        b'{"type":"BOOKMARK","object":{"metadata":null}}',
     ],
 )
 def test_nonsense_in_a_watch_is_a_reason_to_list_again_after_what_came_before(line: bytes) -> None:
@@ -165,6 +175,52 @@ def test_a_watch_that_is_refused_is_begun_anew_by_us_or_by_kopf(status: int, ane
 def test_a_server_that_does_not_stream_lists_is_not_asked_to_again() -> None:
     assert events(b"{}", status=422, query="?watch=true&sendInitialEvents=true") == [ANEW]
     assert TROUBLES == ["streaming refused", "lists again"]
+
+
+@pytest.mark.parametrize("pieces", [[], [event() + b"\n"], [event() + b"\n", event()[:40]]])
+def test_a_watch_that_breaks_off_before_it_told_of_all_objects_begins_anew(pieces: list[bytes]) -> None:
+    initial = "?watch=true&sendInitialEvents=true"
+    assert events(*pieces, query=initial)[-1] == ANEW
+    assert TROUBLES == ["lists again"]
+    TROUBLES.clear()
+    told = [event() + b"\n", event("BOOKMARK") + b"\n"]
+    assert [one["type"] for one in events(*told, query=initial)] == ["ADDED", "BOOKMARK"]
+    assert TROUBLES == []
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "seconds"),
+    [
+        ("7", "7"),
+        ("0", "0"),
+        ("86400", "30"),
+        ("9" * 400, "30"),
+        ("Fri, 31 Jan 2031 23:59:59 GMT", "1"),
+        ("-1", "1"),
+        ("1e9", "1"),
+        (None, "1"),
+    ],
+)
+def test_kopf_waits_as_long_as_a_server_asks_and_no_longer(asked_for: str | None, seconds: str) -> None:
+    async def read(response: aiohttp.ClientResponse) -> str:
+        return response.headers["Retry-After"]
+
+    headers = {"Retry-After": asked_for} if asked_for is not None else {}
+    assert asked([b"{}"], read, query="?watch=true", status=429, headers=headers) == seconds
+
+
+@pytest.mark.parametrize("shape", [name for name in LISTS if name not in READABLE])
+def test_a_list_of_another_shape_is_a_connection_that_broke(shape: str) -> None:
+    text = json.dumps({"kind": "List", "metadata": {"resourceVersion": "5"}, "items": [GOOD]}).encode()
+    with pytest.raises(aiohttp.ClientPayloadError):
+        asked([LISTS[shape].change(text)], objects, query="?limit=50")
+
+
+@pytest.mark.parametrize("shape", READABLE)
+def test_of_a_list_kopf_is_given_what_it_can_name(shape: str) -> None:
+    text = json.dumps({"kind": "List", "metadata": {"resourceVersion": "5"}, "items": [GOOD]}).encode()
+    found = asked([LISTS[shape].change(text)], objects, query="?limit=50")
+    assert found["items"] == ([] if shape == "items null" else [GOOD])
 
 
 def test_a_list_comes_without_what_kopf_cannot_name() -> None:
