@@ -16,8 +16,8 @@ from tests.tools.build import SUITES
 
 WAITS = """
 import pathlib, sys, time
-pathlib.Path(sys.argv[1]).touch()
 try:
+    pathlib.Path(sys.argv[1]).touch()
     time.sleep(600)
 except KeyboardInterrupt:
     print("taken down")
