@@ -121,17 +121,18 @@ class Reconciler:
         return again
 
     async def _reconcile(self, key: Key) -> float | None:
-        view = await self._observer.cached(key) or await self._observer.live(key)
-        if view is None:
-            self.forget(key)
-            return None
-        if "deletionTimestamp" in view.raw["metadata"]:
-            await self._stop(view)
-            return None
         now = self._now()
-        plan = decide(view.observed, now, self._timeouts)
-        if not view.live and _is_irrevocable(plan, view.observed.status):
-            view = await self._observer.live(key) or view
+        view = await self._observer.cached(key)
+        plan = decide(view.observed, now, self._timeouts) if view is not None else None
+        if view is None or plan is None or _is_irrevocable(plan, view.observed.status):
+            view = await self._observer.live(key)
+            if view is None:
+                self.forget(key)
+                return None
+            if "deletionTimestamp" in view.raw["metadata"]:
+                await self._stop(view)
+                return None
+            now = self._now()
             plan = decide(view.observed, now, self._timeouts)
         cached, observed = view.cached, view.observed
         if plan.delete_job:
