@@ -11,7 +11,7 @@ from tests.cluster.conftest import UnluckyOperator
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.faults import Refusal
 from tests.cluster.history import watching
-from tests.cluster.kubelet import Kubelet
+from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.scene import Scene
 from tests.cluster.stage import Stage
 from tests.cluster.stories import AT_WORK, STORIES
@@ -21,14 +21,14 @@ MOMENTS = 8
 
 
 def test_a_namespace_is_deleted_under_running_jobs(
-    theatre: Theatre, control_plane: ControlPlane, api: Api, kubelet: Kubelet
+    theatre: Theatre, control_plane: ControlPlane, api: Api, reaper: Reaper
 ) -> None:
     since, story = time.monotonic(), STORIES["happy"]
     doomed = api.in_namespace(f"doomed-{secrets.token_hex(4)}")
     control_plane.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": doomed.namespace}})
     doomed.wait("ServiceAccount", "default", bool)
     with watching(doomed) as history:
-        stage = Stage(kubelet, doomed, history)
+        stage = Stage(Kubelet(doomed, reaper), doomed, history)
         neighbours, mine = theatre.stage.begin(story, ["neighbour"]), stage.begin(story, ["runs", "starts"])
         stage.play((story, mine[:1]), until=lambda name: stage.phase(name) in AT_WORK)
         control_plane.api.delete("Namespace", str(doomed.namespace))
