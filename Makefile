@@ -13,9 +13,11 @@ CHART := helm/finetune-operator
 CHART_CRD := $(CHART)/files/finetunejobs.yaml
 CHART_README := $(CHART)/README.md
 JOB_REFERENCE := docs/reference/job.md
+FAULT_TESTS := $(foreach name,api_faults clocks crash_matrix gone_jobs kinds_come_and_go lost_events namespaces outages \
+	restart_storm two_operators watch_faults,tests/cluster/test_$(name).py)
 CHECKED := $(wildcard crds operator trainer cli tests benchmarks scripts examples/safety)
 
-.PHONY: help setup demo dev-cluster bench bench-operator models test e2e serve-test mutate check generate check-generated dist lock images scan clean
+.PHONY: help setup demo dev-cluster bench bench-operator models test faults e2e serve-test mutate check generate check-generated dist lock images scan clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +45,9 @@ models: setup ## train a tiny model of every type that transformers knows, and w
 
 test: setup ## check, and run every test but those on a real node or against a real vLLM
 	@$(PYTHON) -m scripts.run_tests
+
+faults: setup ## every fault on a real control plane: crashes, lost events, outages of minutes; FAULT="-k outages"
+	@FAULTS=all $(PYTHON) -m pytest $(FAULT_TESTS) --timeout=3600 $(FAULT)
 
 e2e: setup ## as root: build the images, start a real one-node Kubernetes, install the chart and train in real pods
 	@$(PYTHON) tests/tools/build.py --for e2e
