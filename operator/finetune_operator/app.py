@@ -38,6 +38,8 @@ SETTLE_SECONDS = 0.2
 """Least time between two reconciles of one job (seconds): one change comes with several events."""
 PROGRESS_RETRY_SECONDS = 10.0
 """Wait after the progress endpoint could not be served (seconds)."""
+TRUST_SECONDS = 60.0
+"""Time between two checks whether all jobs that run can trust the progress endpoint (seconds)."""
 KIND_CHECK_SECONDS = 5.0
 """Time between two checks whether a kind that was missing has been installed meanwhile (seconds)."""
 
@@ -92,7 +94,7 @@ class Operator:
         async with self._servers(), asyncio.TaskGroup() as parts:
             works = [self._queue.run(), self._resync.run()]
             if self._settings.progress_url:
-                works.append(self._serve_progress())
+                works += [self._serve_progress(), self._keep_trusted()]
             tasks = [parts.create_task(work) for work in works]
             await self._watch()
             for task in tasks:
@@ -166,7 +168,12 @@ class Operator:
     async def _serve_progress(self) -> None:
         """Serve the progress endpoint for ever, as soon as that can be done: jobs train without it, too."""
         settings = self._settings
-        authorize = TokenAuthorizer(self._cluster, self._cache.current_attempt, audience=settings.progress_audience)
+        authorize = TokenAuthorizer(
+            self._cluster,
+            self._cache.current_attempt,
+            audience=settings.progress_audience,
+            expects_pod=self._cache.expects,
+        )
         certificate = ServerCertificate(self._authority, endpoint_hosts(settings.progress_url, settings.namespace))
         while True:
             app: web.Application = counted(progress_app(authorize, self._inbox.deliver), self._metrics.report_answered)
@@ -177,6 +184,12 @@ class Operator:
             except (ApiError, SetupProblem) as error:
                 _log.error("The progress endpoint cannot be served, so jobs show no progress; next try soon: %s", error)
                 await asyncio.sleep(PROGRESS_RETRY_SECONDS)
+
+    async def _keep_trusted(self) -> None:
+        """See to it for ever that jobs which run trust this installation, a new one too."""
+        while True:
+            await asyncio.sleep(min(TRUST_SECONDS, self._settings.resync_seconds))
+            await self._authority.ensure_everywhere(self._cache.open_namespaces())
 
 
 async def run_operator(settings: OperatorSettings) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Phase
 from finetune_operator.children import Children, is_newer
-from finetune_operator.names import FINETUNE_PLURAL, JOB_NAME_LABEL, JOB_UID_LABEL
+from finetune_operator.names import FINETUNE_PLURAL, JOB_NAME_LABEL, JOB_UID_LABEL, child_name, pod_name, stem
 from finetune_operator.policy.plan import DesiredState
 from finetune_operator.queue import Key
 from finetune_operator.wire import Raw
@@ -93,6 +93,8 @@ class Cache:
 
     def __init__(self) -> None:
         self._jobs: dict[Key, CachedJob] = {}
+        self._stems: dict[tuple[str, str], CachedJob] = {}
+        """Namespace and what the names of a job's children begin with -> the job."""
         self._children: dict[tuple[str, str], Children] = {}
         """Namespace and the job's uid -> its children; they may be seen before their job is."""
         self.synced = False
@@ -106,6 +108,7 @@ class Cache:
         if cached is None or cached.uid != metadata["uid"]:
             self.forget(key)
             cached = self._jobs[key] = CachedJob(key, metadata["uid"])
+            self._stems[key.namespace, stem(key.name, cached.uid)] = cached
         elif not is_newer(metadata["resourceVersion"], cached.version):
             return None
         cached.version, cached.raw = metadata["resourceVersion"], raw
@@ -151,6 +154,7 @@ class Cache:
         cached = self._jobs.pop(key, None)
         if cached is not None:
             self.release_children(cached)
+            self._stems.pop((key.namespace, stem(key.name, cached.uid)), None)
         return cached
 
     def unfinished(self) -> Sequence[Key]:
@@ -199,6 +203,17 @@ class Cache:
         if cached is None or cached.uid != uid or cached.attempt is None or not cached.pytorch_job_uid:
             return None
         return cached.attempt, cached.pytorch_job_uid
+
+    def expects(self, namespace: str, pod: str) -> bool:
+        """Whether a pod of that name may be the first worker of a job's open attempt."""
+        cached = self._stems.get((namespace, pod.rpartition("-worker-")[0].rpartition("-")[0]))
+        if cached is None or cached.attempt is None:
+            return False
+        return pod == pod_name(child_name(cached.key.name, cached.uid, cached.attempt), 0)
+
+    def open_namespaces(self) -> set[str]:
+        """Namespaces in which an attempt is open."""
+        return {key.namespace for key, cached in self._jobs.items() if cached.attempt is not None}
 
     def phases(self) -> Mapping[Phase, int]:
         """Number of jobs in each phase."""

@@ -79,12 +79,12 @@ NAME_CHARACTERS = 36
 
 def child_name(job_name: str, job_uid: str, attempt: int) -> str:
     """Name of the PyTorchJob and of the ConfigMap of attempt number `attempt`."""
-    return f"{_stem(job_name, job_uid)}-{attempt}"
+    return f"{stem(job_name, job_uid)}-{attempt}"
 
 
 def verification_name(job_name: str, job_uid: str) -> str:
     """Name of the Job that verifies the adapter."""
-    return f"{_stem(job_name, job_uid)}-verify"
+    return f"{stem(job_name, job_uid)}-verify"
 
 
 def pod_name(child: str, index: int) -> str:
@@ -92,5 +92,6 @@ def pod_name(child: str, index: int) -> str:
     return f"{child}-worker-{index}"
 
 
-def _stem(job_name: str, job_uid: str) -> str:
+def stem(job_name: str, job_uid: str) -> str:
+    """What the names of all that belongs to a job begin with."""
     return f"{job_name[:NAME_CHARACTERS].rstrip('-')}-{job_uid[:UID_CHARACTERS]}"

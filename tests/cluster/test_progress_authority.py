@@ -198,15 +198,6 @@ def test_after_a_new_installation_a_pod_that_runs_trusts_it_once_its_namespace_w
     control_plane.api.patch("Secret", TLS_SECRET, {"data": None}, namespace=OPERATOR_NAMESPACE)
     try:
         operator.start()
-        kubeconfig = control_plane.kubeconfig(OPERATOR_NAMESPACE, OPERATOR_ACCOUNT)
-
-        async def tell(cluster: Cluster) -> None:
-            authority = CertificateAuthority(
-                cluster, namespace=OPERATOR_NAMESPACE, secret=TLS_SECRET, config_map=CA_CONFIG_MAP
-            )
-            await authority.ensure_everywhere([api.namespace or ""])
-
-        with_cluster(kubeconfig, tell)
         wait_until(lambda: reporter.post(token, 20), lambda status: status == 200)
     finally:
         operator.stop()

