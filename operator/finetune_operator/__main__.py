@@ -8,7 +8,7 @@ import os
 import sys
 
 from finetune_operator.app import run_operator
-from finetune_operator.errors import ApiError, SetupProblem
+from finetune_operator.errors import ApiError, HistoryRewound, SetupProblem
 from finetune_operator.log_lines import printable, set_up_logging
 from finetune_operator.settings import OperatorSettings
 
@@ -28,7 +28,7 @@ def main() -> int:
     problems: list[str] = []
     try:
         asyncio.run(run_operator(settings))
-    except* (SetupProblem, ApiError, OSError) as group:
+    except* (SetupProblem, HistoryRewound, ApiError, OSError) as group:
         problems += [str(problem) for problem in group.exceptions]
     for problem in problems:
         print(f"The operator cannot run: {printable(problem)}", file=sys.stderr)

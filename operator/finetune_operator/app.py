@@ -52,7 +52,6 @@ class Operator:
     def __init__(self, cluster: Cluster, settings: OperatorSettings) -> None:
         self._cluster = cluster
         self._settings = settings
-        self._cache = Cache()
         self._heartbeat = Heartbeat(settings.resync_seconds)
         self._queue = WorkQueue(self._reconcile, concurrency=settings.concurrency, settle_seconds=SETTLE_SECONDS)
         self._metrics = Metrics(CollectorRegistry(), queue_depth=self._queue.depth)
@@ -60,6 +59,7 @@ class Operator:
             lambda namespace, name: self._queue.add(Key(namespace, name)),
             interval_seconds=settings.status_interval_seconds,
         )
+        self._cache = Cache(self._inbox.forget)
         self._authority = CertificateAuthority(
             cluster,
             namespace=settings.namespace,

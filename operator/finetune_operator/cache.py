@@ -7,7 +7,7 @@ is kept is never older than what this process itself wrote last: an object that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -89,14 +89,21 @@ class CachedJob:
 
 
 class Cache:
-    """All jobs and their children."""
+    """All jobs and their children.
 
-    def __init__(self) -> None:
+    Args:
+        forgotten: called with the uid of every job of which nothing is kept any more.
+    """
+
+    def __init__(self, forgotten: Callable[[str], None] = lambda _: None) -> None:
+        self._forgotten = forgotten
         self._jobs: dict[Key, CachedJob] = {}
         self._stems: dict[tuple[str, str], CachedJob] = {}
         """Namespace and what the names of a job's children begin with -> the job."""
         self._children: dict[tuple[str, str], Children] = {}
         """Namespace and the job's uid -> its children; they may be seen before their job is."""
+        self._newest: dict[str, str] = {}
+        """Kind -> the latest resourceVersion that was seen."""
         self.synced = False
         """Everything was listed once: what is not known of a job is not there."""
 
@@ -105,6 +112,7 @@ class Cache:
         metadata = raw["metadata"]
         key = Key(metadata["namespace"], metadata["name"])
         cached = self._jobs.get(key)
+        self._note_version(FINETUNE_PLURAL, metadata["resourceVersion"])
         if cached is None or cached.uid != metadata["uid"]:
             self.forget(key)
             cached = self._jobs[key] = CachedJob(key, metadata["uid"])
@@ -122,6 +130,7 @@ class Cache:
 
     def child_seen(self, kind: str, raw: Raw, *, deleted: bool) -> Key | None:
         """Keep a PyTorchJob or pod that a watch told of; the job that it belongs to, or None for no news."""
+        self._note_version(kind, raw["metadata"]["resourceVersion"])
         children = self._children_of(raw["metadata"])
         if children is None:
             return None
@@ -149,13 +158,13 @@ class Cache:
         """What is kept of the job called `key`."""
         return self._jobs.get(key)
 
-    def forget(self, key: Key) -> CachedJob | None:
-        """Drop the job and its children; what was kept of it."""
+    def forget(self, key: Key) -> None:
+        """Drop the job and its children."""
         cached = self._jobs.pop(key, None)
         if cached is not None:
             self.release_children(cached)
             self._stems.pop((key.namespace, stem(key.name, cached.uid)), None)
-        return cached
+            self._forgotten(cached.uid)
 
     def unfinished(self) -> Sequence[Key]:
         """Jobs that have not ended, as far as is known."""
@@ -177,6 +186,30 @@ class Cache:
         if children is None or cached is None or cached.ended:
             return True
         return children.is_current(kind, metadata)
+
+    def newest(self, kind: str) -> str:
+        """The latest resourceVersion of a kind that was seen; empty for none."""
+        return self._newest.get(kind, "")
+
+    def is_rewound(self, kind: str, raw: Raw, newest: str) -> bool:
+        """Whether an object that is listed is older than it was known to be before it was listed.
+
+        Args:
+            kind: of the object.
+            raw: the object, or its metadata alone.
+            newest: what `newest` was before the list was asked for, which then is of that moment at least.
+        """
+        metadata = raw["metadata"]
+        if kind == FINETUNE_PLURAL:
+            cached = self._jobs.get(Key(metadata["namespace"], metadata["name"]))
+            known = cached.version if cached is not None and cached.uid == metadata["uid"] else None
+        else:
+            uid = (metadata.get("labels") or {}).get(JOB_UID_LABEL, "")
+            children = self._children.get((metadata["namespace"], uid))
+            known = children.version_of(kind, metadata) if children is not None else None
+        if not known or not (known.isdecimal() and newest.isdecimal()) or is_newer(known, newest):
+            return False
+        return is_newer(known, metadata["resourceVersion"])
 
     def keep_only(self, kind: str, namespaces: Sequence[str | None], listed: set[tuple[str, str]]) -> set[Key]:
         """Drop children of a kind that are not among the listed (namespace, name); the jobs that had any."""
@@ -229,6 +262,10 @@ class Cache:
     def gpus(self) -> int:
         """GPUs of all attempts that run."""
         return sum(cached.gpus for cached in self._jobs.values())
+
+    def _note_version(self, kind: str, version: str) -> None:
+        if is_newer(version, self._newest.get(kind, "")):
+            self._newest[kind] = version
 
     def _children_of(self, metadata: Mapping[str, Any]) -> Children | None:
         """The children among which an object belongs by its labels; None where nobody has to know it."""

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from finetune_operator.desired.fingerprint import is_edited
-from finetune_operator.names import ATTEMPT_LABEL, PYTORCH_CONTAINER, PYTORCH_PLURAL, VERIFICATION_CONTAINER
+from finetune_operator.names import (
+    ATTEMPT_LABEL,
+    JOB_UID_LABEL,
+    PYTORCH_CONTAINER,
+    PYTORCH_PLURAL,
+    VERIFICATION_CONTAINER,
+)
 from finetune_operator.policy.observed import PodView, PyTorchJobView, is_owned, read_pod, read_pytorch_job
 from finetune_operator.queue import Key
 from finetune_operator.wire import Raw
@@ -76,6 +82,11 @@ class Children:
             return kind == PYTORCH_PLURAL and not is_owned({"metadata": metadata}, self.job_uid)
         return not is_newer(metadata["resourceVersion"], kept.version)
 
+    def version_of(self, kind: str, metadata: Mapping[str, Any]) -> str | None:
+        """The resourceVersion that is known of an object; None where it is another of its name, or unknown."""
+        kept = self._of(kind).get(metadata["name"])
+        return kept.version if kept is not None and kept.uid == metadata["uid"] else None
+
     def keep_only(self, kind: str, names: set[str]) -> bool:
         """Drop those of a kind that have other names; whether there were any."""
         kept = self._of(kind)
@@ -134,7 +145,9 @@ class Children:
         return self._view(raw, edited=edited)
 
     def _view(self, raw: Raw, *, edited: bool) -> PyTorchJobView | None:
-        return read_pytorch_job(raw, _attempt(raw), edited=edited) if is_owned(raw, self.job_uid) else None
+        watched = (raw["metadata"].get("labels") or {}).get(JOB_UID_LABEL) == self.job_uid  # nothing is told of others
+        ours = watched and is_owned(raw, self.job_uid)
+        return read_pytorch_job(raw, _attempt(raw), edited=edited) if ours else None
 
 
 def is_calm(pytorch_job: PyTorchJobView | None, pods: Sequence[PodView]) -> bool:

@@ -44,7 +44,7 @@ class Dispatcher:
 
     def seen(self, kind: str, raw: Raw, deleted: bool) -> None:
         """A watch told of an object."""
-        self._heartbeat.event(kind)
+        self._heartbeat.event(kind, raw["metadata"]["namespace"])
         if kind != FINETUNE_PLURAL:
             # The Job of a verification is not watched: its pod tells of everything that a verdict is made of.
             key = self._cache.child_seen(kind, raw, deleted=deleted)

@@ -74,5 +74,10 @@ _KINDS: dict[int, type[ApiError]] = {
 }
 
 
+class HistoryRewound(Exception):  # noqa: N818  what has happened
+    """The API server has an older state than it once had, as after its store was restored from a backup: nothing that
+    is known, and no watch, can be trusted any more."""
+
+
 class SetupProblem(Exception):  # noqa: N818  read as "a problem with the setup"
     """Something in the cluster has to be put right by a person; the message is one sentence that says what."""

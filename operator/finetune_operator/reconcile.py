@@ -161,9 +161,7 @@ class Reconciler:
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
-        cached = self._cache.forget(key)
-        if cached is not None:
-            self._inbox.forget(cached.uid)
+        self._cache.forget(key)
         self._failures.pop(key, None)
 
     def _backoff_seconds(self, key: Key, first: float) -> float:

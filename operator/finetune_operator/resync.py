@@ -16,7 +16,7 @@ from typing import Any
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
-from finetune_operator.errors import ApiError, NotFound
+from finetune_operator.errors import ApiError, HistoryRewound, NotFound
 from finetune_operator.names import (
     ATTEMPT_LABEL,
     FINETUNE_PLURAL,
@@ -27,7 +27,7 @@ from finetune_operator.names import (
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.observed import is_owned
 from finetune_operator.queue import Key, WorkQueue
-from finetune_operator.serving.health import Heartbeat
+from finetune_operator.serving.health import Heartbeat, Watch
 from finetune_operator.wire import Raw
 
 RETRY_SECONDS = 5.0
@@ -40,6 +40,10 @@ POLL_SECONDS = 0.1
 JITTER = 0.1
 PAGES_PER_PERIOD = 300
 """Pages of one kind that a resync may spread over its period: it is to be no load of its own."""
+REWOUND = (
+    "The API server has an older {} {}/{} than it once had, as after its store was restored from a "
+    "backup: everything is read anew."
+)
 KINDS = (FINETUNE_PLURAL, PYTORCH_PLURAL, PODS_PLURAL)
 
 _log = logging.getLogger(__name__)
@@ -99,13 +103,16 @@ class Resync:
 
         Args:
             pause_seconds: wait between two pages (seconds).
+
+        Raises:
+            HistoryRewound: the API server's store was restored from a backup.
         """
         listed: list[str | None] = []
-        missed = dict.fromkeys(KINDS, 0)
+        missed: dict[Watch, int] = {}
         for namespace in self._namespaces:
             try:
                 for kind in KINDS:
-                    missed[kind] += await self._compare(kind, namespace, pause_seconds)
+                    missed[kind, namespace] = await self._compare(kind, namespace, pause_seconds)
             except ApiError as error:
                 # One that is gone, or not ours any more, is no reason to leave the others alone.
                 _log.warning("The namespace %s could not be looked over: %s", namespace or "(all)", error)
@@ -120,11 +127,13 @@ class Resync:
         return bool(listed)
 
     async def _compare(self, kind: str, namespace: str | None, pause_seconds: float) -> int:
-        """Reconcile what is not known as it is listed; how much that was.
+        """Reconcile what is not known as it is listed, or not listed as it is known; how much that was.
 
         Raises:
             ApiError: the API server refused or did not answer.
+            HistoryRewound: what is listed is older than what was known before.
         """
+        newest = self._cache.newest(kind)
         names: set[tuple[str, str]] = set()
         unknown: list[Raw] = []
         strays: list[Raw] = []
@@ -135,6 +144,8 @@ class Resync:
                 for item in page:
                     metadata = item["metadata"]
                     names.add((metadata["namespace"], metadata["name"]))
+                    if self._cache.is_rewound(kind, item, newest):
+                        raise HistoryRewound(REWOUND.format(kind, metadata["namespace"], metadata["name"]))
                     if not self._cache.is_current(kind, item):
                         unknown.append(item)
                     elif kind == PYTORCH_PLURAL and self._may_be_stray(item):
@@ -144,11 +155,12 @@ class Resync:
         unknown = await self._unannounced(kind, unknown)
         for item in unknown:
             self._read_anew(kind, item["metadata"])
-        for key in self._gone(kind, namespace, names):
+        gone = self._gone(kind, namespace, names)
+        for key in gone:
             self._queue.add(key)
         for item in strays:
             await self._delete_stray(item)
-        return len(unknown)
+        return len(unknown) + len(gone)
 
     async def _unannounced(self, kind: str, unknown: list[Raw]) -> list[Raw]:
         """Those of which no event has told, although it had time to come."""

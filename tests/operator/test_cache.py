@@ -27,6 +27,18 @@ def test_another_job_of_the_same_name_is_another_job() -> None:
     assert cache.children(KEY, "other").empty
 
 
+def test_whatever_goes_is_told_once_by_its_uid() -> None:
+    gone: list[str] = []
+    cache, namesake = Cache(gone.append), job()
+    cache.job_read(job())
+    namesake["metadata"] |= {"uid": "another", "resourceVersion": "99"}
+    cache.job_seen(namesake)
+    assert gone == [UID]
+    cache.forget(KEY)
+    cache.forget(KEY)
+    assert gone == [UID, "another"]
+
+
 def test_the_first_worker_of_an_open_attempt_is_expected_and_no_other_pod() -> None:
     cache = Cache()
     cached = cache.job_read(job())

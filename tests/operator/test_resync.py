@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.cache import Cache
-from finetune_operator.errors import ApiError, api_error
+from finetune_operator.errors import ApiError, HistoryRewound, api_error
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.queue import Key
 from finetune_operator.resync import ON_ITS_WAY_SECONDS, Resync
@@ -121,7 +121,7 @@ def test_what_no_event_told_is_read_anew_and_twice_is_a_silent_watch(kind: str, 
     assert stage.heartbeat.problem() is None
     stage.once()
     assert kind in str(stage.heartbeat.problem())
-    stage.heartbeat.event(kind)
+    stage.heartbeat.event(kind, KEY.namespace)
     assert stage.heartbeat.problem() is None
 
 
@@ -191,6 +191,68 @@ def test_what_is_not_listed_any_more_is_looked_for() -> None:
     stage.cache.child_seen(PODS_PLURAL, pod(), deleted=False)
     stage.once()
     assert stage.added == [KEY]
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"), [(FINETUNE_PLURAL, running()), (PYTORCH_PLURAL, pytorch_job("3")), (PODS_PLURAL, pod("4"))]
+)
+def test_deletions_that_no_event_told_of_are_a_silent_watch(kind: str, raw: Raw) -> None:
+    stage = Stage()
+    for _ in range(2):
+        assert stage.heartbeat.problem() is None
+        known(stage, running())
+        stage.server.objects[FINETUNE_PLURAL] = [running()]
+        if kind == FINETUNE_PLURAL:
+            stage.server.objects[FINETUNE_PLURAL] = []
+        else:
+            stage.cache.child_seen(kind, raw, deleted=False)
+        stage.once()
+    assert kind in str(stage.heartbeat.problem())
+
+
+@pytest.mark.parametrize(
+    ("kind", "known_as", "listed_as", "rewound"),
+    [
+        (FINETUNE_PLURAL, running("90"), running("70"), True),
+        (PYTORCH_PLURAL, pytorch_job("90"), pytorch_job("70"), True),
+        (PODS_PLURAL, pod("90"), pod("70"), True),
+        (FINETUNE_PLURAL, running("90"), running("90"), False),
+        (FINETUNE_PLURAL, running("opaque"), running("other"), False),
+        (PODS_PLURAL, pod("90"), {"metadata": pod("70")["metadata"] | {"uid": "another"}}, False),
+    ],
+)
+def test_a_store_that_was_restored_ends_the_operator_which_begins_anew(
+    kind: str, known_as: Raw, listed_as: Raw, rewound: bool
+) -> None:
+    stage = Stage()
+    known(stage, running("60"))
+    stage.server.objects[FINETUNE_PLURAL] = [running("60")]
+    if kind == FINETUNE_PLURAL:
+        known(stage, known_as)
+    else:
+        stage.cache.child_seen(kind, known_as, deleted=False)
+    stage.server.objects[kind] = [listed_as]
+    if not rewound:
+        assert stage.once()
+        return
+    with pytest.raises(HistoryRewound, match=f"older {kind} team/.*restored"):
+        stage.once()
+
+
+def test_what_is_told_while_it_is_listed_may_be_newer_than_the_list() -> None:
+    stage = Stage()
+    known(stage, running("60"))
+    stage.server.objects[FINETUNE_PLURAL] = [running("60")]
+    listed = stage.server.list_metadata
+
+    async def meanwhile(kind: str, namespace: str | None) -> AsyncIterator[list[Raw]]:
+        pages = [page async for page in listed(kind, namespace)]
+        known(stage, running("61"))
+        for page in pages:
+            yield page
+
+    stage.server.list_metadata = meanwhile  # type: ignore[method-assign]
+    assert stage.once()
 
 
 def test_a_namespace_that_cannot_be_listed_is_no_reason_to_leave_the_others_alone() -> None:

@@ -15,6 +15,10 @@ LATE_PERIODS = 3
 """Resync periods without a successful resync after which something is wrong."""
 
 
+Watch = tuple[str, str | None]
+"""What is watched: a kind, and a namespace or None for all."""
+
+
 class Heartbeat:
     """What the watches and the resyncs have shown lately.
 
@@ -29,24 +33,26 @@ class Heartbeat:
         self._since = clock()
         """When the last resync succeeded, or the process began."""
         self._resynced = False
-        self._suspects: set[str] = set()
-        """Kinds of which a resync found an unannounced change, and no event came since."""
-        self._silent: set[str] = set()
-        """Kinds of which that is true of two resyncs."""
+        self._suspects: set[Watch] = set()
+        """Watches of which a resync found an unannounced change, and no event came since."""
+        self._silent: set[Watch] = set()
+        """Watches of which that is true of two resyncs."""
 
-    def event(self, kind: str) -> None:
-        """The watch of `kind` told of a change, so it works."""
-        self._suspects.discard(kind)
-        self._silent.discard(kind)
+    def event(self, kind: str, namespace: str) -> None:
+        """The watch of `kind` told of a change in a namespace, so it works, be it that one's own or that of all."""
+        if self._suspects or self._silent:
+            works = {(kind, namespace), (kind, None)}
+            self._suspects -= works
+            self._silent -= works
 
-    def resynced(self, missed: Mapping[str, int]) -> None:
+    def resynced(self, missed: Mapping[Watch, int]) -> None:
         """A full resync succeeded.
 
         Args:
-            missed: number of objects of each kind that it found changed, new or gone without an event having told.
+            missed: by watch, number of objects that it found changed, new or gone without an event having told.
                 A few are normal, since an event may be on its way: it then comes before the next resync.
         """
-        now_missed = {kind for kind, count in missed.items() if count}
+        now_missed = {watch for watch, count in missed.items() if count}
         # However long after the first: a watch that works tells of every change sooner or later.
         self._silent |= self._suspects & now_missed
         self._suspects |= now_missed
@@ -61,8 +67,8 @@ class Heartbeat:
     def problem(self) -> str | None:
         """What is wrong, in one sentence; None while nothing is."""
         if self._silent:
-            kinds = " and ".join(sorted(self._silent))
-            return f"The watch of {kinds} is silent: two resyncs found changes, and no event told of any."
+            watches = " and ".join(sorted(kind + (f" in {place}" if place else "") for kind, place in self._silent))
+            return f"The watch of {watches} is silent: two resyncs found changes, and no event told of any."
         late_seconds = self._clock() - self._since
         if late_seconds > self._limit_seconds:
             return f"No full resync succeeded for {late_seconds:.0f} s; the API server may be out of reach."

@@ -21,7 +21,7 @@ class Setting:
     def resync(self, **missed: int) -> str | None:
         """A period passes and a resync finds this; what is wrong now."""
         self.seconds += PERIOD
-        self.heartbeat.resynced(missed)
+        self.heartbeat.resynced({(kind, None): count for kind, count in missed.items()})
         return self.heartbeat.problem()
 
 
@@ -39,7 +39,7 @@ def test_resyncs_that_fail_for_three_periods_are_a_problem_until_one_succeeds(se
     setting.seconds += LATE_PERIODS * PERIOD
     assert setting.heartbeat.problem() is None
     setting.seconds += 1
-    setting.heartbeat.event("jobs")
+    setting.heartbeat.event("jobs", "team")
     assert setting.heartbeat.problem() == ("No full resync succeeded for 901 s; the API server may be out of reach.")
     assert setting.resync() is None
 
@@ -54,14 +54,14 @@ def test_a_watch_that_tells_nothing_of_two_changes_is_a_problem(setting: Setting
     assert setting.resync(jobs=2, pods=0) == (
         "The watch of jobs is silent: two resyncs found changes, and no event told of any."
     )
-    setting.heartbeat.event("pods")
+    setting.heartbeat.event("pods", "team")
     assert setting.resync(jobs=1) is not None
 
 
 def test_a_watch_that_speaks_again_is_no_problem_any_more(setting: Setting) -> None:
     setting.resync(jobs=1)
     assert setting.resync(jobs=1) is not None
-    setting.heartbeat.event("jobs")
+    setting.heartbeat.event("jobs", "team")
     assert setting.heartbeat.problem() is None
     assert setting.resync(jobs=1) is None
 
@@ -71,12 +71,25 @@ def test_a_resync_that_finds_nothing_does_not_prove_that_a_watch_works(setting: 
     assert [problem is None for problem in problems] == [True, True, True, False, False]
 
 
+def test_of_watches_of_single_namespaces_each_is_judged_by_its_own_events(setting: Setting) -> None:
+    for _ in range(2):
+        setting.heartbeat.resynced({("jobs", "a"): 1, ("jobs", "b"): 1, ("pods", "a"): 0})
+        setting.heartbeat.event("jobs", "b")
+    assert setting.heartbeat.problem() == (
+        "The watch of jobs in a is silent: two resyncs found changes, and no event told of any."
+    )
+    setting.heartbeat.event("pods", "a")
+    assert setting.heartbeat.problem() is not None
+    setting.heartbeat.event("jobs", "a")
+    assert setting.heartbeat.problem() is None
+
+
 def test_events_that_come_right_after_each_resync_are_no_silence(setting: Setting) -> None:
     """In a busy cluster every resync finds a change whose event is still on its way."""
     for _ in range(5):
         assert setting.resync(jobs=1) is None
         setting.seconds += 0.1
-        setting.heartbeat.event("jobs")
+        setting.heartbeat.event("jobs", "team")
 
 
 def test_the_probes_answer_with_the_sentence(setting: Setting) -> None:

@@ -24,7 +24,7 @@ from finetune_operator.progress.sender import Sender
 from finetune_operator.queue import Key, WorkQueue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.resync import Resync
-from finetune_operator.serving.health import Heartbeat
+from finetune_operator.serving.health import Heartbeat, Watch
 from finetune_operator.serving.metrics import Metrics
 from finetune_operator.settings import OperatorSettings
 from tests.operator.simulation.server import Event, SimulatedServer
@@ -44,7 +44,7 @@ class NotedHeartbeat(Heartbeat):
     missed = 0
     """Objects of which no event had told the last resync."""
 
-    def resynced(self, missed: Mapping[str, int]) -> None:
+    def resynced(self, missed: Mapping[Watch, int]) -> None:
         """As Heartbeat's."""
         self.missed = sum(missed.values())
         super().resynced(missed)
@@ -83,7 +83,6 @@ class SimulatedOperator:
             return now() + skew
 
         cluster = Cluster(self.wire)
-        self.cache = Cache()
         self.heartbeat = NotedHeartbeat(settings.resync_seconds, clock=loop.time)
         self.queue = WorkQueue(
             self._reconcile, concurrency=settings.concurrency, settle_seconds=SETTLE_SECONDS, clock=loop.time
@@ -95,6 +94,7 @@ class SimulatedOperator:
             clock=loop.time,
             later=loop.call_later,
         )
+        self.cache = Cache(self.inbox.forget)
         self.reconciler = Reconciler(
             cluster, settings, cache=self.cache, inbox=self.inbox, authority=None, metrics=_metrics(), now=clock
         )
