@@ -18,7 +18,7 @@ from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import manifest, success
 
-WAVES, JOBS = (10, 500) if ALL_FAULTS else (3, 40)
+WAVES, JOBS = (10, 500) if ALL_FAULTS else (2, 40)
 WAVE_SECONDS = 600
 RESIDENT_MIB = 6
 """What memory may differ by between two moments at which the same is kept: the allocator keeps some pages for later."""
