@@ -13,8 +13,6 @@ CHART := helm/finetune-operator
 CHART_CRD := $(CHART)/files/finetunejobs.yaml
 CHART_README := $(CHART)/README.md
 JOB_REFERENCE := docs/reference/job.md
-FAULT_TESTS := $(foreach name,api_faults clocks crash_matrix gone_jobs kinds_come_and_go lost_events namespaces outages \
-	plateau restart_storm restored_store two_operators watch_faults,tests/cluster/test_$(name).py)
 CHECKED := $(wildcard crds operator trainer cli tests benchmarks scripts examples/safety)
 
 .PHONY: help setup demo dev-cluster bench bench-operator models test faults e2e serve-test mutate check generate check-generated dist lock images scan clean
@@ -47,7 +45,7 @@ test: setup ## check, and run every test but those on a real node or against a r
 	@$(PYTHON) -m scripts.run_tests
 
 faults: setup ## every fault on a real control plane: crashes, lost events, outages of minutes; FAULT="-k outages"
-	@FAULTS=all $(PYTHON) -m pytest $(FAULT_TESTS) --timeout=3600 $(FAULT)
+	@FAULTS=all $(PYTHON) -m pytest tests/faults --timeout=3600 $(FAULT)
 
 e2e: setup ## as root: build the images, start a real one-node Kubernetes, install the chart and train in real pods
 	@$(PYTHON) tests/tools/build.py --for e2e

@@ -1,8 +1,8 @@
-"""Runs what `make test` proves: checks, and the tests in two lanes, while the Go programs that they need are built.
+"""Runs what `make test` proves: checks, and the tests in three lanes, while the Go programs that they need are built.
 
-Tests on a control plane wait for it most of the time, and the others compute: side by side they take as long as the
-longer lane. Lines of the lanes come as they are written, with the lane's name in front; a test that fails is shown at
-once. Whatever fails before the tests ends the run.
+Tests on a control plane wait for it most of the time, each lane for its own, and the others compute: side by side they
+take little longer than the work in them. Lines come as they are written, with the lane's name in front, and a test
+that fails is shown at once. Whatever fails before the tests ends the run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
-ON_A_CONTROL_PLANE = ("tests/cluster", "tests/chart", "tests/integrations")
+CLUSTER = ("tests/cluster",)
+FAULTS = ("tests/faults", "tests/chart", "tests/integrations")
 WITH_TARGETS_OF_THEIR_OWN = ("tests/node", "tests/serving")
 PYTEST = (sys.executable, "-m", "pytest", "--durations=10")
 BUILD = (sys.executable, "tests/tools/build.py", "--for")
@@ -52,10 +53,11 @@ STEPS = (
     Step("build", (*GENTLY, *BUILD, "cluster"), is_quiet=True),
     Step("build the rest", (*GENTLY, *BUILD, "test"), after="build", is_quiet=True),
     Step("check", (os.environ.get("MAKE", "make"), "check")),
-    Step("cluster", (*PYTEST, *ON_A_CONTROL_PLANE), after="build", is_lane=True, environment=THREADS),
+    Step("cluster", (*PYTEST, *CLUSTER), after="build", is_lane=True, environment=THREADS),
+    Step("faults", (*PYTEST, *FAULTS), after="build", is_lane=True, environment=THREADS),
     Step(
         "others",
-        (*PYTEST, *(f"--ignore={folder}" for folder in (*ON_A_CONTROL_PLANE, *WITH_TARGETS_OF_THEIR_OWN))),
+        (*PYTEST, *(f"--ignore={folder}" for folder in (*CLUSTER, *FAULTS, *WITH_TARGETS_OF_THEIR_OWN))),
         after="check",
         is_lane=True,
         environment=THREADS,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,14 @@ import pytest
 
 from tests.cluster.api import Api
 from tests.cluster.control_plane import OPERATOR_ACCOUNT, ControlPlane, run_control_plane
-from tests.cluster.fault_proxy import FaultProxy, run_fault_proxy
-from tests.cluster.fault_table import ALL_FAULTS, FaultTable
-from tests.cluster.history import watching
 from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.operator_process import WATCHED_COMMAND, OperatorProcess
 from tests.cluster.reporter import Reporter
-from tests.cluster.stage import Stage
-from tests.cluster.theatre import Life, Theatre
 
 LOG_LINES = 150
 """How much of an operator's log a failed test shows."""
 
 OperatorFactory = Callable[..., OperatorProcess]
-
-
-@dataclass(frozen=True)
-class UnluckyOperator:
-    """An operator and what stands between it and the API server."""
-
-    process: OperatorProcess
-    proxy: FaultProxy
 
 
 @pytest.fixture(scope="session")
@@ -103,54 +89,14 @@ def operator(shared_operator: OperatorProcess) -> Iterator[OperatorProcess]:
     shared_operator.start()
     yield shared_operator
     assert shared_operator.running, f"The operator ended by itself; {shared_operator.server.log} says why."
-    _check_rights(shared_operator, since)
-    _check_loop(shared_operator, blocked_since)
+    check_rights(shared_operator, since)
+    check_loop(shared_operator, blocked_since)
 
 
 @pytest.fixture
 def reporter(control_plane: ControlPlane, operator: OperatorProcess, api: Api, tmp_path: Path) -> Reporter:
     """Posts progress to the shared operator as pods of the test's namespace do."""
     return Reporter(control_plane, operator, api, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def shared_unlucky_operator(
-    control_plane: ControlPlane, shared_operator: OperatorProcess, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[UnluckyOperator]:
-    """The operator behind a proxy that the tests of a module share. No test of that module takes another one."""
-    shared_operator.stop()
-    folder = tmp_path_factory.mktemp("unlucky")
-    with run_fault_proxy(control_plane, folder) as proxy:
-        process = OperatorProcess(control_plane, folder, {"concurrency": 64}, server=proxy.url, command=WATCHED_COMMAND)
-        yield UnluckyOperator(process, proxy)
-        process.stop()
-
-
-@pytest.fixture
-def unlucky(shared_unlucky_operator: UnluckyOperator) -> Iterator[UnluckyOperator]:
-    """A running operator for all namespaces, behind a proxy that makes things go wrong; the test may kill it."""
-    process, proxy = shared_unlucky_operator.process, shared_unlucky_operator.proxy
-    log_start, blocked_since = process.server.log_size(), process.blocked_size()
-    proxy.calm()
-    process.start()
-    yield shared_unlucky_operator
-    proxy.calm()
-    print(process.log(log_start))
-    _check_loop(process, blocked_since)
-
-
-@pytest.fixture
-def stage(api: Api, kubelet: Kubelet) -> Iterator[Stage]:
-    """Where many jobs live at the same time."""
-    with watching(api) as history:
-        yield Stage(kubelet, api, history)
-
-
-@pytest.fixture
-def theatre(unlucky: UnluckyOperator, stage: Stage, request: pytest.FixtureRequest) -> Theatre:
-    """Jobs that are compared with those that nothing happens to."""
-    table, lives = request.config.stash.setdefault(_TABLE, FaultTable()), request.config.stash.setdefault(_LIVES, {})
-    return Theatre(stage, unlucky.process, unlucky.proxy, table, lives)
 
 
 @pytest.fixture
@@ -185,34 +131,24 @@ def operator_factory(
     for process in made:
         process.stop()
     for process in made:
-        _check_rights(process)
-        _check_loop(process)
+        check_rights(process)
+        check_loop(process)
 
 
 _MADE = pytest.StashKey[list[OperatorProcess]]()
 _LOG_START = pytest.StashKey[int]()
-_TABLE = pytest.StashKey[FaultTable]()
-_LIVES = pytest.StashKey[dict[str, Life]]()
 
 
-def _check_rights(process: OperatorProcess, since: int | None = None) -> None:
+def check_rights(process: OperatorProcess, since: int | None = None) -> None:
     """The permissions that we publish are enough."""
     forbidden = process.forbidden(since)
     assert not forbidden, "The operator asked for what its role does not allow:\n" + "\n".join(forbidden)
 
 
-def _check_loop(process: OperatorProcess, since: int = 0) -> None:
+def check_loop(process: OperatorProcess, since: int = 0) -> None:
     """Nothing kept the event loop, on which everything waits."""
     blocked = process.blocked(since)
     assert not blocked, "\n".join(str(one) for one in blocked)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Where every fault was asked for, what became of each."""
-    if ALL_FAULTS:
-        terminalreporter.section("faults")
-        for line in config.stash.setdefault(_TABLE, FaultTable()).lines():
-            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -303,6 +303,7 @@ def test_it_goes_on_whoever_looks_after_it(
     play(scene, SUCCEEDS)
     pod = scene.verifying_pod()
     scene.wait_verified("Unknown", "Verifying")
+    scene.wait_events(3)  # they are told after status is written, so one that is killed in between tells nothing
     operator.kill()
     scene.kubelet.succeed(pod, verdict(True))
     operator.start()

@@ -18,7 +18,7 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, Unavailable
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.wire import RETRY_AFTER_LIMIT_SECONDS, Raw, Wire
-from tests.cluster.faults import ANSWERS, LISTS, Garbled, status
+from tests.faults.faults import ANSWERS, LISTS, Garbled, status
 from tests.operator.raw import job
 
 Answer = tuple[int, bytes, Mapping[str, str]]

@@ -14,7 +14,7 @@ from kopf._cogs.clients.api import iter_jsonlines  # what reads the lines in kop
 
 from finetune_operator import watch_answers
 from finetune_operator.watch_answers import ReadableResponse
-from tests.cluster.faults import LISTS
+from tests.faults.faults import LISTS
 
 T = TypeVar("T")
 READABLE = ("items null", "null items", "items of another kind", "items without a name")

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tests.cluster.calls import Call
-from tests.cluster.fault_proxy import FaultProxy
-from tests.cluster.faults import Fate, Garbled, Refusal
+from tests.faults.calls import Call
+from tests.faults.fault_proxy import FaultProxy
+from tests.faults.faults import Fate, Garbled, Refusal
 
 Concerns = Callable[[Call], bool]
 

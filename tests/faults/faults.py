@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster.api import Object
-from tests.cluster.calls import Call
+from tests.faults.calls import Call
 
 SWALLOW = float("inf")
 """Seconds to delay a watch event by: it never comes."""

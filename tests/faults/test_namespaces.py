@@ -16,11 +16,11 @@ import pytest
 from tests.cluster.api import Api, Object, wait_until
 from tests.cluster.conftest import OperatorFactory
 from tests.cluster.control_plane import OPERATOR_NAMESPACE, ROOT, ControlPlane, operator_rights
-from tests.cluster.fault_proxy import run_fault_proxy
-from tests.cluster.faults import Refusal
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import Scene, success
+from tests.faults.fault_proxy import run_fault_proxy
+from tests.faults.faults import Refusal
 
 RIGHTS = ROOT / "dist" / "install-one-namespace.yaml"
 BOUND = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")

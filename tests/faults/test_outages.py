@@ -16,15 +16,15 @@ import pytest
 
 from finetune_api.outcome import Reason
 from tests.cluster.api import Api, wait_until
-from tests.cluster.calls import Call
-from tests.cluster.conftest import UnluckyOperator
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.fault_table import ALL_FAULTS
-from tests.cluster.faults import LISTS, Fate, Garbled, Refusal
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene, failure, success
-from tests.cluster.stories import AT_WORK, STORIES
-from tests.cluster.theatre import Theatre
+from tests.faults.calls import Call
+from tests.faults.conftest import UnluckyOperator
+from tests.faults.fault_table import ALL_FAULTS
+from tests.faults.faults import LISTS, Fate, Garbled, Refusal
+from tests.faults.stories import AT_WORK, STORIES
+from tests.faults.theatre import Theatre
 
 WATCHES = ("finetunejobs", "pods", "pytorchjobs")
 SHORT, LONG, VERY_LONG = 6.0, 75.0, 300.0

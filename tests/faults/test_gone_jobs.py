@@ -6,16 +6,16 @@ import secrets
 import time
 
 from tests.cluster.api import Api, wait_until
-from tests.cluster.calls import Call
-from tests.cluster.conftest import UnluckyOperator
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.faults import Refusal
-from tests.cluster.history import watching
 from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.scene import Scene
-from tests.cluster.stage import Stage
-from tests.cluster.stories import AT_WORK, STORIES
-from tests.cluster.theatre import Theatre
+from tests.faults.calls import Call
+from tests.faults.conftest import UnluckyOperator
+from tests.faults.faults import Refusal
+from tests.faults.history import watching
+from tests.faults.stage import Stage
+from tests.faults.stories import AT_WORK, STORIES
+from tests.faults.theatre import Theatre
 
 MOMENTS = 8
 

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 import pytest
 
 from tests.cluster.api import Api, ApiError, wait_until
-from tests.cluster.conftest import UnluckyOperator
-from tests.cluster.fault_table import ALL_FAULTS
-from tests.cluster.faults import ANSWERS, Fate, Refusal
-from tests.cluster.injection import Fault, Injection, anything, asks, writes_status
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene, success
-from tests.cluster.stories import STORIES
-from tests.cluster.theatre import Theatre
+from tests.faults.conftest import UnluckyOperator
+from tests.faults.fault_table import ALL_FAULTS
+from tests.faults.faults import ANSWERS, Fate, Refusal
+from tests.faults.injection import Fault, Injection, anything, asks, writes_status
+from tests.faults.stories import STORIES
+from tests.faults.theatre import Theatre
 
 WEBHOOK = 'Internal error occurred: failed calling webhook "validator.pytorchjob.training-operator.kubeflow.org"'
 ALWAYS = 99

@@ -12,14 +12,14 @@ import pytest
 
 from finetune_api.outcome import Reason
 from tests.cluster.api import Api, wait_until
-from tests.cluster.calls import Call
-from tests.cluster.conftest import UnluckyOperator
-from tests.cluster.fault_table import ALL_FAULTS
-from tests.cluster.faults import WATCH_ENDS, Refusal
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene, failure
-from tests.cluster.stories import STORIES
-from tests.cluster.theatre import Theatre
+from tests.faults.calls import Call
+from tests.faults.conftest import UnluckyOperator
+from tests.faults.fault_table import ALL_FAULTS
+from tests.faults.faults import WATCH_ENDS, Refusal
+from tests.faults.stories import STORIES
+from tests.faults.theatre import Theatre
 
 WATCHES = ("finetunejobs", "pods", "pytorchjobs")
 SAMPLED_ENDS = (

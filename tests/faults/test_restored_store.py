@@ -15,10 +15,10 @@ import pytest
 from tests.cluster.api import wait_until
 from tests.cluster.conftest import empty_namespace
 from tests.cluster.control_plane import ControlPlane, run_control_plane
-from tests.cluster.fault_table import ALL_FAULTS
 from tests.cluster.kubelet import Kubelet, Reaper
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import Scene, success
+from tests.faults.fault_table import ALL_FAULTS
 
 pytestmark = pytest.mark.skipif(not ALL_FAULTS, reason="needs a control plane of its own: FAULTS=all")
 

@@ -12,14 +12,14 @@ import pytest
 
 from finetune_api.outcome import Reason
 from tests.cluster.api import Api, Object, wait_until
-from tests.cluster.calls import job_of
-from tests.cluster.conftest import UnluckyOperator
-from tests.cluster.fault_table import ALL_FAULTS
-from tests.cluster.faults import SWALLOW
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene, failure, success
-from tests.cluster.stories import STORIES
-from tests.cluster.theatre import Theatre
+from tests.faults.calls import job_of
+from tests.faults.conftest import UnluckyOperator
+from tests.faults.fault_table import ALL_FAULTS
+from tests.faults.faults import SWALLOW
+from tests.faults.stories import STORIES
+from tests.faults.theatre import Theatre
 
 WATCHES = ("finetunejobs", "pods", "pytorchjobs")
 SAMPLE = ("workers deleted", "preemption by a queue")

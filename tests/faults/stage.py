@@ -10,11 +10,11 @@ from contextlib import suppress
 
 from finetune_operator.names import ATTEMPT_LABEL, JOB_NAME_LABEL
 from tests.cluster.api import Api, ApiError, Object, wait_until
-from tests.cluster.fault_table import ALL_FAULTS
-from tests.cluster.history import History
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene
-from tests.cluster.stories import VERIFICATION, Moment, Story
+from tests.faults.fault_table import ALL_FAULTS
+from tests.faults.history import History
+from tests.faults.stories import VERIFICATION, Moment, Story
 
 LIFE_SECONDS = 1800 if ALL_FAULTS else 240
 """Within which all jobs that live at the same time have to come to their ends: a safety net."""

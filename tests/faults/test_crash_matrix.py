@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tests.cluster.calls import Call
-from tests.cluster.fault_table import ALL_FAULTS
-from tests.cluster.faults import Fate
 from tests.cluster.scene import Scene
-from tests.cluster.stories import STORIES, Story
-from tests.cluster.theatre import Life, Theatre
+from tests.faults.calls import Call
+from tests.faults.fault_table import ALL_FAULTS
+from tests.faults.faults import Fate
+from tests.faults.stories import STORIES, Story
+from tests.faults.theatre import Life, Theatre
 
 SAMPLE = ("retry", "suspend and resume", "deletion held up", "preemption by a queue")
 """Stories that are played when not every fault is asked for: between them they make every kind of write."""

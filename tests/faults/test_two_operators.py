@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import UnluckyOperator
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import Scene
-from tests.cluster.stories import AT_WORK, STORIES
-from tests.cluster.theatre import Theatre
+from tests.faults.conftest import UnluckyOperator
+from tests.faults.stories import AT_WORK, STORIES
+from tests.faults.theatre import Theatre
 
 PLAYED = ("retry", "suspend and resume", "preemption by a queue", "verification", "workers deleted")
 EACH = 3

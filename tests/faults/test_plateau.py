@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tests.cluster import counted_operator
 from tests.cluster.api import Api, Object, has_condition, wait_until
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.counted_operator import Count, read_counts
-from tests.cluster.fault_table import ALL_FAULTS
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
 from tests.cluster.scene import manifest, success
+from tests.faults import counted_operator
+from tests.faults.counted_operator import Count, read_counts
+from tests.faults.fault_table import ALL_FAULTS
 
 WAVES, JOBS = (10, 500) if ALL_FAULTS else (2, 40)
 WAVE_SECONDS = 600

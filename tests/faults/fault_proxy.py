@@ -20,10 +20,10 @@ import aiohttp
 from aiohttp import web
 
 from tests.cluster.api import Object
-from tests.cluster.calls import Call, read_call
 from tests.cluster.control_plane import HOST, ControlPlane
-from tests.cluster.faults import SWALLOW, AfterAnswer, Fate, Garbled, OnEvent, Refusal, Refuse
-from tests.cluster.listener import Listener
+from tests.faults.calls import Call, read_call
+from tests.faults.faults import SWALLOW, AfterAnswer, Fate, Garbled, OnEvent, Refusal, Refuse
+from tests.faults.listener import Listener
 
 WATCH_TYPES = ("ADDED", "MODIFIED", "DELETED")
 _NOT_PASSED_ON = {"host", "connection", "transfer-encoding", "content-length", "accept-encoding", "keep-alive"}

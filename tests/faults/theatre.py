@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.cluster.api import wait_until
-from tests.cluster.fault_proxy import FaultProxy
-from tests.cluster.fault_table import FaultTable, Row
 from tests.cluster.operator_process import OperatorProcess
-from tests.cluster.stage import Stage
-from tests.cluster.stories import STORIES
+from tests.faults.fault_proxy import FaultProxy
+from tests.faults.fault_table import FaultTable, Row
+from tests.faults.stage import Stage
+from tests.faults.stories import STORIES
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from tests.cluster.api import Api, wait_until
-from tests.cluster.conftest import UnluckyOperator
-from tests.cluster.fault_table import ALL_FAULTS
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.scene import Scene
-from tests.cluster.stories import AT_WORK, STORIES
-from tests.cluster.theatre import Theatre
+from tests.faults.conftest import UnluckyOperator
+from tests.faults.fault_table import ALL_FAULTS
+from tests.faults.stories import AT_WORK, STORIES
+from tests.faults.theatre import Theatre
 
 JOBS = 1000 if ALL_FAULTS else 80
 RUNNING, STARTS = 10, 3
