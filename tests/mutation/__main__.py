@@ -9,6 +9,7 @@ Survivors that no test could notice are listed in equivalent.txt, with the reaso
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutation"
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 PACKAGE = "finetune_operator"
+SURVIVED, NO_TESTS = 0, 33
+"""How mutmut writes that down."""
 SEPARATOR = "ǁ"
 """What mutmut puts between the names of a class and its method."""
 WANTED = 0.95
@@ -133,7 +136,19 @@ def lay_out(name: str, group: Group) -> Path:
         f"pytest_add_cli_args_test_selection = {tests}\nuse_git_change_detection = false\n"
     )
     (folder / "conftest.py").write_text(PROFILE)
+    forget_survivors(folder / "mutants")
     return folder
+
+
+def forget_survivors(mutants: Path) -> None:
+    """Have those run again that survived: the tests may have become better since, which mutmut does not look at."""
+    for path in mutants.rglob("*.py.meta"):
+        found = json.loads(path.read_text())
+        codes = found["exit_code_by_key"]
+        found["exit_code_by_key"] = {
+            name: None if code in (SURVIVED, NO_TESTS) else code for name, code in codes.items()
+        }
+        path.write_text(json.dumps(found))
 
 
 def run(folder: Path, *arguments: str) -> str:
@@ -144,7 +159,7 @@ def run(folder: Path, *arguments: str) -> str:
     shown = None if arguments[0] == "run" else subprocess.PIPE
     done = subprocess.run(command, cwd=folder, env=environment, stdout=shown, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"mutmut {arguments[0]} failed in {folder}: see above.")
+        raise SystemExit(f"mutmut {arguments[0]} ended with {done.returncode} in {folder}: see above.")
     return done.stdout or ""
 
 

@@ -184,41 +184,41 @@ def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) ->
     container = _named(_maps(status, "containerStatuses"), container_name)
     state = _map(container, "state")
     running, ended = _map(state, "running"), _map(state, "terminated")
-    text = str(ended.get("message") or "")
+    text = _text(ended, "message")
     # Only where the trainer's own has never run: a sidecar among them ends when the pod does, with any exit code.
     held_by = _held_by(status) if "running" not in state and not ended else None
     stuck = _map(held_by, "state") if held_by is not None else state
     waiting, how = _map(stuck, "waiting"), _map(stuck, "terminated")
     scheduled = conditions.get("PodScheduled", {})
     resources = _map(_named(_maps(spec, "containers"), container_name), "resources")
-    disk_limit = exceeded_limit(str(status.get("message") or "")) if status.get("reason") == EVICTED else None
+    disk_limit = exceeded_limit(_text(status, "message")) if status.get("reason") == EVICTED else None
     return PodView(
         index=_number(_map(metadata, "labels").get(REPLICA_INDEX_LABEL)),
-        name=str(metadata.get("name", "")),
-        uid=str(metadata.get("uid", "")),
+        name=_text(metadata, "name"),
+        uid=_text(metadata, "uid"),
         owner_uid=next((str(owner.get("uid")) for owner in _maps(metadata, "ownerReferences")), ""),
         phase=phase,
-        created_at=moment(str(metadata.get("creationTimestamp") or "")),
+        created_at=_time(metadata, "creationTimestamp"),
         deleting="deletionTimestamp" in metadata,
-        node=str(spec.get("nodeName") or "")[:NAME_LIMIT] or None,
+        node=_text(spec, "nodeName")[:NAME_LIMIT] or None,
         disruption=_disruption(status, conditions) if disk_limit is None else None,
         disk_limit=disk_limit,
         memory_limit=_quantity(_map(resources, "limits").get("memory")),
         memory_request=_quantity(_map(resources, "requests").get("memory")),
-        unschedulable=str(scheduled.get("message") or "No node can take the pod.")
+        unschedulable=_text(scheduled, "message") or "No node can take the pod."
         if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
         else None,
-        waiting=str(waiting["reason"]) if waiting.get("reason") else None,
-        waiting_message=str(waiting.get("message") or ""),
-        init_container=str(held_by.get("name", "")) if held_by is not None else None,
+        waiting=_text(waiting, "reason") or None,
+        waiting_message=_text(waiting, "message"),
+        init_container=_text(held_by, "name") if held_by is not None else None,
         running="running" in state,
-        started_at=moment(str(running.get("startedAt") or ended.get("startedAt") or "")),
+        started_at=_time(running or ended, "startedAt"),
         ended=bool(ended) or phase in ENDED_PHASES,
         exit_code=_exit_code(ended),
-        ended_reason=str(how.get("reason") or status.get("reason") or ""),
-        ended_message=text or (_last_text(how) if held_by is not None else "") or str(status.get("message") or ""),
-        last_words=TerminationMessage.parse(text) if text else None,
-        ended_at=moment(str(how.get("finishedAt") or "")) or _condition_time(conditions.get("Ready")),
+        ended_reason=_text(how, "reason") or _text(status, "reason"),
+        ended_message=text or (_last_text(how) if held_by is not None else "") or _text(status, "message"),
+        last_words=TerminationMessage.parse(text),
+        ended_at=_time(how, "finishedAt") or _condition_time(conditions.get("Ready")),
     )
 
 
@@ -235,22 +235,22 @@ def _held_by(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _last_text(how: Mapping[str, Any]) -> str:
     """What is known of the end of an init container, whose words nobody parses."""
     code = _exit_code(how)
-    return str(how.get("message") or "") or (f"exit code {code}" if code is not None else "")
+    return _text(how, "message") or (f"exit code {code}" if code is not None else "")
 
 
 def _disruption(status: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> str | None:
     target = conditions.get("DisruptionTarget", {})
     if target.get("status") == "True":
         return str(target.get("message") or target.get("reason") or "DisruptionTarget")
-    reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
+    reason, message = _text(status, "reason"), _text(status, "message")
     named = reason in DISRUPTION_REASONS or reason.startswith(NO_ROOM_PREFIX) or message.startswith(REJECTED_PREFIX)
     if status.get("phase") == "Failed" and named:
-        return f"{reason}: {message}" if message else reason
+        return ": ".join(filter(None, (reason, message)))
     return None
 
 
 def _condition_time(condition: Mapping[str, Any] | None) -> datetime | None:
-    return moment(str(condition.get("lastTransitionTime") or "")) if condition else None
+    return _time(condition, "lastTransitionTime") if condition is not None else None
 
 
 def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = False) -> PyTorchJobView:
@@ -262,20 +262,20 @@ def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = Fal
     counts = _map(_map(status, "replicaStatuses"), WORKER_REPLICA)
     end = next((kind for kind in ("Failed", "Succeeded") if kind in true), None)
     return PyTorchJobView(
-        name=str(metadata.get("name", "")),
-        uid=str(metadata.get("uid", "")),
+        name=_text(metadata, "name"),
+        uid=_text(metadata, "uid"),
         attempt=attempt,
         nodes=_number(_map(_map(spec, "pytorchReplicaSpecs"), WORKER_REPLICA).get("replicas")),
-        created_at=moment(str(metadata.get("creationTimestamp") or "")),
+        created_at=_time(metadata, "creationTimestamp"),
         deleting="deletionTimestamp" in metadata,
         suspended=_map(spec, "runPolicy").get("suspend") is True or "Suspended" in true,
         has_run="Running" in conditions,
         pods_ended=sum(_number(counts.get(end)) for end in ("succeeded", "failed")),
-        started_at=moment(str(status.get("startTime") or "")),
+        started_at=_time(status, "startTime"),
         resumed_at=_condition_time(suspension) if suspension.get("status") == "False" else None,
         end=end,
-        end_message=str(true[end].get("message") or "") if end else "",
-        ended_at=moment(str(status.get("completionTime") or "")) or _condition_time(true.get(end) if end else None),
+        end_message=_text(true[end], "message") if end else "",
+        ended_at=_time(status, "completionTime") or _condition_time(true.get(end) if end else None),
         edited=edited,
         queue=_queue(metadata),
     )
@@ -286,20 +286,20 @@ def read_verification(raw: Mapping[str, Any], pods: Iterable[Mapping[str, Any]])
     metadata, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
     true = {str(item.get("type")): item for item in _maps(status, "conditions") if item.get("status") == "True"}
     failed = true.get("Failed", {})
-    uid = str(metadata.get("uid", ""))
+    uid = _text(metadata, "uid")
     views = (read_pod(pod, VERIFICATION_CONTAINER) for pod in pods)
     own = [view for view in views if view.owner_uid == uid]
     return VerificationView(
-        name=str(metadata.get("name", "")),
+        name=_text(metadata, "name"),
         uid=uid,
-        created_at=moment(str(metadata.get("creationTimestamp") or "")),
-        started_at=moment(str(status.get("startTime") or "")),
+        created_at=_time(metadata, "creationTimestamp"),
+        started_at=_time(status, "startTime"),
         deleting="deletionTimestamp" in metadata,
         suspended=spec.get("suspend") is True,
         queue=_queue(metadata),
         ended="Complete" in true or "Failed" in true,
-        end_reason=str(failed.get("reason") or ""),
-        end_message=str(failed.get("message") or ""),
+        end_reason=_text(failed, "reason"),
+        end_message=_text(failed, "message"),
         pods=sorted(own, key=lambda pod: (pod.created_at or datetime.max.replace(tzinfo=UTC), pod.name)),
     )
 
@@ -324,13 +324,23 @@ def _named(containers: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, A
     return next((item for item in containers if item.get("name") == name), {})
 
 
+def _text(value: Mapping[str, Any], key: str) -> str:
+    """The text there; empty where there is none."""
+    return str(value.get(key) or "")
+
+
+def _time(value: Mapping[str, Any], key: str) -> datetime | None:
+    """The time there; None where there is none."""
+    return moment(_text(value, key))
+
+
 def _exit_code(ended: Mapping[str, Any]) -> int | None:
     code = ended.get("exitCode")
     return code if isinstance(code, int) and not isinstance(code, bool) else None
 
 
 def _queue(metadata: Mapping[str, Any]) -> str | None:
-    return str(_map(metadata, "labels").get(KUEUE_QUEUE_LABEL) or "") or None
+    return _text(_map(metadata, "labels"), KUEUE_QUEUE_LABEL) or None
 
 
 def _quantity(value: Any) -> str | None:

@@ -50,6 +50,7 @@ def test_a_foreign_message_is_quoted_and_not_believed() -> None:
             "VolumeAttachmentLimitExceeded: Pod was rejected: too many",
         ),
         ({"phase": "Failed", "reason": "Error", "message": "It was not: Pod was rejected: x"}, None),
+        ({"phase": "Failed", "message": "Pod was rejected: x"}, "Pod was rejected: x"),
         ({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "ByKubelet"}]}, "ByKubelet"),
         ({"conditions": [{"type": "DisruptionTarget", "status": "True"}]}, "DisruptionTarget"),
         ({"phase": "Failed", "reason": "NodeShutdown"}, "NodeShutdown"),
@@ -127,6 +128,8 @@ def test_an_init_container_that_waits_for_nothing_known_has_no_end() -> None:
         "",
         "",
     )
+    del stuck["name"]
+    assert read_pod(raw_pod({"phase": "Pending", "initContainerStatuses": [stuck]})).init_container == ""
 
 
 def test_a_sidecar_that_is_stopped_behind_the_trainer_tells_nothing() -> None:

@@ -58,7 +58,11 @@ def retrying(why: str) -> FineTuneJobStatus:
 )
 def test_a_change_is_told_once(old: FineTuneJobStatus, new: FineTuneJobStatus, told: list[tuple[str, str]]) -> None:
     new.attempts = [*old.attempts, *new.attempts]
-    assert [(event.type, event.reason) for event in events_between(old, new)] == told
+    events = events_between(old, new)
+    assert [(event.type, event.reason) for event in events] == told
+    attempts = {f"Attempt {attempt.number}: {attempt.message or 'it has ended.'}" for attempt in new.attempts}
+    sentences = {"A sentence.", "Attempt 1 was created.", "Attempt 2 was created.", *attempts}
+    assert {event.message for event in events} <= sentences
     assert events_between(new, new) == []
 
 

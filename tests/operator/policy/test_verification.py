@@ -174,6 +174,10 @@ ENDS: dict[str, tuple[VerificationView, tuple[str, str, str]]] = {
         job(ended=True, end_reason="BackoffLimitExceeded", end_message="Job has reached the limit"),
         ("Unknown", FAILED, "ended without a result (Job has reached the limit)"),
     ),
+    "a word that ends in what looks like a mark": (
+        job(ended=True, end_message="Job XX."),
+        ("Unknown", FAILED, "ended without a result (Job XX);"),
+    ),
     "a success that nobody can read": (job(ended=True), ("Unknown", FAILED, "its pod was deleted")),
     "its time is over": (
         job(ended=True, end_reason="DeadlineExceeded"),
@@ -193,6 +197,7 @@ def test_an_end_has_its_sentence(end: str) -> None:
     assert condition(plan.status, ConditionType.SUCCEEDED) == before
     (event,) = events_between(succeeded(), plan.status)
     assert (event.reason, event.type) == (reason, "Normal" if state == "True" else "Warning")
+    assert event.message == told(plan)[2]
 
 
 FULL: dict[str, Any] = {"unschedulable": "0/3 nodes: full"}
