@@ -19,7 +19,7 @@ from benchmarks.operator.contestants import NAIVE, OURS, Contestant, install_nai
 from benchmarks.operator.load import LoadError
 from benchmarks.operator.population import populate
 from benchmarks.operator.report import Report
-from benchmarks.operator.scenarios import among_many, arrivals, arrivals_and_restart
+from benchmarks.operator.scenarios import among_many, arrivals, arrivals_and_restart, event_loop
 from tests.cluster.control_plane import ControlPlane, run_control_plane
 from tests.processes import StartError
 from tests.tools.build import ToolError
@@ -123,15 +123,19 @@ def _measure_population(
     say(f"{options.existing} jobs are made, {options.alive} of them run")
     made = folder / "population"
     populate(plane, made, (past, present), finished=options.existing - options.alive, alive=options.alive)
+    population = f"{options.existing} jobs, of which {options.alive} run"
     for contestant in contestants:
         say(f"among many: {contestant.name}")
         where, count = folder / f"among-{contestant.name}", int(options.rate * options.seconds)
         start, steady = among_many(
             plane, contestant, where, count=count, per_second=options.rate, rest_seconds=options.rest
         )
-        population = f"{options.existing} jobs, of which {options.alive} run"
         report.add(f"Start and rest among {population}", contestant.name, start)
         report.add(f"{count} jobs, {options.rate:g} per second, among {population}", contestant.name, steady)
+    if OURS in contestants:
+        say("among many: the event loop")
+        found = event_loop(plane, folder / "event-loop", count=100, per_second=options.rate)
+        report.add(f"The event loop through a start and 100 jobs among {population}", OURS.name, found)
 
 
 def _machine() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.cluster.api import Object
 from tests.cluster.control_plane import OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, ROOT, ControlPlane
-from tests.cluster.operator_process import COMMAND, FAST, OperatorProcess
+from tests.cluster.operator_process import COMMAND, FAST, WATCHED_COMMAND, OperatorProcess
 
 NAIVE_ACCOUNT = "naive"
 
@@ -43,6 +43,8 @@ class Contestant:
 
 
 OURS = Contestant("ours", OPERATOR_ACCOUNT, COMMAND, writes_status=True)
+WATCHED = Contestant("ours", OPERATOR_ACCOUNT, WATCHED_COMMAND, writes_status=True)
+"""Ours, with a watchdog on its event loop that costs a little time itself."""
 NAIVE = Contestant("naive", NAIVE_ACCOUNT, (sys.executable, "-m", "benchmarks.operator.naive"), writes_status=False)
 
 

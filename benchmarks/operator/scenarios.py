@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.operator.contestants import Contestant, running
+from benchmarks.operator.contestants import WATCHED, Contestant, running
 from benchmarks.operator.load import LoadError, Timeline, run_load
 from benchmarks.operator.settle import let_succeed
 from benchmarks.operator.usage import Usage, peak_mib, resident_mib, usage
@@ -82,6 +82,20 @@ def among_many(
             "at rest: RSS (MiB)": resident_mib(operator.server.pid),
         }
         return figures, _arrivals(plane, operator, namespace, count=count, per_second=per_second)
+
+
+def event_loop(plane: ControlPlane, folder: Path, *, count: int, per_second: float) -> Figures:
+    """What keeps our event loop, on which everything waits, through a start and jobs that come at a rate."""
+    with _namespace(plane) as namespace, running(plane, WATCHED, folder) as operator:
+        _wait_quiet(operator)
+        names = [f"job-{number:05}" for number in range(count)]
+        asyncio.run(run_load(plane, namespace, names, per_second=per_second, timeout_seconds=LOAD_SECONDS))
+        _wait_quiet(operator)
+    blocked = operator.blocked()
+    return {
+        "callbacks of more than 50 ms of CPU": len(blocked),
+        "the longest of them (ms of CPU)": 1000 * max((found.seconds for found in blocked), default=0),
+    }
 
 
 def _arrivals(
