@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from finetune_api.outcome import Reason
-from tests.cluster.api import Api, Object, has_condition, wait_until
+from tests.cluster.api import Api, ApiError, Object, has_condition, wait_until
 from tests.cluster.conftest import OperatorFactory
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.operator_process import OperatorProcess
@@ -218,11 +220,15 @@ def test_pods_that_take_their_time_to_go_after_preemption_are_nobodys_failure(sc
         queue_admits()(scene)
         assert scene.api.get("Pod", scene.pod())["metadata"]["uid"] == old["metadata"]["uid"]
         scene.kubelet.terminate(old)
-    new = wait_until(
-        lambda: [pod for pod in scene.api.list("Pod") if pod["metadata"]["uid"] != old["metadata"]["uid"]],
-        lambda pods: len(pods) == 1,
-    )
-    scene.kubelet.run(new[0])
-    status = scene.wait_phase("Preparing")
+
+    def runs() -> Object:
+        for pod in scene.api.list("Pod"):
+            # Also one that the attempt was still given, and that goes with it.
+            if pod["metadata"]["uid"] != old["metadata"]["uid"] and pod["status"].get("phase") == "Pending":
+                with suppress(ApiError):
+                    scene.kubelet.run(pod)
+        return scene.status()
+
+    status = wait_until(runs, lambda status: status.get("phase") == "Preparing")
     assert status.get("failures") is None
     assert all(not attempt["counted"] for attempt in status.get("attempts", []))
