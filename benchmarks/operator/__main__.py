@@ -19,7 +19,7 @@ from benchmarks.operator.contestants import NAIVE, OURS, Contestant, install_nai
 from benchmarks.operator.load import LoadError
 from benchmarks.operator.population import populate
 from benchmarks.operator.report import Report
-from benchmarks.operator.scenarios import among_many, arrivals, arrivals_and_restart, event_loop
+from benchmarks.operator.scenarios import among_many, arrivals, arrivals_and_restart, event_loop, what_is_there
 from tests.cluster.control_plane import ControlPlane, run_control_plane
 from tests.processes import StartError
 from tests.tools.build import ToolError
@@ -124,6 +124,7 @@ def _measure_population(
     made = folder / "population"
     populate(plane, made, (past, present), finished=options.existing - options.alive, alive=options.alive)
     population = f"{options.existing} jobs, of which {options.alive} run"
+    report.add(f"What is there: {population}", "all", what_is_there(plane, present))
     for contestant in contestants:
         say(f"among many: {contestant.name}")
         where, count = folder / f"among-{contestant.name}", int(options.rate * options.seconds)

@@ -6,6 +6,7 @@ Every function returns figures by their names, units included; two contestants' 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import secrets
@@ -19,6 +20,7 @@ from benchmarks.operator.contestants import WATCHED, Contestant, running
 from benchmarks.operator.load import LoadError, Timeline, run_load
 from benchmarks.operator.settle import let_succeed
 from benchmarks.operator.usage import Usage, peak_mib, resident_mib, usage
+from finetune_operator.names import JOB_UID_LABEL
 from tests.cluster.audit import Request
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.operator_process import OperatorProcess
@@ -82,6 +84,22 @@ def among_many(
             "at rest: RSS (MiB)": resident_mib(operator.server.pid),
         }
         return figures, _arrivals(plane, operator, namespace, count=count, per_second=per_second)
+
+
+def what_is_there(plane: ControlPlane, namespace: str) -> Figures:
+    """Sizes of the objects of one job that runs in a namespace, and what the servers hold because of all of them."""
+    objects = {
+        "FineTuneJob, with its status": plane.api.list("FineTuneJob", namespace),
+        "ConfigMap": plane.api.list("ConfigMap", namespace, labels=JOB_UID_LABEL),
+        "PyTorchJob": plane.api.list("PyTorchJob", namespace, labels=JOB_UID_LABEL),
+        "pod": plane.api.list("Pod", namespace, labels=JOB_UID_LABEL),
+    }
+    store = sum(file.stat().st_size for file in (plane.folder / "etcd").rglob("*") if file.is_file())
+    return {
+        **{f"{name} (kB of JSON)": len(json.dumps(found[0])) / 1000 for name, found in objects.items()},
+        **{f"{server.name}: RSS (MiB)": resident_mib(server.pid) for server in plane.servers},
+        "etcd: files (MiB)": store / 2**20,
+    }
 
 
 def event_loop(plane: ControlPlane, folder: Path, *, count: int, per_second: float) -> Figures:
