@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
-CLUSTER = ("tests/cluster",)
-FAULTS = ("tests/faults", "tests/chart", "tests/integrations")
+CLUSTER = ("tests/cluster", "tests/chart")
+FAULTS = ("tests/faults", "tests/integrations")
 WITH_TARGETS_OF_THEIR_OWN = ("tests/node", "tests/serving")
 PYTEST = (sys.executable, "-m", "pytest", "--durations=10")
 BUILD = (sys.executable, "tests/tools/build.py", "--for")
