@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 DEPTH_LIMIT = 100
-"""Levels that are kept of an object that cannot be parsed otherwise; Kubernetes' own kinds have about 30."""
+"""Levels that are kept of an object that cannot be read, or written, otherwise; Kubernetes' own kinds have about 30."""
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 Json = Any
@@ -32,9 +32,17 @@ async def decoded(content: bytes) -> Json:
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
-        shallow = await asyncio.to_thread(_shallow, content)
+        return await shallow(content)
+
+
+async def shallow(content: bytes) -> Json:
+    """What `content` says; null for everything below DEPTH_LIMIT.
+
+    Raises:
+        Garbled: it is no JSON.
+    """
     try:
-        return orjson.loads(shallow)
+        return orjson.loads(await asyncio.to_thread(_shallow, content))
     except orjson.JSONDecodeError as error:
         raise Garbled(f"it is no JSON: {error}") from error
 

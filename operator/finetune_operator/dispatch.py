@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.cache import Cache, CachedJob
 from finetune_operator.names import FINETUNE_PLURAL
+from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.times import moment, seconds_between
 from finetune_operator.policy.verification import awaits_verdict, is_asked_for
 from finetune_operator.queue import Key, WorkQueue
@@ -66,7 +66,7 @@ class Dispatcher:
         metadata, status = raw["metadata"], raw.get("status") or {}
         if (
             "deletionTimestamp" in metadata
-            or not _is_finished(status)
+            or not is_finished(status)
             or status.get("observedGeneration") != metadata.get("generation")
         ):
             cached.done = False
@@ -86,10 +86,3 @@ class Dispatcher:
         ttl, completed = spec.get("ttlSecondsAfterFinished"), moment(status.get("completionTime"))
         if ttl is not None and completed is not None:
             self._queue.add(cached.key, after_seconds=max(0.0, ttl - seconds_between(completed, self._now())))
-
-
-def _is_finished(status: Mapping[str, Any]) -> bool:
-    return any(
-        condition.get("type") == "Succeeded" and condition.get("status") in ("True", "False")
-        for condition in status.get("conditions") or ()
-    )

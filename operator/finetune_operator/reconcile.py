@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.attempts import Attempts
-from finetune_operator.cache import Cache, CachedJob
-from finetune_operator.children import is_newer
+from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.creation import Creation
-from finetune_operator.errors import ApiError, Conflict, NotFound, Unavailable
-from finetune_operator.events import post_events
-from finetune_operator.observe import Observer, once_made, queue_labels
+from finetune_operator.errors import ApiError, Conflict, Unavailable
+from finetune_operator.observe import Observer, once_made
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.decide import attempt_is_open, decide
 from finetune_operator.policy.observed import PyTorchJobView
 from finetune_operator.policy.plan import Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.times import moment, seconds_between
-from finetune_operator.policy.transitions import events_between
 from finetune_operator.policy.verification import awaits_verdict
 from finetune_operator.policy.waiting import waits_for
 from finetune_operator.progress.authority import CertificateAuthority
@@ -34,15 +30,12 @@ from finetune_operator.progress.inbox import Inbox
 from finetune_operator.queue import Key, NotBefore
 from finetune_operator.serving.metrics import Metrics
 from finetune_operator.settings import OperatorSettings
+from finetune_operator.status_writer import StatusWriter
 from finetune_operator.verifications import Verifications
 from finetune_operator.view import View
-from finetune_operator.wire import Raw
 
 FIRST_BACKOFF_SECONDS, FIRST_CONFLICT_SECONDS, BACKOFF_LIMIT_SECONDS = 0.5, 0.05, 60.0
 """Wait after the first failure in a row, after the first conflict, and the longest one (seconds)."""
-STATUS_TRIES = 5
-"""Times that a status is written in one reconcile while others write the same object."""
-_KEPT_METADATA = ("name", "namespace", "uid", "generation", "creationTimestamp")
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +79,7 @@ class Reconciler:
         )
         self._attempts = Attempts(cluster, settings, cache)
         self._verifications = Verifications(cluster, settings, self._attempts, self._timeouts)
+        self._writer = StatusWriter(cluster)
         self._creation = Creation(self._attempts, authority, self._timeouts)
         self._observer = Observer(cluster, settings, cache, self._attempts, self._verifications, inbox, now)
 
@@ -155,7 +149,9 @@ class Reconciler:
         if plan.status.attempt != observed.status.attempt:
             cached.spec = once_made(view.spec)
         self._remember(view, plan, pytorch_job, now)
-        await self._write(view, plan, now)
+        if not await self._writer.write(view, plan.status, now):
+            self.forget(key)  # deleted in the meantime; what was made for it goes after it
+            return None
         self._count(view, plan, now)
         return seconds_between(now, plan.again_at) if plan.again_at is not None else None
 
@@ -193,41 +189,6 @@ class Reconciler:
         if not is_open:
             self._inbox.forget(cached.uid)
 
-    async def _write(self, view: View, plan: Plan, now: datetime) -> None:
-        cached, before, status = view.cached, view.observed.status, plan.status
-        if status == before:
-            _keep(cached, view.raw, view.raw.get("status") or {}, view.raw["metadata"]["resourceVersion"])
-            return
-        body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        if not status.attempts:
-            del body["attempts"]
-        try:
-            written = await self._update_status(view, body)
-        except NotFound:
-            self.forget(cached.key)  # deleted in the meantime; what was made for it goes after it
-            return
-        _keep(cached, view.raw, body, written["metadata"]["resourceVersion"])
-        desired = view.observed.desired
-        events = events_between(before, status, problems=desired.problems, notices=desired.notices)
-        await post_events(self._cluster, view.raw, events, now)
-
-    async def _update_status(self, view: View, body: Mapping[str, Any]) -> Raw:
-        """Write status, also past somebody who writes what it does not depend on, such as labels; its new metadata.
-
-        Raises:
-            ApiError: Conflict, where what was decided by has changed; or any other.
-        """
-        raw = view.raw
-        for _ in range(STATUS_TRIES - 1):
-            try:
-                return await self._cluster.update_job_status(raw, body)
-            except Conflict:
-                newest = await self._cluster.get_job(*view.cached.key)
-                if newest is None or _decided_by(newest) != _decided_by(view.raw):
-                    raise
-                raw = newest
-        return await self._cluster.update_job_status(raw, body)
-
     def _count(self, view: View, plan: Plan, now: datetime) -> None:
         before = view.observed.status
         numbers = {attempt.number for attempt in before.attempts}
@@ -243,21 +204,3 @@ def _is_irrevocable(plan: Plan, before: FineTuneJobStatus) -> bool:
     """Whether the plan ends, deletes or repeats something, for which what was seen has to be the newest there is."""
     ends = is_finished(plan.status) or plan.status.attempts != before.attempts
     return ends or plan.release or plan.delete_job or plan.verify or (plan.create or 1) > 1
-
-
-def _decided_by(raw: Raw) -> tuple[Any, ...]:
-    """What of a FineTuneJob decisions depend on."""
-    metadata = raw["metadata"]
-    gone = "deletionTimestamp" in metadata
-    return metadata["uid"], metadata.get("generation"), queue_labels(raw), raw.get("status") or {}, gone
-
-
-def _keep(cached: CachedJob, raw: Raw, status: Mapping[str, Any], version: str) -> None:
-    """Keep what the next reconcile needs: the newest status, without the spec, which is parsed."""
-    if is_newer(cached.version, version):
-        return  # a watch has told of something newer meanwhile
-    cached.version = version
-    metadata = {key: raw["metadata"].get(key) for key in _KEPT_METADATA}
-    metadata |= {"labels": queue_labels(raw), "resourceVersion": version}
-    kept = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": metadata, "status": status}
-    cached.raw = None if cached.ended and cached.done else kept

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import aiohttp
 from aiohttp.hdrs import RETRY_AFTER
 
-from finetune_operator.decoding import Garbled, decoded, encoded, without_managed_fields
+from finetune_operator.decoding import Garbled, decoded, encoded, shallow, without_managed_fields
 
 PAUSE_SECONDS = 1.0
 """Wait before a watch that ended in nonsense begins anew: kopf would try again at once (seconds)."""
@@ -156,7 +156,12 @@ class _Lines:
         elif not (kind in ("ADDED", "MODIFIED", "DELETED") and _is_object(item)):
             raise Garbled("it said what is no event")
         without_managed_fields(item)
-        return encoded(event) + b"\n"
+        try:
+            return encoded(event) + b"\n"
+        except Garbled:  # deeper than what can be written, which is less than what can be read
+            event = await shallow(line)
+            without_managed_fields(event["object"])
+            return encoded(event) + b"\n"
 
 
 def _listed(found: Any) -> dict[str, Any]:

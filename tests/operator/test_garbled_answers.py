@@ -155,3 +155,13 @@ def test_a_server_can_ask_to_be_left_alone_and_not_for_ever(server: Server, head
     with pytest.raises(Unavailable) as caught:
         server.asked(answer, READS["job"])
     assert caught.value.retry_after_seconds == seconds
+
+
+@pytest.mark.parametrize("levels", [10, 300, 1500, 5000])
+def test_an_object_costs_only_its_depths_and_no_other_object(server: Server, levels: int) -> None:
+    deep = json.dumps({**OBJECT, "spec": {"deep": "HERE"}}).replace('"HERE"', "[" * levels + "]" * levels)
+    found = server.asked((200, deep.encode(), {}), READS["job"])
+    assert found["metadata"] == OBJECT["metadata"]
+    both = json.dumps({**LIST, "items": ["HERE", OBJECT]}).replace('"HERE"', deep)
+    (page,) = server.asked((200, both.encode(), {}), READS_LISTS[PODS_PLURAL])
+    assert [item["metadata"] for item in page] == 2 * [OBJECT["metadata"]]

@@ -18,7 +18,6 @@ from finetune_operator.policy.notes import (
     note_activity,
     note_blocked,
     note_created,
-    note_refused,
     note_retrying,
     problems_sentence,
 )
@@ -34,8 +33,6 @@ __all__ = [
     "next_attempt",
     "note_blocked",
     "note_created",
-    "note_hindered",
-    "note_refused",
     "problems_sentence",
 ]
 
@@ -52,11 +49,6 @@ def decide(observed: ObservedState, now: datetime, timeouts: Timeouts) -> Plan:
     else:
         between_attempts(plan, observed, now, timeouts)
     return plan
-
-
-def note_hindered(plan: Plan, reason: str, message: str, _observed: ObservedState, _now: datetime) -> None:
-    """As `note_blocked`."""
-    note_blocked(plan, reason, message)
 
 
 def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:

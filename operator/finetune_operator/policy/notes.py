@@ -34,11 +34,6 @@ def note_blocked(plan: Plan, reason: str, message: str) -> None:
     plan.conditions.progressing(Phase.PENDING, reason, message)
 
 
-def note_refused(plan: Plan, message: str) -> None:
-    """Enter that the API server refuses the next attempt, as it will until somebody changes the job."""
-    plan.conditions.stalled(Phase.PENDING, Reason.INVALID_SPEC, message)
-
-
 def note_retrying(plan: Plan, due: datetime) -> None:
     """Enter why and when another attempt follows the one that has ended."""
     last = plan.status.attempts[-1]

@@ -41,8 +41,6 @@ REJECTED_PREFIX = "Pod was rejected: "
 
 ENDED_PHASES = ("Succeeded", "Failed")
 """`status.phase` of a pod that has ended."""
-ENDS_OF_OBJECTS = ("Succeeded", "Failed", "Complete")
-"""Conditions of a PyTorchJob or a Job that has ended."""
 
 ITS_TURN = ("PodInitializing", "ContainerCreating")
 """For what a container waits that has nothing to say."""
@@ -309,15 +307,6 @@ def is_owned(raw: Mapping[str, Any], uid: str) -> bool:
     return any(
         owner.get("controller") and owner.get("uid") == uid for owner in _maps(_map(raw, "metadata"), "ownerReferences")
     )
-
-
-def has_ended(raw: Mapping[str, Any]) -> bool:
-    """Whether a pod, a PyTorchJob or a Job has ended, whichever of them `raw` is."""
-    status = _map(raw, "status")
-    over = any(
-        item.get("type") in ENDS_OF_OBJECTS and item.get("status") == "True" for item in _maps(status, "conditions")
-    )
-    return over or status.get("phase") in ENDED_PHASES
 
 
 def _named(containers: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from finetune_api.problem import Problem
 from finetune_api.status import Adapter, Attempt, Checkpoint, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.verification import VerificationMessage
 from finetune_operator.policy.conditions import condition
-from finetune_operator.policy.decide import decide, note_blocked, note_refused
+from finetune_operator.policy.decide import decide, note_blocked
 from finetune_operator.policy.evictions import exceeded_limit
 from finetune_operator.policy.observed import PodView, PyTorchJobView, VerificationView
 from finetune_operator.policy.plan import Plan
@@ -158,8 +158,6 @@ def noted(how: str) -> str:
     plan = decide(observed(), NOW, PATIENCE)
     if how == "blocked":
         note_blocked(plan, "NameTaken", "It belongs to somebody else.")
-    elif how == "refused":
-        note_refused(plan, "The API server refuses it.")
     else:
         give_up(plan, "Nothing is known.")
         return told(plan, ConditionType.VERIFIED)
@@ -299,7 +297,6 @@ def situations() -> Mapping[str, str]:
         "no progress": doing(None, status=after_an_end("Disrupted", attempts_without_progress=10)),
         "no progress, and nothing is kept": doing(None, status=FineTuneJobStatus(attempts_without_progress=10)),
         "the next attempt is blocked": noted("blocked"),
-        "the next attempt is refused": noted("refused"),
         # A verification.
         "it comes next": told(
             decide(observed(during(), pytorch_job(), [ended(0, 0, success())], verify=True), NOW, PATIENCE),

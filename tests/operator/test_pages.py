@@ -1,0 +1,55 @@
+"""Lists are read page by page, and no page is larger than an operator can take, whatever tenants have put into it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import Configuration
+
+from finetune_operator.wire import LEAST_PAGE, MOST_PAGE, PAGE_BYTES, Wire
+
+
+def named(number: int) -> dict[str, Any]:
+    return {"metadata": {"namespace": "team", "name": str(number), "uid": str(number), "resourceVersion": "1"}}
+
+
+def listed(count: int, size: int) -> tuple[int, list[int]]:
+    """How many of `count` objects of `size` bytes are read, and the size of each page that was asked for."""
+    asked: list[int] = []
+
+    async def serve(request: web.Request) -> web.Response:
+        limit, start = int(request.query["limit"]), int(request.query.get("continue", 0))
+        asked.append(limit)
+        end = min(count, start + limit)
+        items = [{**named(number), "spec": {"text": "x" * size}} for number in range(start, end)]
+        metadata = {"resourceVersion": "1"} | ({"continue": str(end)} if end < count else {})
+        return web.json_response({"kind": "ThingList", "apiVersion": "v1", "metadata": metadata, "items": items})
+
+    async def run() -> int:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", serve)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        found: list[dict[str, Any]] = []
+        async with Wire(Configuration(host=f"http://{host}:{port}")) as wire:
+            async for page in wire.pages("things", {}, accept="application/json"):
+                found += page
+        await runner.cleanup()
+        assert [item["metadata"]["name"] for item in found] == [str(number) for number in range(count)]
+        return len(found)
+
+    return asyncio.run(run()), asked
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(10, MOST_PAGE, MOST_PAGE), (100_000, 15, 30), (1_400_000, 5, 5)])
+def test_a_page_has_as_many_objects_as_fit(size: int, least: int, most: int) -> None:
+    count = 2000 if size < 1000 else 120
+    found, asked = listed(count, size)
+    assert found == count
+    assert least <= asked[-1] <= most
+    assert all(limit * size <= 2 * PAGE_BYTES or limit <= LEAST_PAGE for limit in asked[1:])

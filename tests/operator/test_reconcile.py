@@ -1,0 +1,313 @@
+"""One reconcile after another, by hand: what is asked for, what is kept, and what becomes of refusals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from finetune_api.load import load_manifest
+from finetune_operator import observe
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster
+from finetune_operator.errors import ApiError, api_error
+from finetune_operator.names import FINETUNE_PLURAL, KUEUE_QUEUE_LABEL, PODS_PLURAL, PYTORCH_PLURAL
+from finetune_operator.progress.inbox import Inbox
+from finetune_operator.progress.sender import Sender
+from finetune_operator.queue import Key
+from finetune_operator.reconcile import BACKOFF_LIMIT_SECONDS, FIRST_CONFLICT_SECONDS, Reconciler
+from finetune_operator.serving.metrics import Metrics
+from finetune_operator.settings import OperatorSettings
+from finetune_operator.wire import Raw
+from tests.operator.simulation.actors import End, Kubelet, TrainingOperator
+from tests.operator.simulation.author import NAME, manifest, report
+from tests.operator.simulation.clients import NAMESPACE, Client, is_going
+from tests.operator.simulation.server import SimulatedServer
+from tests.operator.simulation.wire import SimulatedWire
+
+KEY = Key(NAMESPACE, NAME)
+Refuse = Callable[[str, str], ApiError | None]
+"""Of a request's method and path: how it is refused."""
+
+
+class RefusingWire(SimulatedWire):
+    """Some requests are refused."""
+
+    refuse: Refuse = staticmethod(lambda method, path: None)
+
+    async def request(self, method: str, path: str, **more: Any) -> Raw:
+        """As Wire's."""
+        error = self.refuse(method, path)
+        if error is not None:
+            raise error
+        return await super().request(method, path, **more)
+
+
+class Desk:
+    """A reconciler, its cluster, and a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 31, 12, tzinfo=UTC)
+        self.client = Client(SimulatedServer(self.now))
+        self.training_operator = TrainingOperator(self.client, self.now)
+        self.kubelet = Kubelet(self.client, self.now)
+        self.wire = RefusingWire(self.client.server, 1)
+        self.registry = CollectorRegistry()
+        self.inbox = Inbox(lambda *_: None, interval_seconds=0, now=self.now)
+        self.cache = Cache(self.inbox.forget)
+        self.cache.synced = True
+        self.children: dict[str, dict[str, Raw]] = {}
+        """What the watches have told of: by kind and uid."""
+        self.reconciler = Reconciler(
+            Cluster(self.wire),
+            OperatorSettings(default_output_uri="s3://models/team", progress_url="https://operator:8443"),
+            cache=self.cache,
+            inbox=self.inbox,
+            authority=None,
+            metrics=Metrics(self.registry),
+            now=self.now,
+        )
+
+    def now(self) -> datetime:
+        """The time."""
+        return self.time
+
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.time += timedelta(seconds=seconds)
+
+    def apply(self, **spec: Any) -> Raw:
+        """The job as its author made it."""
+        return self.client.create(FINETUNE_PLURAL, manifest(**spec))
+
+    def job(self) -> Raw:
+        """The job as it is."""
+        (found,) = self.client.find(FINETUNE_PLURAL)
+        return found
+
+    def reason(self) -> tuple[str, str]:
+        """Of the condition Succeeded: reason and message."""
+        succeeded = next(item for item in self.job()["status"]["conditions"] if item["type"] == "Succeeded")
+        return succeeded["reason"], succeeded["message"]
+
+    def pods(self) -> list[Raw]:
+        """All pods, those of this attempt last."""
+        return self.client.find(PODS_PLURAL)
+
+    def confirm(self) -> None:
+        """Pods that are on their way out are gone."""
+        for pod in filter(is_going, self.pods()):
+            self.kubelet.confirm(pod)
+
+    def reconcile(self) -> float | None:
+        """The watches tell of everything, and a reconcile is made of it; after how many seconds the next one."""
+        for raw in self.client.find(FINETUNE_PLURAL):
+            self.cache.job_seen(raw)
+        for plural in (PYTORCH_PLURAL, PODS_PLURAL):
+            now = {raw["metadata"]["uid"]: raw for raw in self.client.find(plural)}
+            for uid, raw in self.children.pop(plural, {}).items():
+                if uid not in now:
+                    self.cache.child_seen(plural, raw, deleted=True)
+            for raw in now.values():
+                self.cache.child_seen(plural, raw, deleted=False)
+            self.children[plural] = now
+        return asyncio.run(self.reconciler.reconcile(KEY))
+
+    def settle(self) -> None:
+        """Everybody does what there is to be done now."""
+        for _ in range(8):
+            self.training_operator.work()
+            self.reconcile()
+            self.client.server.collect()
+
+    def counted(self, result: str) -> float:
+        """Reconciles that ended so."""
+        return self.registry.get_sample_value("finetune_reconcile_total", {"result": result}) or 0.0
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def always(method: str, part: str, error: ApiError) -> Refuse:
+    """Refuse requests of that method whose path has that part."""
+    return lambda asked, path: error if asked == method and part in path else None
+
+
+def test_a_label_that_nobody_copies_costs_no_parse(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    load = load_manifest
+
+    def counting(raw: Mapping[str, Any]) -> Any:
+        parsed.append(raw["metadata"]["resourceVersion"])
+        return load(raw)
+
+    monkeypatch.setattr(observe, "load_manifest", counting)
+    raw = desk.apply(suspend=True)
+    desk.settle()
+    assert len(parsed) == 1
+    for number in range(20):
+        desk.client.patch(raw, {"metadata": {"labels": {"team": str(number)}}})
+        desk.reconcile()
+    assert len(parsed) == 1
+    desk.client.patch(raw, {"metadata": {"labels": {KUEUE_QUEUE_LABEL: "other"}}})
+    desk.reconcile()
+    assert len(parsed) == 2
+
+
+def test_a_spec_is_not_kept_once_its_attempt_is_there(desk: Desk) -> None:
+    desk.apply()
+    desk.settle()
+    cached = desk.cache.find(KEY)
+    assert cached is not None
+    assert cached.spec is not None
+    assert cached.spec.job is None
+    assert cached.raw is not None
+    assert "spec" not in cached.raw
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [("configmaps", "is asked about ConfigMaps"), ("pytorchjobs", "is asked about PyTorchJobs")],
+)
+def test_a_webhook_that_is_down_is_told_of_the_object_that_it_is_asked_about(
+    desk: Desk, refused: str, said: str
+) -> None:
+    text = 'failed calling webhook "policy.example.com": connection refused'
+    desk.wire.refuse = always("POST", f"/{refused}", api_error(500, "InternalError", text))
+    desk.apply()
+    desk.reconcile()
+    reason, message = desk.reason()
+    assert reason == "AdmissionUnavailable"
+    assert said in message
+    assert "policy.example.com" in message
+
+
+@pytest.mark.parametrize("path", ["/status", "/configmaps"])
+def test_conflicts_in_a_row_wait_longer_and_longer(desk: Desk, path: str) -> None:
+    conflict = api_error(409, "Conflict", "the object has been modified")
+    desk.wire.refuse = lambda method, asked: conflict if method in ("POST", "PUT") and path in asked else None
+    desk.apply(suspend=path == "/status")
+    waits = [desk.reconcile() for _ in range(14)]
+    expected = [min(BACKOFF_LIMIT_SECONDS, FIRST_CONFLICT_SECONDS * 2**number) for number in range(14)]
+    assert waits == expected
+    assert desk.counted("conflict") == 14
+    desk.wire.refuse = lambda method, asked: None
+    desk.settle()
+    desk.wire.refuse = always("PUT", "/status", conflict)
+    desk.client.patch(desk.job(), {"spec": {"suspend": path != "/status"}})
+    assert desk.reconcile() == FIRST_CONFLICT_SECONDS
+
+
+def test_a_config_map_of_ours_that_cannot_go_is_tried_less_and_less_often(desk: Desk) -> None:
+    """It is of another spec, left by an operator that was stopped, and somebody's finalizer holds it."""
+    job = desk.apply()
+    desk.wire.refuse = always("POST", "/pytorchjobs", api_error(None, "TimeoutError", "no answer"))
+    desk.reconcile()
+    (left,) = desk.client.find("configmaps")
+    desk.client.patch(left, {"metadata": {"finalizers": ["example.com/wait"]}})
+    desk.client.patch(job, {"spec": {"model_id": "meta-llama/Meta-Llama-3-70B-Instruct"}})
+    desk.wire.refuse = lambda method, path: None
+    waits = [desk.reconcile() for _ in range(12)]
+    assert waits[:10] == sorted(filter(None, set(waits[:10])))
+    desk.client.patch(left, {"metadata": {"finalizers": None}})
+    desk.settle()
+    assert desk.job()["status"]["attempt"] == 1
+
+
+def test_a_report_of_before_a_suspension_is_not_shown_after_it(desk: Desk) -> None:
+    desk.apply()
+    desk.settle()
+    desk.kubelet.run(desk.pods()[0])
+    desk.settle()
+    (child,) = desk.client.find(PYTORCH_PLURAL)
+    sender = Sender(
+        NAMESPACE,
+        NAME,
+        desk.job()["metadata"]["uid"],
+        1,
+        child["metadata"]["uid"],
+        desk.pods()[0]["metadata"]["name"],
+        pod_created_at=desk.now(),
+    )
+    desk.inbox.deliver(sender, report("Running", 7, desk.now()))
+    desk.settle()
+    assert desk.job()["status"]["progress"]["step"] == 7
+    assert desk.job()["status"]["phase"] == "Running"
+    for suspended in (True, False):
+        desk.wait(60)
+        desk.client.patch(child, {"spec": {"runPolicy": {"suspend": suspended}}})
+        desk.settle()
+        desk.confirm()
+        desk.settle()
+    desk.kubelet.run(desk.pods()[-1])
+    desk.settle()
+    assert desk.job()["status"]["phase"] == "Preparing"
+
+
+def test_a_config_map_whose_pytorchjob_somebody_deleted_goes_before_the_next_attempt(desk: Desk) -> None:
+    desk.apply(backoffLimit=5)
+    for attempt in (1, 2):
+        desk.settle()
+        desk.wait(600)
+        desk.settle()
+        assert desk.job()["status"]["attempt"] == attempt
+        (child,) = desk.client.find(PYTORCH_PLURAL)
+        desk.client.delete(child)
+        desk.client.delete(desk.pods()[-1])
+    desk.settle()
+    desk.wait(600)
+    desk.settle()
+    assert desk.job()["status"]["attempt"] == 3
+    assert [raw["metadata"]["name"][-2:] for raw in desk.client.find("configmaps")] == ["-1", "-3"]
+
+
+def test_a_job_that_goes_while_it_is_reconciled_is_no_error(desk: Desk) -> None:
+    desk.apply()
+    gone = api_error(404, "NotFound", "finetunejobs not found")
+    desk.wire.refuse = always("PUT", "/status", gone)
+    assert desk.reconcile() is None
+    assert desk.counted("error") == 0
+    assert desk.counted("success") == 1
+    assert desk.cache.find(KEY) is None
+
+
+def test_an_attempt_and_a_verification_avoid_the_node_that_could_not_start_the_last_one(desk: Desk) -> None:
+    desk.apply(output={"uri": "s3://models/team", "verify": True})
+    desk.settle()
+    (pod,) = desk.pods()
+    bound = desk.client.patch(pod, {"spec": {"nodeName": "bad-node"}})
+    desk.client.set_status(bound, start_error(pod))
+    desk.settle()
+    desk.wait(600)
+    desk.settle()
+    assert desk.job()["status"]["attempt"] == 2
+    (child,) = desk.client.find(PYTORCH_PLURAL)
+    template = child["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    assert avoided(template) == ["bad-node"]
+    desk.kubelet.run(desk.pods()[-1])
+    desk.kubelet.end(desk.pods()[-1], End.ADAPTER)
+    desk.settle()
+    (verification,) = desk.client.find("jobs")
+    assert avoided(verification["spec"]["template"]) == ["bad-node"]
+
+
+def start_error(pod: Raw) -> Raw:
+    """The status of a pod whose container a broken node could not start."""
+    ended = {"exitCode": 128, "reason": "StartError", "message": "nvidia-container-cli: initialization error"}
+    name = pod["spec"]["containers"][0]["name"]
+    return {"phase": "Failed", "containerStatuses": [{"name": name, "state": {"terminated": ended}}]}
+
+
+def avoided(template: Raw) -> list[str]:
+    """Nodes that the pods had better not run on."""
+    affinity: dict[str, Any] = template["spec"]["affinity"]["nodeAffinity"]
+    (preferred,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    (expression,) = (one for expressions in preferred["preference"].values() for one in expressions)
+    assert expression["operator"] == "NotIn"
+    return list(expression["values"])
