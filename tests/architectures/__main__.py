@@ -23,8 +23,10 @@ def main(arguments: list[str]) -> int:
     """Examine what is asked for; the exit code is 1 where a type is not as it should be, or one was not examined."""
     asked = _parse(arguments)
     chosen = [case for case in CASES.values() if not asked.only or any(fnmatch(case.name, part) for part in asked.only)]
-    results = Results(asked.results or results_folder())
-    records = {} if asked.fresh else results.found(chosen)
+    results = Results(results_folder())
+    known = {} if asked.fresh else results.found(chosen)
+    # What was not as it should be is looked at again.
+    records = {name: record for name, record in known.items() if not record.faults()}
     waiting = [case for case in chosen if case.name not in records]
     print(f"{len(chosen)} cases, {len(records)} known already", flush=True)
 
@@ -53,7 +55,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="minutes after which no case is begun")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time")
     parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run found")
-    parser.add_argument("--results", type=Path, help="where results are kept, instead of the cache")
     parser.add_argument("--write", type=Path, help="the document, written when no case is missing")
     return parser.parse_args(arguments)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.architectures.cases import CASES
 from tests.architectures.record import Record
-from tests.architectures.results import Results
+from tests.architectures.results import Results, results_folder
 
 STRUCTURES = {
     "llama": "groups of query heads",
@@ -56,13 +56,15 @@ REFUSED = {
 
 
 @pytest.fixture(scope="session")
-def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
-    """All of them, examined by one process that imports everything once and forks."""
-    folder = tmp_path_factory.mktemp("examined")
+def records() -> dict[str, Record]:
+    """All of them, examined by one process that imports everything once and forks.
+
+    What this very code made of them with these libraries is not made again: it takes minutes.
+    """
     names = [*STRUCTURES, *REFUSED]
-    command = [sys.executable, "-m", "tests.architectures", "--results", str(folder), "--only", *names]
+    command = [sys.executable, "-m", "tests.architectures", "--only", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    found = Results(folder).found([CASES[name] for name in names])
+    found = Results(results_folder()).found([CASES[name] for name in names])
     assert found.keys() == set(names), done.stdout[-3000:] + done.stderr[-3000:]
     return found
 
