@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta
 
-from finetune_api.status import Phase
 from finetune_operator.attempts import Attempts, NameTaken
 from finetune_operator.cache import CachedJob
 from finetune_operator.errors import ApiError, Conflict, Forbidden, NotFound, SetupProblem
-from finetune_operator.policy.conditions import stalled
-from finetune_operator.policy.decide import note_created, note_hindered
+from finetune_operator.policy.decide import note_blocked, note_created, note_refused
 from finetune_operator.policy.nodes import nodes_to_avoid
 from finetune_operator.policy.observed import PyTorchJobView
 from finetune_operator.policy.plan import Plan, Timeouts
@@ -51,13 +49,13 @@ class Creation:
             await self._trust(cached)
             made = await self._attempts.create(job, cached, number, avoid=avoid, live=view.live)
         except NameTaken as error:
-            _enter(plan, view, now, Refusal(OperatorReason.NAME_TAKEN, str(error)))
+            _enter(plan, Refusal(OperatorReason.NAME_TAKEN, str(error)))
         except ApiError as error:
             found = refusal(error)
             if found is None and not _namespace_goes(error):
                 raise
             if found is not None:
-                _enter(plan, view, now, found)
+                _enter(plan, found)
             # else the namespace is being deleted, and the job with it
         else:
             cached.creation_failures = 0
@@ -80,9 +78,8 @@ def _namespace_goes(error: ApiError) -> bool:
     return isinstance(error, NotFound) or (isinstance(error, Forbidden) and "being terminated" in error.message)
 
 
-def _enter(plan: Plan, view: View, now: datetime, found: Refusal) -> None:
+def _enter(plan: Plan, found: Refusal) -> None:
     if found.final:
-        generation = view.observed.desired.generation
-        stalled(plan.status, Phase.PENDING, found.reason, found.sentence, now=now, generation=generation)
+        note_refused(plan, found.sentence)
     else:
-        note_hindered(plan, found.reason, found.sentence, view.observed, now)
+        note_blocked(plan, found.reason, found.sentence)

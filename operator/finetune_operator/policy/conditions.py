@@ -114,10 +114,3 @@ class ConditionWriter:
 
 def _place(item: Condition) -> int:
     return _ORDER.index(item.type) if item.type in _ORDER else len(_ORDER)
-
-
-def stalled(
-    status: FineTuneJobStatus, phase: Phase, reason: str, message: str, *, now: datetime, generation: int
-) -> None:
-    """As the writer's, for who has none."""
-    ConditionWriter(status, now, generation).stalled(phase, reason, message)
