@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.names import KUEUE_QUEUE_LABEL, REPLICA_INDEX_LABEL
-from finetune_operator.policy.observed import has_ended, read_pod, read_pytorch_job, read_verification
+from finetune_operator.policy.observed import has_ended, is_owned, read_pod, read_pytorch_job, read_verification
 from tests.operator.policy.views import later, success
 
 WORDS = success().to_bytes().decode()
@@ -235,6 +235,21 @@ def test_an_end_is_told_from_the_object_as_it_comes(status: Any, ended: bool) ->
         assert read_pytorch_job({"status": status}, 1).ended is ended
 
 
+@pytest.mark.parametrize(
+    ("owners", "owned"),
+    [
+        ([{"uid": "u", "controller": True}], True),
+        ([{"uid": "other"}, {"uid": "u", "controller": True}], True),
+        ([{"uid": "u"}, {"uid": "other", "controller": True}], False),
+        ([{"uid": "u", "controller": False}], False),
+        ([], False),
+        ("u", False),
+    ],
+)
+def test_an_object_is_its_controllers(owners: Any, owned: bool) -> None:
+    assert is_owned({"metadata": {"ownerReferences": owners}}, "u") is owned
+
+
 KEYS = [
     *("metadata", "spec", "status", "phase", "conditions", "containerStatuses", "state", "terminated", "waiting"),
     *("name", "reason", "exitCode", "message", "finishedAt", "labels", "ownerReferences", "runPolicy", "type"),
@@ -262,3 +277,4 @@ def test_anything_may_stand_anywhere(raw: dict[str, Any]) -> None:
     read_pytorch_job(raw, 1)
     read_verification(raw, [raw])
     has_ended(raw)
+    is_owned(raw, "u")
