@@ -30,7 +30,7 @@ from finetune_operator.policy.decide import decide
 from finetune_operator.policy.failure_reason import Verdict, judge
 from finetune_operator.policy.observed import PodView, read_pod
 from finetune_trainer.launch.failures import exit_code, last_words
-from tests.operator.policy.views import NOW, PATIENCE, WORKERS_UID, observed, pytorch_job, success
+from tests.operator.policy.views import ADAPTER, NOW, PATIENCE, WORKERS_UID, observed, pytorch_job, success
 
 LIMIT = TERMINATION_MESSAGE_LIMIT_BYTES
 whole = st.integers(0, 2**53)
@@ -274,6 +274,9 @@ sure = failed.map(
 
 
 @given(sure, codes.map(lambda code: code or 0))
+@example(TerminationMessage(succeeded=False, reason=Reason.DATA_INVALID), 128)
+@example(TerminationMessage(succeeded=False, reason=Reason.DATA_INVALID), 192)
+@example(TerminationMessage(succeeded=False, reason=Reason.DATA_INVALID), 193)
 def test_words_that_the_exit_code_does_not_bear_out_are_said_to_be_so(words: TerminationMessage, code: int) -> None:
     verdict = judged(spoke(words.to_bytes().decode(), code))
     assert not verdict.succeeded
@@ -286,7 +289,8 @@ def test_words_that_the_exit_code_does_not_bear_out_are_said_to_be_so(words: Ter
 def test_an_adapter_is_one_although_its_container_ended_badly(code: int | None) -> None:
     verdict = judged(spoke(success().to_bytes().decode(), code))
     assert verdict.succeeded
-    assert ("says otherwise" in verdict.message) is (code not in (None, 0))
+    said = f" (Its container ended with exit code {code}, which says otherwise.)" if code else ""
+    assert verdict.message == f"The adapter is at {ADAPTER.uri}.{said}"
 
 
 @given(codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_api.outcome import Reason
@@ -10,7 +11,7 @@ from finetune_operator.policy import advance, deadline, endings, retry
 from finetune_operator.policy.failure_reason import newest_checkpoint
 from finetune_operator.policy.lifecycle import next_attempt
 from finetune_operator.policy.notes import note_created, note_retrying, problems_sentence
-from finetune_operator.policy.observed import PodView
+from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
@@ -49,7 +50,8 @@ def _clear_away(plan: Plan, observed: ObservedState, left: list[PodView], now: d
     suspend, pytorch_job = observed.desired.suspend, observed.pytorch_job
     plan.release = pytorch_job is not None and not pytorch_job.deleting
     plan.again_at = after(now, LOOK_AGAIN_SECONDS)
-    names = ", ".join(pod.name for pod in left[:3]) or (pytorch_job.name if pytorch_job is not None else "")
+    rest: Sequence[PodView | PyTorchJobView | None] = left or [pytorch_job]
+    names = ", ".join(item.name for item in rest[:3] if item is not None)
     going = f"what is left of it is on its way out: {names}."
     orphan = next((pod.name for pod in left if not pod.owner_uid and not pod.deleting), None)
     if orphan is not None:
@@ -80,7 +82,7 @@ def _is_over(plan: Plan, observed: ObservedState, now: datetime) -> bool:
     elif advance.is_stuck(status):
         # Only now: what the last pods said of their checkpoint may have come after the end was written down.
         plan.conditions.failed(OperatorReason.NO_PROGRESS, advance.stuck_sentence(status))
-    elif retry.exhausted(status.failures or 0, desired.backoff_limit):
+    elif retry.exhausted(status.failures, desired.backoff_limit):
         # The limit was lowered since the last attempt ended.
         endings.give_up(plan.conditions, desired.backoff_limit)
     else:

@@ -12,16 +12,17 @@ from finetune_api.status import LARGEST_NUMBER, FineTuneJobStatus
 from finetune_operator.policy.times import after, moment, rfc3339, seconds_between
 
 
-def account(status: FineTuneJobStatus, *, active: bool, since: datetime, now: datetime) -> None:
-    """Keep the books: the job is active or not, and became so at `since`, by our own clock.
+def account(status: FineTuneJobStatus, *, since: datetime | None, now: datetime) -> None:
+    """Keep the books: the job became active at `since`, by our own clock, or is not active (None).
 
     A beginning in the future was written down by an operator whose clock was ahead; it counts from now.
     """
     running_since = moment(status.active_since)
-    if active and (running_since is None or running_since > now):
-        status.active_since = rfc3339(since)
-    elif not active and running_since is not None:
-        seconds = (status.active_seconds or 0) + round(seconds_between(running_since, since))
+    if since is not None:
+        if running_since is None or running_since > now:
+            status.active_since = rfc3339(since)
+    elif running_since is not None:
+        seconds = (status.active_seconds or 0) + round(seconds_between(running_since, now))
         status.active_seconds = min(seconds, LARGEST_NUMBER)
         status.active_since = None
 

@@ -39,7 +39,8 @@ __all__ = [
 
 def decide(observed: ObservedState, now: datetime, timeouts: Timeouts) -> Plan:
     """The next step for a job."""
-    status = observed.status.model_copy(deep=True)
+    # What is in it is replaced and never changed, so that a shallow copy will do.
+    status = observed.status.model_copy()
     status.observed_generation = observed.desired.generation
     plan = Plan(conditions=ConditionWriter(status, now, observed.desired.generation))
     if is_finished(status):
@@ -70,9 +71,9 @@ def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts:
     if not plan.release and any(pod.holds_machine for pod in observed.pods):
         # The trainer has ended, its pod has not: in a moment it will, unless a container beside it goes on for ever.
         ended_at = moment(plan.status.completion_time)
-        release_at = after(ended_at, timeouts.group_end_seconds) if ended_at is not None else now
         # An end in the future is by another clock, and nobody knows how long ago it was.
-        plan.release = now >= release_at or (ended_at is not None and ended_at > now)
+        release_at = after(ended_at, timeouts.group_end_seconds) if ended_at is not None and ended_at <= now else now
+        plan.release = now >= release_at
         if not plan.release:
             plan.look_again(release_at)
 
@@ -122,7 +123,7 @@ def _end(plan: Plan, verdict: Verdict | None, observed: ObservedState, now: date
         plan.conditions.failed(OperatorReason.DEADLINE_EXCEEDED, sentence)
     elif verdict is not None:
         endings.end_attempt(status, verdict, now)
-        if retry.exhausted(status.failures or 0, desired.backoff_limit):
+        if retry.exhausted(status.failures, desired.backoff_limit):
             endings.give_up(plan.conditions, desired.backoff_limit)
         else:
             note_retrying(plan, endings.next_attempt_at(status, timeouts, now) or now)

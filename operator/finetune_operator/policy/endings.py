@@ -19,15 +19,15 @@ from finetune_operator.policy.times import rfc3339
 
 def deleted(attempt: int | None, pods: Sequence[PodView]) -> Verdict:
     """The PyTorchJob is gone or going, and it was not us: what its pods said before still counts."""
-    lead = next((pod for pod in pods if pod.index == 0 and pod.ended), None)
-    if lead is not None and lead.last_words is not None and adapter_of(lead.last_words) is not None:
-        uri = lead.last_words.adapter.uri if lead.last_words.adapter else ""
+    words = next((pod.last_words for pod in pods if pod.index == 0 and pod.ended), None)
+    adapter = adapter_of(words) if words is not None else None
+    if adapter is not None:
         return Verdict(
             succeeded=True,
             reason=OperatorReason.SUCCEEDED,
-            message=f"The adapter is at {uri}.",
+            message=f"The adapter is at {adapter.uri}.",
             exit_code=0,
-            words=lead.last_words,
+            words=words,
         )
     return Verdict(
         succeeded=False,
@@ -58,7 +58,7 @@ def final(verdict: Verdict, status: FineTuneJobStatus) -> Verdict:
 
 def end_attempt(status: FineTuneJobStatus, verdict: Verdict, now: datetime) -> None:
     """The current attempt has ended."""
-    deadline.account(status, active=False, since=now, now=now)
+    deadline.account(status, since=None, now=now)
     ended = Attempt(
         number=status.attempt or 1,
         reason=verdict.reason,
@@ -93,7 +93,8 @@ def succeed(conditions: ConditionWriter, verdict: Verdict) -> None:
 def give_up(conditions: ConditionWriter, backoff_limit: int) -> None:
     """No further attempt is allowed."""
     status = conditions.status
-    tries = f"{status.failures} attempts have failed" if (status.failures or 0) > 1 else "The attempt has failed"
+    failures = status.failures or 1
+    tries = f"{failures} attempts have failed" if failures > 1 else "The attempt has failed"
     # Of many attempts only the newest are kept.
     last = next((attempt for attempt in reversed(status.attempts) if attempt.counted), None)
     how = f"; the last one: {last.reason}: {last.message}" if last is not None else "."
@@ -102,7 +103,7 @@ def give_up(conditions: ConditionWriter, backoff_limit: int) -> None:
 
 
 def next_attempt_at(status: FineTuneJobStatus, timeouts: Timeouts, now: datetime) -> datetime | None:
-    """The earliest time of the next attempt; None when it may start at once."""
+    """The earliest time of the next attempt; one that is over, or None, when it may start at once."""
     return retry.next_attempt_at(
         status.attempts, base_seconds=timeouts.retry_base_seconds, limit_seconds=timeouts.retry_limit_seconds, now=now
     )

@@ -21,7 +21,6 @@ from finetune_api.outcome import (
     is_retryable,
 )
 from finetune_api.status import Adapter
-from finetune_operator.policy.conditions import MESSAGE_LIMIT
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.pod_ends import disk_full, never_started, out_of_memory, quoted
 from finetune_operator.policy.reasons import OperatorReason
@@ -106,7 +105,7 @@ def judge(
         return Verdict(
             succeeded=True,
             reason=OperatorReason.SUCCEEDED,
-            message=f"The adapter is at {adapter.uri}.{contradiction(lead)}",
+            message=f"The adapter is at {adapter.uri}.{contradiction(lead.exit_code, None)}",
             exit_code=recorded(lead.exit_code),
             words=lead.last_words,
             checkpoint=lead.last_words.checkpoint,
@@ -245,8 +244,7 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
         message = f"{who} was taken away by the cluster ({quoted(_disruption(pod))}); this does not count as a failure."
     elif words is not None and words.reason is not None:
         reason, retryable = str(words.reason), is_retryable(EXIT_CODES[words.reason])
-        note = contradiction(pod)
-        message = (words.message or f"{who} failed.")[: MESSAGE_LIMIT - len(note)] + note
+        message = (words.message or f"{who} failed.") + contradiction(code, words.reason)
         # Where a worker is gone altogether, nobody else can say what became of it.
         counted = complete or weight is not _Weight.ECHO
         code = code if code is not None else EXIT_CODES[words.reason]
@@ -294,19 +292,16 @@ def _did_not_say_why(pod: PodView) -> str:
     return f"gave no reason but this ({said})" if said else "gave no reason"
 
 
-def contradiction(pod: PodView) -> str:
-    """What to add to the last words of a pod whose exit code says something else; empty where it does not."""
-    words, code = pod.last_words, pod.exit_code
-    if words is None or code is None:
+def contradiction(code: int | None, reason: Reason | None) -> str:
+    """What to add to last words with that reason, None for success, where the exit code says something else."""
+    if code is None:
         return ""
-    if words.succeeded:
+    if reason is None:
         differs = code != 0
-    elif words.reason is None:
-        differs = code == 0
     else:
         # One that had spoken already may have been killed by a signal: that contradicts nothing.
         killed = FIRST_RETRYABLE_EXIT_CODE < code <= FIRST_RETRYABLE_EXIT_CODE + LAST_SIGNAL
-        differs = code == 0 or (is_retryable(code) != is_retryable(EXIT_CODES[words.reason]) and not killed)
+        differs = code == 0 or (is_retryable(code) != is_retryable(EXIT_CODES[reason]) and not killed)
     return f" (Its container ended with exit code {code}, which says otherwise.)" if differs else ""
 
 

@@ -29,7 +29,7 @@ def holds_back(desired: DesiredState, status: FineTuneJobStatus, now: datetime) 
         or bool(desired.problems)
         or deadline.exceeded(status, desired.active_deadline_seconds, now)
         or advance.is_stuck(status)
-        or retry.exhausted(status.failures or 0, desired.backoff_limit)
+        or retry.exhausted(status.failures, desired.backoff_limit)
     )
 
 

@@ -57,15 +57,14 @@ def note_activity(
 ) -> None:
     """Enter what the attempt does, since when it is active, and when to look again although nothing may happen."""
     status, desired = plan.status, observed.desired
-    active = not pytorch_job.held
-    since = believed_if_recent(pytorch_job.resumed_at or pytorch_job.created_at, now) if active else now
-    deadline.account(status, active=active, since=since, now=now)
+    began_at = believed_if_recent(pytorch_job.resumed_at or pytorch_job.created_at, now)
+    deadline.account(status, since=None if pytorch_job.held else began_at, now=now)
     phase, until = shown_phase(status, pods, reported, reports_expected=observed.reports_expected, now=now)
     doing = activity(
         pytorch_job,
         pods,
         now=now,
-        since=moment(status.active_since) or since,
+        since=moment(status.active_since) or began_at,
         pods_expected_seconds=timeouts.pods_expected_seconds,
         phase=phase,
     )

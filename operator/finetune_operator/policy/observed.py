@@ -216,7 +216,7 @@ def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) ->
         ended_reason=_text(how, "reason") or _text(status, "reason"),
         ended_message=text or (_last_text(how) if held_by is not None else "") or _text(status, "message"),
         last_words=TerminationMessage.parse(text),
-        ended_at=_time(how, "finishedAt") or _condition_time(conditions.get("Ready")),
+        ended_at=_time(how, "finishedAt") or _time(conditions.get("Ready", {}), "lastTransitionTime"),
     )
 
 
@@ -247,10 +247,6 @@ def _disruption(status: Mapping[str, Any], conditions: Mapping[str, Mapping[str,
     return None
 
 
-def _condition_time(condition: Mapping[str, Any] | None) -> datetime | None:
-    return _time(condition, "lastTransitionTime") if condition is not None else None
-
-
 def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = False) -> PyTorchJobView:
     """What matters of a PyTorchJob."""
     metadata, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
@@ -259,6 +255,7 @@ def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = Fal
     suspension = conditions.get("Suspended", {})
     counts = _map(_map(status, "replicaStatuses"), WORKER_REPLICA)
     end = next((kind for kind in ("Failed", "Succeeded") if kind in true), None)
+    over = true[end] if end is not None else {}
     return PyTorchJobView(
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
@@ -270,10 +267,10 @@ def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = Fal
         has_run="Running" in conditions,
         pods_ended=sum(_number(counts.get(end)) for end in ("succeeded", "failed")),
         started_at=_time(status, "startTime"),
-        resumed_at=_condition_time(suspension) if suspension.get("status") == "False" else None,
+        resumed_at=_time(suspension, "lastTransitionTime") if suspension.get("status") == "False" else None,
         end=end,
-        end_message=_text(true[end], "message") if end else "",
-        ended_at=_time(status, "completionTime") or _condition_time(true.get(end) if end else None),
+        end_message=_text(over, "message"),
+        ended_at=_time(status, "completionTime") or _time(over, "lastTransitionTime"),
         edited=edited,
         queue=_queue(metadata),
     )

@@ -42,6 +42,6 @@ def _fitting(kind: type[Model], value: BaseModel | None) -> Model | None:
     if value is None:
         return None
     try:
-        return kind.model_validate(value.model_dump(by_alias=True, exclude_none=True))
+        return kind.model_validate(value.model_dump())
     except ValidationError:
         return None

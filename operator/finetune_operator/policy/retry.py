@@ -12,9 +12,9 @@ from finetune_operator.policy.times import after, moment
 _MOST_DOUBLINGS = 30
 
 
-def exhausted(failures: int, backoff_limit: int) -> bool:
-    """Whether so many counted failures leave no further attempt."""
-    return failures > backoff_limit
+def exhausted(failures: int | None, backoff_limit: int) -> bool:
+    """Whether so many counted failures, None for none yet, leave no further attempt."""
+    return (failures or 0) > backoff_limit
 
 
 def delay_seconds(attempts: Sequence[Attempt], *, base_seconds: float, limit_seconds: float) -> float:
@@ -35,11 +35,11 @@ def delay_seconds(attempts: Sequence[Attempt], *, base_seconds: float, limit_sec
 def next_attempt_at(
     attempts: Sequence[Attempt], *, base_seconds: float, limit_seconds: float, now: datetime
 ) -> datetime | None:
-    """The earliest time of the next attempt, at most `limit_seconds` from now; None when it may start at once.
+    """The earliest time of the next attempt, at most `limit_seconds` from now; None where there was none before.
 
     An end that lies in the future was written down by an operator with another clock. Nobody knows how long ago it was,
     so nothing is waited for: to wait from now on would be to wait anew at each look.
     """
     wait = delay_seconds(attempts, base_seconds=base_seconds, limit_seconds=limit_seconds)
     ended = moment(attempts[-1].completion_time) if attempts else None
-    return after(ended, wait) if ended is not None and ended <= now and wait > 0 else None
+    return after(ended, wait) if ended is not None and ended <= now else None

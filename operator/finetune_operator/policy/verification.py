@@ -116,7 +116,7 @@ def _conclude(plan: Plan, words: VerificationMessage) -> None:
 def _words(found: VerificationView) -> VerificationMessage | None:
     """The verdict of the newest pod that has one: its last words and its exit code, which have to say the same."""
     for pod in reversed(found.pods):
-        words = VerificationMessage.parse(pod.ended_message) if pod.ended else None
+        words = VerificationMessage.parse(pod.ended_message)
         if words is None or words.exit_code != pod.exit_code:
             continue
         if words.verified is not None or not (pod.disruption or pod.deleting):

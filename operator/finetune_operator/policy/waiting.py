@@ -117,14 +117,14 @@ def _queued(pytorch_job: PyTorchJobView) -> str:
 
 
 def _unschedulable(pods: Sequence[PodView], nodes: int) -> Activity | None:
-    stuck = [pod for pod in pods if pod.unschedulable is not None]
+    stuck = [pod.unschedulable for pod in pods if pod.unschedulable is not None]
     if not stuck:
         return None
     who = "the worker" if nodes == 1 else f"{len(stuck)} of {nodes} workers"
     return Activity(
         Phase.PENDING,
         OperatorReason.UNSCHEDULABLE,
-        f"No machine can take {who} at present: {quoted(stuck[0].unschedulable or '')} It starts by itself once there "
+        f"No machine can take {who} at present: {quoted(stuck[0])} It starts by itself once there "
         "is room; to ask for less, suspend the job, change workers and resume it.",
     )
 

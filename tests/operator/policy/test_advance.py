@@ -250,5 +250,6 @@ def test_what_holds_the_next_attempt_back(status: dict[str, Any], spec: dict[str
     found = FineTuneJobStatus(**status)
     assert holds_back(desired(**spec), found, later(0)) is holds
     if found.active_since is None:
-        plan = decide(ObservedState(desired=desired(**spec), status=found), later(0), PATIENCE)
-        assert not (holds and plan.create is not None)
+        plan = decide(ObservedState(desired=desired(**spec), status=found), later(10), PATIENCE)
+        assert (plan.create is None) is holds
+        assert plan.again_at == (later(10) if is_finished(plan.status) else None)

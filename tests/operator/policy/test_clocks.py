@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from time import tzset
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from finetune_operator.policy import deadline, retry, ttl
 from finetune_operator.policy.conditions import condition, is_finished
 from finetune_operator.policy.decide import decide, note_created
 from finetune_operator.policy.observed import VerificationView
-from finetune_operator.policy.times import after, moment, rfc3339, seconds_between
+from finetune_operator.policy.times import after, believed, moment, rfc3339, seconds_between
 from finetune_operator.policy.waiting import waits_for
 from tests.operator.policy.views import NOW, PATIENCE, ended, later, observed, pytorch_job, running, success
 
@@ -41,8 +42,8 @@ def attempts(*reasons: str) -> list[Attempt]:
         ([FAILED] * 7, 360),
         ([FAILED] * 64, 360),
         (["Disrupted"] * 2, 20),
-        ([SUSPENDED], None),
-        ([FAILED, FAILED, SUSPENDED], None),
+        ([SUSPENDED], 0),
+        ([FAILED, FAILED, SUSPENDED], 0),
         ([FAILED, SUSPENDED, FAILED], 10),
     ],
 )
@@ -67,8 +68,10 @@ def test_a_wait_never_shrinks_with_another_attempt_nor_exceeds_its_limit(
     assert max(waits) <= limit
 
 
-@pytest.mark.parametrize(("failures", "limit", "over"), [(0, 0, False), (1, 0, True), (3, 3, False), (4, 3, True)])
-def test_the_limit_is_how_many_failures_are_repeated(failures: int, limit: int, over: bool) -> None:
+@pytest.mark.parametrize(
+    ("failures", "limit", "over"), [(None, 0, False), (0, 0, False), (1, 0, True), (3, 3, False), (4, 3, True)]
+)
+def test_the_limit_is_how_many_failures_are_repeated(failures: int | None, limit: int, over: bool) -> None:
     assert retry.exhausted(failures, limit) == over
 
 
@@ -77,7 +80,7 @@ def test_active_seconds_never_shrink_whatever_clocks_do(turns: list[tuple[bool, 
     status, clock, before = FineTuneJobStatus(), 0, 0
     for active, seconds in turns:
         clock += seconds
-        deadline.account(status, active=active, since=later(clock), now=later(clock))
+        deadline.account(status, since=later(clock) if active else None, now=later(clock))
         assert (status.active_seconds or 0) >= before
         assert (status.active_since is not None) == active
         before = status.active_seconds or 0
@@ -85,13 +88,15 @@ def test_active_seconds_never_shrink_whatever_clocks_do(turns: list[tuple[bool, 
 
 def test_only_active_time_counts() -> None:
     status = FineTuneJobStatus()
-    deadline.account(status, active=True, since=later(0), now=later(5))
-    deadline.account(status, active=True, since=later(50), now=later(50))
+    deadline.account(status, since=later(0), now=later(5))
+    deadline.account(status, since=later(50), now=later(50))
+    # A beginning that was written down this very second is none in the future.
+    deadline.account(status, since=later(-5), now=later(0))
     assert deadline.deadline(status, 100) == later(100)
-    deadline.account(status, active=False, since=later(60), now=later(60))
+    deadline.account(status, since=None, now=later(60))
     assert deadline.deadline(status, 100) is None
     assert not deadline.exceeded(status, 100, later(10_000))
-    deadline.account(status, active=True, since=later(20_000), now=later(20_000))
+    deadline.account(status, since=later(20_000), now=later(20_000))
     assert deadline.deadline(status, 100) == later(20_040)
     assert not deadline.exceeded(status, 100, later(20_039))
     assert deadline.exceeded(status, 100, later(20_040))
@@ -115,6 +120,24 @@ def test_a_ttl_counts_from_the_end() -> None:
     assert ttl.expiry(FineTuneJobStatus(), 60) is None
 
 
+@pytest.fixture(params=["UTC-9", "UTC+9"])
+def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine in another time zone."""
+    monkeypatch.setenv("TZ", request.param)
+    tzset()
+    yield
+    monkeypatch.undo()
+    tzset()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_no_time_depends_on_where_the_operator_runs() -> None:
+    for text in ("0001-01-01T00:00:00Z", "2026-01-31T12:00:00Z", "9999-12-31T23:59:59Z"):
+        found = moment(text)
+        assert found is not None
+        assert rfc3339(found) == text
+
+
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_a_time_survives_being_written(time: datetime) -> None:
     assert moment(rfc3339(time)) == time.replace(microsecond=0)
@@ -127,6 +150,12 @@ def test_what_is_no_time_is_none(text: str) -> None:
 
 def test_time_between_two_machines_is_never_negative() -> None:
     assert seconds_between(later(5), NOW) == 0
+
+
+@pytest.mark.parametrize(("foreign", "told"), [(None, -5), (-10, -5), (-9, -9), (0, 0), (1, -5)])
+def test_another_clock_is_believed_where_it_can_be_right(foreign: float | None, told: float) -> None:
+    time = later(foreign) if foreign is not None else None
+    assert believed(time, earliest=later(-9), now=NOW, otherwise=later(-5)) == later(told)
 
 
 LAST = datetime.max.replace(tzinfo=UTC)
@@ -188,11 +217,11 @@ def test_an_attempt_is_active_from_when_it_was_noticed(clock: float) -> None:
         assert over.status.attempts[-1].reason == "DeadlineExceeded"
 
 
-@pytest.mark.parametrize("clock", CLOCKS)
-def test_a_new_attempt_begins_when_it_is_written_down(clock: float) -> None:
+@pytest.mark.parametrize(("clock", "begun"), [*((clock, 0) for clock in CLOCKS), (-60, -60)])
+def test_a_new_attempt_begins_when_it_is_written_down_or_just_before(clock: float, begun: float) -> None:
     plan = decide(observed(), NOW, PATIENCE)
     note_created(plan, pytorch_job(created_at=later(clock)), observed(), NOW, PATIENCE)
-    assert moment(plan.status.attempt_start_time) == moment(plan.status.active_since) == moment(rfc3339(NOW))
+    assert moment(plan.status.attempt_start_time) == moment(plan.status.active_since) == later(begun)
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
@@ -202,10 +231,10 @@ def test_activity_that_began_in_the_future_begins_now(clock: float) -> None:
     assert moment(plan.status.active_since) == later(min(clock, 0))
 
 
-@pytest.mark.parametrize(("clock", "release_at"), [(-AN_HOUR, 0), (0, 30), (AN_HOUR, 0)])
-def test_what_outlives_the_trainer_is_let_go_in_time(clock: float, release_at: float) -> None:
+@pytest.mark.parametrize(("clock", "release_at"), [(-AN_HOUR, 0), (0, 30), (AN_HOUR, 0), (None, 0)])
+def test_what_outlives_the_trainer_is_let_go_in_time(clock: float | None, release_at: float) -> None:
     done = decide(observed(FineTuneJobStatus(attempt=1), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
-    done.completion_time = rfc3339(later(clock))
+    done.completion_time = rfc3339(later(clock)) if clock is not None else None
     left = [ended(0, 0, phase="Running")]
     plan = decide(observed(done, pytorch_job(), left), NOW, PATIENCE)
     assert plan.release is (release_at == 0)

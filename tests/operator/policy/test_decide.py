@@ -55,13 +55,13 @@ def between(why: str = "HubUnavailable", ago: float = 3600, **more: Any) -> Fine
 
 
 def test_a_new_job_gets_its_first_attempt() -> None:
-    plan = decide(observed(), NOW, PATIENCE)
+    plan = decide(observed(generation=7), NOW, PATIENCE)
     assert (plan.create, plan.release, plan.delete_job) == (1, False, False)
     note_created(plan, pytorch_job(created_at=NOW), observed(), NOW, PATIENCE)
     status = plan.status
     assert (status.attempt, status.phase, reason(status)) == (1, Phase.STARTING, "Starting")
     assert moment(status.start_time) == moment(status.active_since) == NOW
-    assert status.observed_generation == 1
+    assert [status.observed_generation, *(item.observed_generation for item in status.conditions)] == [7] * 3
 
 
 def test_what_hinders_the_creation_is_said_and_comes_to_no_attempt() -> None:
@@ -99,7 +99,7 @@ def test_the_worlds_fault_is_tried_again_after_a_wait() -> None:
     assert (plan.status.phase, plan.status.failures) == (Phase.RETRYING, 1)
     # Recorded first; what is left of the attempt goes with the next look.
     gone = decide(observed(plan.status, pytorch_job(), [ended(0, 201)]), NOW, PATIENCE)
-    assert (gone.release, gone.create) == (True, None)
+    assert (gone.release, gone.create, gone.again_at) == (True, None, later(5))
     waiting = decide(observed(gone.status), later(9), PATIENCE)
     assert (waiting.create, waiting.again_at) == (None, later(10))
     assert decide(observed(waiting.status), later(10), PATIENCE).create == 2
@@ -135,6 +135,12 @@ def test_what_may_be_the_nodes_fault_is_tried_once_more(before: list[str], over:
     end = plan.status.attempts[-1]
     assert (end.reason, end.counted, end.node) == ("OutOfMemory", True, "node-7")
     assert reason(plan.status) == "OutOfMemory"
+
+
+def test_the_end_of_an_attempt_is_looked_out_for_once_it_has_begun() -> None:
+    for second, ending, again_at in [(running(1), False, None), (ended(1, 201), True, later(30))]:
+        plan = decide(observed(during(), pytorch_job(nodes=2), [running(0), second]), NOW, PATIENCE)
+        assert (plan.ending, plan.again_at) == (ending, again_at)
 
 
 def test_disruptions_do_not_count() -> None:

@@ -90,6 +90,7 @@ def test_a_deleted_pytorchjob_costs_nothing_but_what_was_not_saved() -> None:
         ([PodView(index=0, name="p", uid="u", phase="Running", last_words=success())], False),
         ([ended(0, 0)], False),
         ([ended(0, 0, success().model_copy(update={"adapter": None}))], False),
+        ([ended(0, 0, success().model_copy(update={"succeeded": False}))], False),
         ([], False),
     ],
 )

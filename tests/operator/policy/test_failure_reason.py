@@ -62,6 +62,10 @@ EVICTED = ended(1, None, phase="Failed", disruption="Evicted: the node was low o
         (ended(0, 203, PEER, ago=9), ended(1, 201, HUB), "HubUnavailable", True, True),
         (ended(0, 203, PEER), ended(1, 203, PEER), "PeerFailed", True, True),
         (ended(0, 204, CRASH, ago=9), ended(1, 201, HUB), "HubUnavailable", True, True),
+        # An echo by either mark, unless its pod was taken away.
+        (ended(0, 203, failure(Reason.PEER_FAILED), ago=9), ended(1, 139), "TrainerCrashed", True, True),
+        (ended(0, 201, failure(Reason.HUB_UNAVAILABLE, collateral=True)), ended(1, 139), "TrainerCrashed", True, True),
+        (ended(0, 203, PEER, deleting=True), ended(1, 139), "Disrupted", True, False),
         # What the cluster says of a pod.
         (ended(0, 203, PEER, ago=9), ended(1, 137, ended_reason="OOMKilled"), "OutOfMemory", False, True),
         (ended(0, 204, CRASH), ended(1, 137, CRASH, ended_reason="OOMKilled"), "OutOfMemory", False, True),
@@ -182,9 +186,9 @@ def test_an_end_has_its_sentence(pods: Sequence[PodView], words: str) -> None:
     assert words in verdict(pods).message
 
 
-@pytest.mark.parametrize("code", [-9, 256, 1000])
-def test_an_exit_code_that_is_none_is_left_out(code: int) -> None:
-    assert verdict([ended(0, code)]).exit_code is None
+@pytest.mark.parametrize(("code", "kept"), [(-9, None), (1, 1), (255, 255), (256, None), (1000, None)])
+def test_an_exit_code_that_is_none_is_left_out(code: int, kept: int | None) -> None:
+    assert verdict([ended(0, code)]).exit_code == kept
 
 
 def test_the_newest_checkpoint_of_all_workers_is_kept() -> None:
@@ -308,7 +312,8 @@ def test_what_somebody_else_suspended_is_not_judged() -> None:
 
 def test_pods_from_before_a_suspension_are_not_this_groups() -> None:
     old = running(0, deleting=True)
-    assert undecided([old], pytorch_job(resumed_at=later(-60))) is None
+    for since in (-3600, -60):
+        assert undecided([old], pytorch_job(resumed_at=later(since))) is None
     assert verdict([old], pytorch_job(resumed_at=later(-7200))).reason == "Disrupted"
 
 
@@ -388,7 +393,16 @@ def test_a_verdict_is_whole(pods: list[PodView], found: PyTorchJobView | None, m
     assert judged == Verdict(**wanted)
 
 
-@pytest.mark.parametrize(("text", "said"), [("Asked to...", "Asked to."), ("XX.", "XX."), ("", "it gave no reason.")])
-def test_a_foreign_sentence_ends_once(text: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Asked to...", "Asked to."),
+        ("XX.", "XX."),
+        ("", "it gave no reason."),
+        ("x" * 400, "x" * 400 + "."),
+        ("x" * 401, "x" * 399 + "…."),
+    ],
+)
+def test_a_foreign_sentence_ends_once_and_soon(text: str, said: str) -> None:
     made = verdict([running(0)], pytorch_job(end="Failed", end_message=text))
     assert made.message == f"The training operator ended the attempt: {said}"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.names import KUEUE_QUEUE_LABEL, REPLICA_INDEX_LABEL
-from finetune_operator.policy.observed import read_pod, read_pytorch_job, read_verification
+from finetune_operator.policy.observed import is_owned, read_pod, read_pytorch_job, read_verification
 from tests.operator.policy.views import later, success
 
 WORDS = success().to_bytes().decode()
@@ -229,6 +229,21 @@ def test_the_end_of_a_pytorchjob_is_told_from_its_conditions(status: Any, ended:
     assert read_pytorch_job({"status": status}, 1).ended is ended
 
 
+@pytest.mark.parametrize(
+    ("owners", "owned"),
+    [
+        ([{"uid": "u", "controller": True}], True),
+        ([{"uid": "other"}, {"uid": "u", "controller": True}], True),
+        ([{"uid": "u"}, {"uid": "other", "controller": True}], False),
+        ([{"uid": "u", "controller": False}], False),
+        ([], False),
+        ("u", False),
+    ],
+)
+def test_an_object_is_its_controllers(owners: Any, owned: bool) -> None:
+    assert is_owned({"metadata": {"ownerReferences": owners}}, "u") is owned
+
+
 KEYS = [
     *("metadata", "spec", "status", "phase", "conditions", "containerStatuses", "state", "terminated", "waiting"),
     *("name", "reason", "exitCode", "message", "finishedAt", "labels", "ownerReferences", "runPolicy", "type"),
@@ -255,3 +270,4 @@ def test_anything_may_stand_anywhere(raw: dict[str, Any]) -> None:
     read_pod(raw)
     read_pytorch_job(raw, 1)
     read_verification(raw, [raw])
+    is_owned(raw, "u")

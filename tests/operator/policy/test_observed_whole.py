@@ -207,6 +207,9 @@ WHOLE: dict[str, Any] = {
 }
 
 
+COUNTS = {"Master": {"failed": 8}, "Worker": {"active": 1, "succeeded": 2, "failed": 4}}
+
+
 def test_a_pytorchjob_that_has_ended() -> None:
     conditions = [
         {"type": "Suspended", "status": "False", "lastTransitionTime": AT[2]},
@@ -214,11 +217,14 @@ def test_a_pytorchjob_that_has_ended() -> None:
         {"type": "Failed", "status": "True", "message": "It was asked to.", "lastTransitionTime": AT[3]},
     ]
     found = read_pytorch_job(
-        raw_pytorch_job(startTime=AT[1], completionTime=AT[4], conditions=conditions), 2, edited=True
+        raw_pytorch_job(startTime=AT[1], completionTime=AT[4], conditions=conditions, replicaStatuses=COUNTS),
+        2,
+        edited=True,
     )
     assert found == PyTorchJobView(
         **WHOLE,
         has_run=True,
+        pods_ended=6,
         started_at=later(1),
         resumed_at=later(2),
         end="Failed",

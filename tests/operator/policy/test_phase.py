@@ -115,7 +115,7 @@ def test_a_phase_that_passes_passes(
 
 def at_work(**more: Any) -> ObservedState:
     """A job whose pod runs, and of which nothing was heard."""
-    since = rfc3339(later(-1000))
+    since = rfc3339(later(-100))
     status = FineTuneJobStatus(attempt=1, attempt_start_time=since, active_since=since)
     pods = more.pop("pods", [running(started_at=later(-10))])
     return ObservedState(desired=desired(), status=status, pytorch_job=pytorch_job(), pods=pods, **more)

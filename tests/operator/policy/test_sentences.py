@@ -14,11 +14,13 @@ from finetune_api.outcome import Reason, TerminationMessage
 from finetune_api.problem import Problem
 from finetune_api.status import Adapter, Attempt, Checkpoint, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.verification import VerificationMessage
+from finetune_operator.errors import api_error
 from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.decide import decide, note_blocked
 from finetune_operator.policy.evictions import exceeded_limit
 from finetune_operator.policy.observed import PodView, PyTorchJobView, VerificationView
 from finetune_operator.policy.plan import Plan
+from finetune_operator.policy.refusals import refusal
 from finetune_operator.policy.times import rfc3339
 from finetune_operator.policy.transitions import events_between
 from finetune_operator.policy.verification import give_up
@@ -164,6 +166,15 @@ def noted(how: str) -> str:
     return told(plan)
 
 
+def refused(kind: str, code: int, text: str) -> str:
+    """What is made of the API server's answer to a creation."""
+    error = api_error(code, "", text)
+    error.kind = kind
+    found = refusal(error)
+    assert found is not None
+    return f"{found.reason}\n{found.sentence}"
+
+
 def just_succeeded() -> Plan:
     """A job that is to be verified."""
     return decide(observed(during(), pytorch_job(), [ended(0, 0, success())], verify=True), NOW, PATIENCE)
@@ -279,7 +290,9 @@ def situations() -> Mapping[str, str]:
             backoff_limit=1,
         ),
         # Between two attempts.
-        "pods are still ending": doing(None, running(0, **LEAVING), running(1, **LEAVING), status=after_an_end()),
+        "pods are still ending": doing(
+            None, running(0), *(running(n, **LEAVING) for n in (1, 2, 3)), status=after_an_end()
+        ),
         "the PyTorchJob is still there": doing(pytorch_job(), status=after_an_end()),
         "a pod without an owner": doing(None, replace(running(), owner_uid=""), status=after_an_end()),
         "pods of a suspended job": doing(None, running(deleting=True), status=stopped, suspend=True),
@@ -297,6 +310,16 @@ def situations() -> Mapping[str, str]:
         "no progress": doing(None, status=after_an_end("Disrupted", attempts_without_progress=10)),
         "no progress, and nothing is kept": doing(None, status=FineTuneJobStatus(attempts_without_progress=10)),
         "the next attempt is blocked": noted("blocked"),
+        "there is no training operator": refused("PyTorchJob", 404, "not found"),
+        "the training operator does not answer": refused("PyTorchJob", 500, "a webhook timed out"),
+        "Kueue does not answer": refused("PyTorchJob", 500, 'webhook "pods.kueue" timed out'),
+        "a webhook does not answer": refused("PyTorchJob", 500, 'webhook "validate.kyverno.svc" timed out'),
+        "some webhook does not answer": refused("ConfigMap", 500, "a webhook timed out"),
+        "a quota is used up": refused("PyTorchJob", 403, "exceeded quota: jobs"),
+        "a webhook objects": refused("ConfigMap", 403, 'webhook "validate.kyverno.svc" denied it'),
+        "a right is missing": refused("ConfigMap", 403, 'cannot create resource "configmaps"'),
+        "somebody objects": refused("ConfigMap", 403, "no"),
+        "it is not valid": refused("PyTorchJob", 422, "no such key"),
         # A verification.
         "it comes next": told(
             decide(observed(during(), pytorch_job(), [ended(0, 0, success())], verify=True), NOW, PATIENCE),

@@ -140,6 +140,7 @@ ENDS: dict[str, tuple[VerificationView, tuple[str, str, str]]] = {
     ),
     "a verdict counts although the Job is deleted": (job(says(True), deleting=True), ("True", "AsTrained", "")),
     "told by the second pod": (job(ended(0, 137, **LOST), says(False)), ("False", "NotAsTrained", "")),
+    "told by the first pod": (job(says(False), ended(0, 137, **LOST)), ("False", "NotAsTrained", "")),
     "words that its exit code does not bear out": (
         job(says(True, code=1), ended=True),
         ("Unknown", FAILED, "ended with exit code 1 and did not say why"),
@@ -214,7 +215,7 @@ ON_THE_WAY: dict[str, tuple[VerificationView, str, float | None]] = {
     "running": (job(replace(ended(), ended=False, running=True)), RUNS, OVER),
     "a pod has crashed and the Job may try again": (job(ended(0, 139)), RUNS, 5),
     "a pod was taken away, whatever it said": (job(says(None, **LOST)), RUNS, 5),
-    "its time is over and its pod gone": (job(started_at=later(-7201)), "no room", 5),
+    "its time is over and its pod gone": (job(started_at=later(-7200)), "no room", 5),
 }
 
 
