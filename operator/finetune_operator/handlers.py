@@ -86,7 +86,11 @@ async def watch(
     class Response(ReadableResponse):
         """Of these watches."""
 
-    Response.lists_again, Response.streaming_refused = staticmethod(lists_again), staticmethod(stream_no_lists)
+    def listed(kind: str, raw: Raw) -> None:
+        sink(kind, raw, False)
+
+    Response.listed, Response.lists_again = staticmethod(listed), staticmethod(lists_again)
+    Response.streaming_refused = staticmethod(stream_no_lists)
 
     async def login() -> kopf.AiohttpSession:
         session: aiohttp.ClientSession = cluster.wire.session(

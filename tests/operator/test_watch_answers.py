@@ -13,7 +13,7 @@ from aiohttp import web
 from kopf._cogs.clients.api import iter_jsonlines  # what reads the lines in kopf
 
 from finetune_operator import watch_answers
-from finetune_operator.watch_answers import ReadableResponse
+from finetune_operator.watch_answers import SIGN_OF_LIFE, ReadableResponse
 from tests.faults.faults import LISTS
 
 T = TypeVar("T")
@@ -31,9 +31,14 @@ TROUBLES: list[str] = []
 """What was said of the watches since the test began."""
 
 
+TAKEN: list[tuple[str, Any]] = []
+"""What went past kopf, likewise."""
+
+
 class Response(ReadableResponse):
     """Notes what is said of it."""
 
+    listed = staticmethod(lambda kind, raw: TAKEN.append((kind, raw)))
     lists_again = staticmethod(lambda: TROUBLES.append("lists again"))
     streaming_refused = staticmethod(lambda: TROUBLES.append("streaming refused"))
 
@@ -58,7 +63,7 @@ def asked(
 
     async def run() -> T:
         app = web.Application()
-        app.router.add_get("/", serve)
+        app.router.add_get("/{path:.*}", serve)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -66,7 +71,7 @@ def asked(
         try:
             async with (
                 aiohttp.ClientSession(response_class=Response) as session,
-                session.get(f"http://{host}:{port}/{query}") as response,
+                session.get(f"http://{host}:{port}/apis/example.com/v1/things{query}") as response,
             ):
                 return await use(response)
         finally:
@@ -98,6 +103,7 @@ ANEW = {"type": "ERROR", "object": {"code": 410}}
 @pytest.fixture(autouse=True)
 def _nothing_said() -> None:
     TROUBLES.clear()
+    TAKEN.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -183,9 +189,34 @@ def test_a_watch_that_breaks_off_before_it_told_of_all_objects_begins_anew(piece
     assert events(*pieces, query=initial)[-1] == ANEW
     assert TROUBLES == ["lists again"]
     TROUBLES.clear()
+    TAKEN.clear()
     told = [event() + b"\n", event("BOOKMARK") + b"\n"]
-    assert [one["type"] for one in events(*told, query=initial)] == ["ADDED", "BOOKMARK"]
+    assert [one["type"] for one in events(*told, query=initial)] == ["BOOKMARK"]
+    assert TAKEN == [("things", GOOD)]
     assert TROUBLES == []
+
+
+def test_what_there_is_when_a_watch_begins_goes_past_kopf_but_for_a_sign_of_life() -> None:
+    count = 3 * SIGN_OF_LIFE
+    listed = [event(resourceVersion=str(number)) + b"\n" for number in range(1, count + 1)]
+    told = [*listed, event("BOOKMARK") + b"\n", event(resourceVersion="new") + b"\n"]
+    found = events(b"".join(told), query="?watch=true&sendInitialEvents=true")
+    versions = [one["object"]["metadata"]["resourceVersion"] for one in found]
+    assert versions == [str(SIGN_OF_LIFE), str(2 * SIGN_OF_LIFE), str(count), "1", "new"]
+    taken = [int(raw["metadata"]["resourceVersion"]) for _, raw in TAKEN]
+    assert sorted([*taken, *map(int, versions[:3])]) == list(range(1, count + 1))
+
+
+def test_an_object_that_cannot_be_taken_in_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(_: str, raw: Any) -> None:
+        if raw["metadata"]["name"] == "odd":
+            raise KeyError("labels")
+        TAKEN.append(("", raw))
+
+    monkeypatch.setattr(Response, "listed", staticmethod(take))
+    told = [event(name="odd"), event(), event("BOOKMARK")]
+    assert len(events(b"\n".join(told) + b"\n", query="?watch=true&sendInitialEvents=true")) == 1
+    assert TAKEN == [("", GOOD)]
 
 
 @pytest.mark.parametrize(
@@ -217,16 +248,18 @@ def test_a_list_of_another_shape_is_a_connection_that_broke(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", READABLE)
-def test_of_a_list_kopf_is_given_what_it_can_name(shape: str) -> None:
+def test_of_a_list_is_taken_what_has_a_name(shape: str) -> None:
     text = json.dumps({"kind": "List", "metadata": {"resourceVersion": "5"}, "items": [GOOD]}).encode()
     found = asked([LISTS[shape].change(text)], objects, query="?limit=50")
-    assert found["items"] == ([] if shape == "items null" else [GOOD])
+    assert found["items"] == []
+    assert ([] if shape == "items null" else [("things", GOOD)]) == TAKEN
 
 
-def test_a_list_comes_without_what_kopf_cannot_name() -> None:
+def test_what_has_no_name_is_left_out_of_a_list() -> None:
     items = [GOOD, None, 1, {}, {"metadata": None}, {"metadata": {"name": "a"}}, GOOD]
     text = json.dumps({"kind": "List", "metadata": {"resourceVersion": "5"}, "items": items}).encode()
-    assert asked([text], objects, query="?limit=50")["items"] == [GOOD, GOOD]
+    assert asked([text], objects, query="?limit=50")["items"] == []
+    assert TAKEN == 2 * [("things", GOOD)]
     assert asked([b'{"kind":"APIGroupList","groups":[]}'], objects)["groups"] == []
 
 
