@@ -13,8 +13,9 @@ CHART := helm/finetune-operator
 CHART_CRD := $(CHART)/files/finetunejobs.yaml
 CHART_README := $(CHART)/README.md
 JOB_REFERENCE := docs/reference/job.md
-FAULT_TESTS := $(foreach name,api_faults clocks crash_matrix gone_jobs kinds_come_and_go lost_events namespaces outages \
-	restart_storm two_operators watch_faults,tests/cluster/test_$(name).py)
+FAULT_TESTS := $(foreach name,api_faults clocks conformance crash_matrix gone_jobs kinds_come_and_go lost_events \
+	namespaces outages restart_storm two_operators watch_faults,tests/cluster/test_$(name).py) \
+	tests/operator/simulation/test_interleavings.py
 CHECKED := $(wildcard crds operator trainer cli tests benchmarks scripts examples/safety)
 
 .PHONY: help setup demo dev-cluster bench bench-operator models test faults e2e serve-test mutate check generate check-generated dist lock images scan clean
