@@ -45,7 +45,7 @@ test: setup ## check, and run every test but those on a real node or against a r
 	@$(PYTHON) -m scripts.run_tests
 
 faults: setup ## every fault on a real control plane: crashes, lost events, outages of minutes; FAULT="-k outages"
-	@FAULTS=all $(PYTHON) -m pytest tests/faults --timeout=3600 $(FAULT)
+	@FAULTS=all $(PYTHON) -m pytest tests/faults tests/operator/simulation --timeout=3600 $(FAULT)
 
 e2e: setup ## as root: build the images, start a real one-node Kubernetes, install the chart and train in real pods
 	@$(PYTHON) tests/tools/build.py --for e2e

@@ -64,13 +64,10 @@ class Dispatcher:
 
     def _job_changed(self, cached: CachedJob, raw: Raw) -> None:
         metadata, status = raw["metadata"], raw.get("status") or {}
-        if (
-            "deletionTimestamp" in metadata
-            or not is_finished(status)
-            or status.get("observedGeneration") != metadata.get("generation")
-        ):
+        goes, ended = "deletionTimestamp" in metadata, is_finished(status)
+        if goes or not ended or status.get("observedGeneration") != metadata.get("generation"):
             cached.done = False
-            if self._cache.synced or "deletionTimestamp" in metadata or status.get("attempt") is None:
+            if self._cache.synced or goes or ended or status.get("attempt") is None:
                 self._queue.add(cached.key)
             # else its children may not have been listed yet; the first resync knows when they are
             return

@@ -85,6 +85,17 @@ def test_until_everything_was_listed_once_a_job_with_an_attempt_waits() -> None:
     assert stage.sees(FINETUNE_PLURAL, ended) == [(Key("team", "ended"), 0.0)]
 
 
+def test_an_ended_job_that_is_edited_while_the_operator_starts_is_reconciled() -> None:
+    """What was ended by the time it was listed is not looked at when everything was."""
+    stage = Stage()
+    stage.cache.synced = False
+    ended = {"attempt": 1, **finished()}
+    assert stage.sees(FINETUNE_PLURAL, job(ended, version="7")) == []
+    edited = job(ended, version="8")
+    edited["metadata"]["generation"] = 2
+    assert stage.sees(FINETUNE_PLURAL, edited) == [(KEY, 0.0)]
+
+
 def test_the_echo_of_our_own_write_and_what_is_older_are_no_news() -> None:
     stage = Stage()
     running = {"phase": "Running", "observedGeneration": 1}

@@ -38,9 +38,11 @@ TAKEN: list[tuple[str, Any]] = []
 class Response(ReadableResponse):
     """Notes what is said of it."""
 
-    listed = staticmethod(lambda kind, raw: TAKEN.append((kind, raw)))
     lists_again = staticmethod(lambda: TROUBLES.append("lists again"))
     streaming_refused = staticmethod(lambda: TROUBLES.append("streaming refused"))
+
+
+Response.listed = staticmethod(lambda kind, raw: TAKEN.append((kind, raw)))
 
 
 def asked(

@@ -42,7 +42,8 @@ def shown_phase(
     began_at = next((pod.started_at for pod in pods if pod.index == 0), None)
     if status.phase in TRAINERS_PHASES and _was_heard(status, began_at):
         return status.phase, None
-    if not reports_expected:
+    # One that was never heard and was taken to run stays so: by another operator's clock it might prepare again.
+    if not reports_expected or (status.phase is Phase.RUNNING and status.progress is None):
         return Phase.RUNNING, None
     active_since = moment(status.active_since) or now
     due = after(believed(began_at, earliest=active_since, now=now, otherwise=active_since), FIRST_REPORT_SECONDS)

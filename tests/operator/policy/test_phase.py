@@ -61,12 +61,18 @@ def test_a_report_is_believed(reported: Phase, last: Phase | None, expected: boo
         (None, (RUNNING, None)),
     ],
 )
-@pytest.mark.parametrize("last", [Phase.STARTING, PREPARING, RUNNING])
+@pytest.mark.parametrize("last", [Phase.STARTING, PREPARING])
 def test_a_silent_trainer_prepares_for_a_while_from_when_its_container_began(
     began: float | None, shows: tuple[Phase, datetime | None], last: Phase
 ) -> None:
     """Not from when the attempt was made: queues and large images take longer than that."""
     assert shown(began, last=last) == shows
+
+
+@pytest.mark.parametrize("began", [0, -10, -299, -900, AN_HOUR, -AN_HOUR, None])
+def test_a_silent_trainer_that_runs_prepares_no_more_whoever_looks(began: float | None) -> None:
+    """Two operators whose clocks differ would write one after the other for as long as they differ."""
+    assert shown(began, last=RUNNING) == (RUNNING, None)
 
 
 @pytest.mark.parametrize("clock", [-AN_HOUR, 0, AN_HOUR])

@@ -50,11 +50,11 @@ class Client:
         self.server.handle("DELETE", path_of(plural_of(raw), raw["metadata"]["name"]), body)
 
 
-def path_of(plural: str, name: str = "", part: str = "") -> str:
+def path_of(plural: str, name: str = "", part: str = "", *, namespace: str = NAMESPACE) -> str:
     """Path of a collection, an object, or a part of one."""
     version = KINDS[plural].api_version
     api = f"apis/{version}" if "/" in version else f"api/{version}"
-    return api_path(api, NAMESPACE, *(word for word in (plural, name, part) if word))
+    return api_path(api, namespace, *(word for word in (plural, name, part) if word))
 
 
 def plural_of(raw: Raw) -> str:

@@ -82,6 +82,8 @@ class SimulatedOperator:
         def clock() -> datetime:
             return now() + skew
 
+        self.now = clock
+        """Its own clock, UTC."""
         cluster = Cluster(self.wire)
         self.heartbeat = NotedHeartbeat(settings.resync_seconds, clock=loop.time)
         self.queue = WorkQueue(

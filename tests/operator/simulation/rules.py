@@ -13,7 +13,7 @@ from finetune_operator.policy.times import rfc3339
 from finetune_operator.wire import Raw
 
 GRACE_SECONDS = 30
-"""Time that a pod on a node has to end, unless its deletion says otherwise."""
+"""Time that a pod on a node has to end, unless it or its deletion says otherwise."""
 OVER = ("Succeeded", "Failed")
 _SERVER_OWNED = ("name", "namespace", "uid", "creationTimestamp", "generation")
 _TIME, _GRACE = "deletionTimestamp", "deletionGracePeriodSeconds"
@@ -79,10 +79,13 @@ def updated(kind: Kind, before: Raw, wished: Raw, part: str) -> Raw:
         raise api_error(
             409, "Conflict", "the object has been modified; please apply your changes to the latest version"
         )
-    if part == "status":
+    if part == "status" and kind.custom:
         return {**before, "status": wished.get("status", {})}
     kept = {key: old[key] for key in (*_SERVER_OWNED, _TIME, _GRACE) if key in old}
     metadata = {key: value for key, value in new.items() if key not in (_TIME, _GRACE, "generation")} | kept
+    if part == "status":  # of a kind of Kubernetes' own takes labels along
+        owners = {"ownerReferences": old["ownerReferences"]} if "ownerReferences" in old else {}
+        return {**before, "metadata": metadata | owners, "status": wished.get("status", {})}
     after = {**wished, "metadata": metadata, "apiVersion": kind.api_version, "kind": kind.kind}
     if kind.status:
         after.pop("status", None)
@@ -93,7 +96,7 @@ def updated(kind: Kind, before: Raw, wished: Raw, part: str) -> Raw:
 
 
 def deleted(kind: Kind, before: Raw, options: Mapping[str, Any], now: datetime) -> Raw | None:
-    """What its deletion makes of an object; None where it is gone at once.
+    """What its deletion makes of an object; None where it is gone at once. A pod is always marked before it goes.
 
     Raises:
         ApiError: 409, it is not the one that was meant.
@@ -104,10 +107,11 @@ def deleted(kind: Kind, before: Raw, options: Mapping[str, Any], now: datetime) 
             raise api_error(409, "Conflict", f"Precondition failed: {key} in precondition: {wanted}")
     status, grace = before.get("status") or {}, 0
     if kind.kind == "Pod" and before["spec"].get("nodeName") and status.get("phase") not in OVER:
-        grace = options.get("gracePeriodSeconds", GRACE_SECONDS)
-    if not grace and not metadata.get("finalizers"):
+        own = before["spec"].get("terminationGracePeriodSeconds", GRACE_SECONDS)
+        grace = options.get("gracePeriodSeconds", own)
+    if kind.kind != "Pod" and not metadata.get("finalizers"):
         return None
-    if grace >= metadata.get(_GRACE, GRACE_SECONDS + 1):
+    if _GRACE in metadata and grace >= metadata[_GRACE]:
         return before
     going = {_TIME: rfc3339(now + timedelta(seconds=grace)), _GRACE: grace}
     if kind.custom:

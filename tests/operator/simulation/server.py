@@ -1,6 +1,6 @@
 """An API server in memory, with what of Kubernetes' semantics a reconciler can stumble over.
 
-It answers requests as they stand on the wire, and tests/cluster/test_conformance.py compares the answers with those of
+It answers requests as they stand on the wire, and tests/faults/test_conformance.py compares the answers with those of
 a real one. It leaves out schemas and admission, versions of lists, and who may do what.
 """
 
@@ -89,16 +89,16 @@ class SimulatedServer:
             return copied(self._create(place, copied(body)))
         before = self._objects.get(place[:3])
         wished = copied(body or {})
-        if method == "PUT" and wished["metadata"].get("uid") not in (None, before and before["metadata"]["uid"]):
-            raise api_error(409, "Conflict", f"Precondition failed: UID in precondition: {wished['metadata']['uid']}")
         if before is None:
             raise api_error(404, "NotFound", f'{place.plural} "{place.name}" not found')
+        if method == "PUT" and wished["metadata"].get("uid") not in (None, before["metadata"]["uid"]):
+            raise api_error(409, "Conflict", f"Precondition failed: UID in precondition: {wished['metadata']['uid']}")
         if method == "PATCH":
             wished = merged(copied(before), wished)
         if method in ("PUT", "PATCH"):
             return copied(self._replace(place, before, updated(KINDS[place.plural], before, wished, place.part)))
         if method == "DELETE":
-            return copied(self._replace(place, before, deleted(KINDS[place.plural], before, wished, self._now())))
+            return copied(self._delete(place, before, wished))
         return copied(before)
 
     def find(self, plural: str, namespace: str = "", *, labels: str = "", fields: str = "") -> list[Raw]:
@@ -126,7 +126,7 @@ class SimulatedServer:
         uids = {raw["metadata"]["uid"] for raw in self._objects.values()}
         doomed = [(Place(*key), raw) for key, raw in self._objects.items() if is_garbage(raw, uids)]
         for place, raw in doomed:
-            self._replace(place, raw, deleted(KINDS[place.plural], raw, {}, self._now()))
+            self._delete(place, raw, {})
         return bool(doomed)
 
     def _create(self, place: Place, raw: Raw) -> Raw:
@@ -140,13 +140,19 @@ class SimulatedServer:
         made = created(KINDS[place.plural], raw, place.namespace, self._uid(self._created), self._now())
         return self._store(place, None, made)
 
+    def _delete(self, place: Place, before: Raw, options: Mapping[str, Any]) -> Raw:
+        after = deleted(KINDS[place.plural], before, options, self._now())
+        if after is not None and after != before:
+            before = after = self._store(place, before, after)
+        return self._replace(place, before, after)
+
     def _replace(self, place: Place, before: Raw, after: Raw | None) -> Raw:
         if after is None or is_free_to_go(after):
             self.version += 1
             del self._objects[place[:3]]
             last = {**before, "metadata": {**before["metadata"], "resourceVersion": str(self.version)}}
             self._tell(Change(place, last, None))
-            return last
+            return after or last
         return before if after == before else self._store(place, before, after)
 
     def _store(self, place: Place, before: Raw | None, after: Raw) -> Raw:

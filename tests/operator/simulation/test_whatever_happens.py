@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import settings
@@ -13,13 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from finetune_operator.names import KUEUE_QUEUE_LABEL, child_name
 from finetune_operator.progress.sender import Sender
 from finetune_operator.wire import Raw
-from tests.operator.simulation import author, rest
+from tests.operator.simulation import author, own_writes, rest
 from tests.operator.simulation.actors import End, is_over
 from tests.operator.simulation.author import NAME, manifest, report
 from tests.operator.simulation.clients import NAMESPACE, is_going
 from tests.operator.simulation.model import Model
 from tests.operator.simulation.operator import SELECTORS
-from tests.operator.simulation.wire import Fate, Fault
+from tests.operator.simulation.wire import Call, Fate, Fault
 from tests.operator.simulation.world import Circumstances, World
 
 KIND = st.sampled_from(list(SELECTORS))
@@ -37,6 +38,8 @@ class Life(RuleBasedStateMachine):
         self.model = Model(self.world.server)
         self.hidden = False
         """Something is there that watches do not find any more."""
+        self.unwatched = False
+        """Something was changed that is not watched."""
 
     @initialize(
         circumstances=st.builds(
@@ -55,7 +58,7 @@ class Life(RuleBasedStateMachine):
         self.world.close()
         self.world = World(circumstances)
         self.model = Model(self.world.server)
-        self.world.witness = self.model.witness
+        self.world.witness = self._watch_over
         self.world.start_operator()
         self._apply(queue="team" if queued else None, workers={"nodes": nodes, "gpusPerNode": 0})
 
@@ -163,6 +166,7 @@ class Life(RuleBasedStateMachine):
             if hold and plural == "pytorchjobs":
                 raw = self.world.client.patch(raw, {"metadata": {"finalizers": [author.FINALIZER]}})
             self.world.client.delete(raw)
+            self.unwatched |= plural == "configmaps"
 
     @rule(suspend=st.booleans(), which=WHICH)
     def kueue(self, suspend: bool, which: int) -> None:
@@ -266,8 +270,17 @@ class Life(RuleBasedStateMachine):
     def settle(self) -> None:
         """Everything that can happen by itself has happened."""
         self.world.missed |= self.hidden
+        if self.unwatched:
+            # What a ConfigMap said is remembered, and nobody would notice that it is gone.
+            for operator in self.world.alive:
+                operator.crash()
+            self.unwatched = False
         self.world.settle()
         rest.check(self.world, self.model)
+
+    def _watch_over(self, call: Call, sent: Sequence[Call]) -> None:
+        self.model.witness(call, sent)
+        own_writes.witness(call, sent)
 
     def _apply(self, queue: str | None = None, **spec: Any) -> None:
         self.world.client.create("finetunejobs", manifest(queue=queue, **spec))

@@ -46,6 +46,8 @@ class Call(NamedTuple):
     method: str
     place: Place
     body: Any
+    made: int | None = None
+    """resourceVersion of what it was answered with; None where it was refused, or not yet carried out."""
 
     @property
     def writes(self) -> bool:
@@ -93,7 +95,9 @@ class SimulatedWire(Wire):
         """Requests that have arrived."""
         self.written: list[Call] = []
         """Those of them that asked for a change and were granted."""
-        self.held: list[asyncio.Event] = []
+        self.hold_writes = False
+        """Whether everything that asks for a change waits; events do not."""
+        self.held: list[asyncio.Future[Fate | None]] = []
         """Requests that wait to be let go, oldest first."""
 
     async def request(
@@ -110,7 +114,9 @@ class SimulatedWire(Wire):
         name = task.get_name() if task is not None else ""
         call = Call(self._operator, name, 0, method, place_of(path), body)
         fate = self._fate(call)
-        await self._way(hold=fate is Fate.HELD)
+        if fate is Fate.HELD:
+            fate = await self._hold()
+        await self._way()
         if fate is Fate.LEGACY:
             asyncio.get_running_loop().call_later(LATE_SECONDS, self._arrive_late, call, method, path, body)
         if fate in (Fate.LAST_WISH, Fate.LEGACY):
@@ -123,10 +129,14 @@ class SimulatedWire(Wire):
         self._witness(call, self.sent)
         self.sent.append(call)
         answer = self._server.handle(method, path, body, query)
+        call = call._replace(made=_version_of(answer))
+        self.sent[-1] = call
         self.written += [call] * call.writes
         if fate is Fate.LAST_WORD:
             self.die()
-        await self._way(hold=fate is Fate.ANSWER_HELD)
+        if fate is Fate.ANSWER_HELD:
+            fate = await self._hold()
+        await self._way()
         if fate is Fate.UNANSWERED:
             raise api_error(None, "ServerDisconnectedError", "The API server gave no answer (the answer was lost).")
         return {"metadata": answer["metadata"]} if accept == METADATA else answer
@@ -151,14 +161,14 @@ class SimulatedWire(Wire):
         self.dead = True
         raise Crash
 
-    def let_go(self) -> None:
-        """Whatever waits goes on."""
-        for held in self.held:
-            held.set()
-        self.held.clear()
+    def let_go(self, fate: Fate | None = None, *, only_first: bool = False) -> None:
+        """What waits goes on, to meet a fate."""
+        going, self.held = (self.held[:1], self.held[1:]) if only_first else (self.held, [])
+        for held in going:
+            held.set_result(fate)
 
     def _fate(self, call: Call) -> Fate | None:
-        met = None
+        met = Fate.HELD if self.hold_writes and call.writes and call.place.plural != "events" else None
         for fault in [fault for fault in self.faults if fault.reads != call.writes]:
             fault.countdown -= 1
             if fault.countdown == 0:
@@ -166,11 +176,17 @@ class SimulatedWire(Wire):
                 met = met or fault.fate
         return met
 
-    async def _way(self, *, hold: bool) -> None:
-        if hold:
-            held = asyncio.Event()
-            self.held.append(held)
-            await held.wait()
+    async def _hold(self) -> Fate | None:
+        held: asyncio.Future[Fate | None] = asyncio.get_running_loop().create_future()
+        self.held.append(held)
+        return await held
+
+    async def _way(self) -> None:
         await asyncio.sleep(self._latency_seconds)
         if self.dead:
             raise Crash
+
+
+def _version_of(answer: Raw) -> int | None:
+    version = answer["metadata"].get("resourceVersion")
+    return int(version) if version is not None else None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 
 from finetune_operator.names import KUEUE_QUEUE_LABEL
+from finetune_operator.policy.times import moment
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.wire import Raw
 from tests.operator.jumping_loop import JumpingLoop
@@ -20,6 +22,8 @@ from tests.operator.simulation.wire import Call, Witness
 
 QUIET_SECONDS = 70.0
 """Longer than anything waits that is still to come: back-off after errors, retries, and ends of groups."""
+SOON_SECONDS = 50.0
+"""Longer than it takes to see that nothing moves."""
 STEPS_TO_REST = 60
 
 
@@ -49,15 +53,7 @@ class World:
         self.training_operator = TrainingOperator(self.client, self.now)
         skew = timedelta(seconds=circumstances.node_skew_seconds)
         self.kubelet = Kubelet(self.client, lambda: self.now() + skew)
-        self.settings = OperatorSettings(
-            default_output_uri="s3://models/team",
-            progress_url="https://operator:8443" if circumstances.progress else None,
-            retry_base_seconds=2,
-            retry_limit_seconds=8,
-            group_end_seconds=5,
-            pods_expected_seconds=5,
-            concurrency=2,
-        )
+        self.settings = _settings(progress=circumstances.progress)
         self.operators: list[SimulatedOperator] = []
         self.witness: Witness = lambda call, sent: None
         self.missed = False
@@ -134,6 +130,15 @@ class World:
             self.resync()
             self.missed = False
             self._rest()
+        while self._is_due_soon():
+            self.pass_time(SOON_SECONDS)
+            self._rest()
+
+    def _is_due_soon(self) -> bool:
+        """Whether some operator's clock is about to reach a deadline or a TTL, which would end the rest."""
+        times = [due for job in self.client.find("finetunejobs") for due in _times(job)]
+        clocks = [self.now(), *(operator.now() for operator in self.alive)]
+        return any(0 <= (due - clock).total_seconds() <= SOON_SECONDS for due in times for clock in clocks)
 
     def _rest(self) -> None:
         for _ in range(STEPS_TO_REST):
@@ -173,6 +178,31 @@ class World:
         labels = raw["metadata"].get("labels") or {}
         if place.plural == "pytorchjobs" and self.circumstances.queued and KUEUE_QUEUE_LABEL in labels:
             raw["spec"]["runPolicy"]["suspend"] = True
+
+
+@cache
+def _settings(*, progress: bool) -> OperatorSettings:
+    """An operator's; they are looked for in many places, which takes longer than a short life."""
+    return OperatorSettings(
+        default_output_uri="s3://models/team",
+        progress_url="https://operator:8443" if progress else None,
+        retry_base_seconds=2,
+        retry_limit_seconds=8,
+        group_end_seconds=5,
+        pods_expected_seconds=5,
+        concurrency=2,
+    )
+
+
+def _times(job: Raw) -> Iterator[datetime]:
+    """When a job is over that still runs, and when one goes that has ended."""
+    spec, status = job["spec"], job.get("status") or {}
+    since, deadline = moment(status.get("activeSince")), spec.get("activeDeadlineSeconds")
+    if since is not None and deadline is not None:
+        yield since + timedelta(seconds=deadline - status.get("activeSeconds", 0))
+    ended, ttl = moment(status.get("completionTime")), spec.get("ttlSecondsAfterFinished")
+    if ended is not None and ttl is not None:
+        yield ended + timedelta(seconds=ttl)
 
 
 class _Errors(logging.Handler):
