@@ -7,7 +7,7 @@ owner is gone included. So what is found out in memory is worth something.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -215,10 +215,14 @@ PODS_LIFE: list[Operation] = [
 
 
 @pytest.fixture
-def real(api: Api, shared_operator: OperatorProcess) -> RealServer:
+def real(api: Api, shared_operator: OperatorProcess) -> Iterator[RealServer]:
     """The API server, with no operator that would interfere."""
     shared_operator.stop()
-    return RealServer(api)
+    yield RealServer(api)
+    for kind in ("FineTuneJob", "PyTorchJob", "ConfigMap"):
+        for left in api.list(kind):
+            if left["metadata"].get("finalizers"):  # which would keep its namespace, and its kind, for ever
+                api.patch(kind, left["metadata"]["name"], {"metadata": {"finalizers": None}})
 
 
 @settings(
