@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from finetune_operator.desired.fingerprint import is_edited
@@ -57,7 +57,7 @@ class Children:
 
     def made(self, raw: Raw) -> PyTorchJobView | None:
         """Keep a PyTorchJob that we have created just now; as the policies see it, or None if it is not the job's."""
-        self._keep(self._pytorch_jobs, raw, _attempt(raw), lambda raw, _: self._view(raw, edited=False), deleted=False)
+        self._keep(self._pytorch_jobs, raw, _attempt(raw), lambda raw, _: self._view(raw), deleted=False)
         found = self._pytorch_jobs.get(raw["metadata"]["name"])
         return found.view if found is not None else None
 
@@ -137,17 +137,19 @@ class Children:
         return before is None or before.view != now
 
     def _pytorch_job_view(self, raw: Raw, before: _Seen[PyTorchJobView] | None) -> PyTorchJobView | None:
-        metadata = raw["metadata"]
+        metadata, view = raw["metadata"], self._view(raw)
+        if view is None or is_over(view):
+            return view  # nobody is told of an edit any more, and thousands of them are read at a start
         if before is not None and before.uid == metadata["uid"] and before.generation == metadata.get("generation"):
             edited = before.view.edited  # the spec is the same, so its fingerprint is
         else:
             edited = is_edited(raw)
-        return self._view(raw, edited=edited)
+        return replace(view, edited=edited)
 
-    def _view(self, raw: Raw, *, edited: bool) -> PyTorchJobView | None:
+    def _view(self, raw: Raw) -> PyTorchJobView | None:
         watched = (raw["metadata"].get("labels") or {}).get(JOB_UID_LABEL) == self.job_uid  # nothing is told of others
         ours = watched and is_owned(raw, self.job_uid)
-        return read_pytorch_job(raw, _attempt(raw), edited=edited) if ours else None
+        return read_pytorch_job(raw, _attempt(raw)) if ours else None
 
 
 def is_calm(pytorch_job: PyTorchJobView | None, pods: Sequence[PodView]) -> bool:

@@ -165,11 +165,16 @@ class Resync:
     async def _unannounced(self, kind: str, unknown: list[Raw]) -> list[Raw]:
         """Those of which no event has told, although it had time to come."""
         waited = 0.0
+        unknown.reverse()  # a watch tells of what there is in the order of a list
         while unknown and waited < ON_ITS_WAY_SECONDS:
             await asyncio.sleep(POLL_SECONDS)
-            left = [item for item in unknown if not self._cache.is_current(kind, item)]
-            waited = 0.0 if len(left) < len(unknown) else waited + POLL_SECONDS
-            unknown = left
+            waited, before = waited + POLL_SECONDS, len(unknown)
+            while unknown and self._cache.is_current(kind, unknown[-1]):
+                unknown.pop()
+            if waited >= ON_ITS_WAY_SECONDS:
+                unknown = [item for item in unknown if not self._cache.is_current(kind, item)]
+            if len(unknown) < before:
+                waited = 0.0
         return unknown
 
     def _read_anew(self, kind: str, metadata: dict[str, Any]) -> None:
