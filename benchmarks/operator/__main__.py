@@ -19,7 +19,14 @@ from benchmarks.operator.contestants import NAIVE, OURS, Contestant, install_nai
 from benchmarks.operator.load import LoadError
 from benchmarks.operator.population import populate
 from benchmarks.operator.report import Report
-from benchmarks.operator.scenarios import among_many, arrivals, arrivals_and_restart, event_loop, what_is_there
+from benchmarks.operator.scenarios import (
+    among_many,
+    arrivals,
+    arrivals_and_restart,
+    event_loop,
+    settle_in,
+    what_is_there,
+)
 from tests.cluster.control_plane import ControlPlane, run_control_plane
 from tests.processes import StartError
 from tests.tools.build import ToolError
@@ -123,6 +130,7 @@ def _measure_population(
     say(f"{options.existing} jobs are made, {options.alive} of them run")
     made = folder / "population"
     populate(plane, made, (past, present), finished=options.existing - options.alive, alive=options.alive)
+    settle_in(plane, made)
     population = f"{options.existing} jobs, of which {options.alive} run"
     report.add(f"What is there: {population}", "all", what_is_there(plane, present))
     for contestant in contestants:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.operator.contestants import WATCHED, Contestant, running
+from benchmarks.operator.contestants import OURS, WATCHED, Contestant, running
 from benchmarks.operator.load import LoadError, Timeline, run_load
 from benchmarks.operator.settle import let_succeed
 from benchmarks.operator.usage import Usage, peak_mib, resident_mib, usage
@@ -84,6 +84,13 @@ def among_many(
             "at rest: RSS (MiB)": resident_mib(operator.server.pid),
         }
         return figures, _arrivals(plane, operator, namespace, count=count, per_second=per_second)
+
+
+def settle_in(plane: ControlPlane, folder: Path) -> None:
+    """Let ours write what has become true while nobody looked: of a trainer that reports nothing that it runs."""
+    with running(plane, OURS, folder, wait=False) as operator:
+        operator.server.wait_ready(LOAD_SECONDS)
+        _wait_quiet(operator)
 
 
 def what_is_there(plane: ControlPlane, namespace: str) -> Figures:

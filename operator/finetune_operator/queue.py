@@ -81,6 +81,10 @@ class WorkQueue:
         """Keys that could be reconciled right now if anybody had time."""
         return len(self._ready)
 
+    def size(self) -> int:
+        """Keys of which something is kept: what is due, or that it was reconciled."""
+        return len(self._entries)
+
     def timers(self) -> int:
         """Times that are kept, void ones included; no more than about twice as many as there are keys."""
         return len(self._timers)
@@ -88,6 +92,7 @@ class WorkQueue:
     def add(self, key: Key, *, after_seconds: float = 0.0) -> None:
         """Reconcile `key`, at once or after some seconds. The earliest wish counts."""
         entry = self._entries.setdefault(key, _Entry())
+        entry.gone = False
         if entry.running and after_seconds <= 0:
             entry.again = True
             return
@@ -106,7 +111,7 @@ class WorkQueue:
         if entry is None:
             return
         if entry.running or entry.ready:
-            entry.gone = True
+            entry.gone, entry.due, entry.again = True, None, False
         else:
             del self._entries[key]
 
@@ -161,7 +166,7 @@ class WorkQueue:
 
     async def _run(self, key: Key, slots: asyncio.Semaphore) -> None:
         entry = self._entries[key]
-        entry.ready, entry.running, entry.gone = False, True, False
+        entry.ready, entry.running = False, True
         again_seconds: float | None = None
         pause_seconds = self._settle_seconds
         try:
@@ -178,7 +183,7 @@ class WorkQueue:
             again, entry.again = entry.again, False
             if again:
                 self.add(key)
-            if again_seconds is not None:
+            if again_seconds is not None and not entry.gone:
                 self.add(key, after_seconds=again_seconds)
             if entry.gone and not entry.ready and entry.due is None:
                 del self._entries[key]

@@ -14,7 +14,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
-from finetune_operator.decoding import Garbled, decoded, encoded
+from finetune_operator.decoding import Garbled, decoded, encoded, without_managed_fields
 from finetune_operator.errors import api_error
 
 Raw = dict[str, Any]
@@ -184,7 +184,7 @@ def _page(answer: Raw) -> tuple[list[Raw], str]:
     token = metadata.get("continue") or "" if isinstance(metadata, dict) and metadata else None
     if not isinstance(token, str) or not (items is None or isinstance(items, list)):
         raise _garbled()
-    return [item for item in items or () if is_object(item)], token
+    return [without_managed_fields(item) for item in items or () if is_object(item)], token
 
 
 def _garbled() -> Exception:

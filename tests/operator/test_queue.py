@@ -143,8 +143,9 @@ def test_an_event_comes_before_a_wish_and_replaces_it() -> None:
     assert desk.times(A) == [0, 10]
 
 
-def test_a_wish_that_comes_due_during_a_look_is_kept() -> None:
-    desk = Desk(takes_seconds=5)
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_wish_that_comes_due_during_a_look_is_kept(concurrency: int) -> None:
+    desk = Desk(takes_seconds=5, concurrency=concurrency)
 
     async def story() -> None:
         desk.queue.add(A)
@@ -153,6 +154,38 @@ def test_a_wish_that_comes_due_during_a_look_is_kept() -> None:
 
     play(desk, story)
     assert desk.times(A) == [0, 5]
+
+
+@pytest.mark.parametrize(("wish", "second"), [(0.2, 1.0), (0.5, 1.0), (0.7, 1.2), (1.0, 1.5), (3.0, 3.5)])
+def test_a_wish_during_a_look_is_granted_in_its_time_and_not_before_its_end(wish: float, second: float) -> None:
+    desk = Desk(takes_seconds=1, concurrency=2)
+
+    async def story() -> None:
+        desk.queue.add(A)
+        await asyncio.sleep(0.5)
+        desk.queue.add(A, after_seconds=wish)
+
+    play(desk, story)
+    assert desk.times(A) == [0, second]
+
+
+def test_without_a_settle_time_looks_follow_at_once() -> None:
+    times: list[float] = []
+
+    async def main() -> None:
+        async def work(_: Key) -> None:
+            times.append(_now())
+
+        queue = WorkQueue(work, concurrency=1)
+        worker = asyncio.create_task(queue.run())
+        for _ in range(3):
+            queue.add(A)
+            await asyncio.sleep(0.1)
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+
+    _run(main())
+    assert times == pytest.approx([0, 0.1, 0.2])
 
 
 def test_two_looks_at_one_job_are_a_settle_time_apart() -> None:
@@ -185,6 +218,25 @@ def test_a_far_deadline_that_is_set_again_at_every_report_leaves_nothing_behind(
     play(desk, story)
     assert len(desk.times(A)) >= day / period
     assert most <= SPARE_TIMERS + 3
+
+
+def test_void_timers_go_as_soon_as_they_are_most_and_those_that_count_stay() -> None:
+    desk = Desk(concurrency=3)
+    most, wishes = 2 * 3 + SPARE_TIMERS, 2 * SPARE_TIMERS
+
+    async def story() -> None:
+        for key in (B, C):
+            desk.queue.add(key, after_seconds=900)
+        kept = []
+        for number in range(wishes):
+            desk.queue.add(A, after_seconds=800 - number)
+            desk.queue.add(A, after_seconds=800 - number)  # said twice, kept once
+            kept.append(desk.queue.timers())
+        assert max(kept) == most
+        assert kept[: most - 1] == [*range(3, most + 1), 3]
+
+    play(desk, story)
+    assert desk.looks == [(A, 801 - wishes), (B, 900), (C, 900)]
 
 
 def test_jobs_that_come_and_go_leave_no_timer() -> None:
@@ -238,8 +290,33 @@ def test_a_look_that_raises_is_repeated_later_and_stops_nobody(caplog: pytest.Lo
     desk = Desk()
     desk.answers[A] = [ValueError("a bug"), None]
     play(desk, adding(desk.queue, A, B))
-    assert desk.keys == [A, B, A]
+    assert desk.looks == [(A, 0), (B, 0), (A, 60)]
+    assert [record.getMessage() for record in caplog.records] == ["Reconciling space/a failed in an unforeseen way."]
     assert "a bug" in caplog.text
+
+
+def test_a_server_that_wants_to_be_left_alone_is_asked_again_afterwards() -> None:
+    desk = Desk(settle_seconds=SETTLE)
+    desk.answers[A] = [NotBefore(30), None]
+    play(desk, adding(desk.queue, A))
+    assert desk.times(A) == [0, 30]
+    assert str(NotBefore(30)) == "not before 30 s"
+
+
+def test_who_ends_the_queue_ends_the_looks_under_way() -> None:
+    async def main() -> None:
+        async def work(_: Key) -> None:
+            await asyncio.sleep(60)
+
+        queue = WorkQueue(work, concurrency=1)
+        worker = asyncio.create_task(queue.run())
+        queue.add(A)
+        await asyncio.sleep(1)
+        worker.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await worker
+
+    _run(main())
 
 
 def test_an_event_does_not_shorten_the_time_that_the_server_asked_for() -> None:
@@ -283,12 +360,35 @@ def test_a_job_that_is_forgotten_during_its_look_can_come_back() -> None:
     assert desk.times(A) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "moment", ["due", "waiting for a slot", "looked at", "looked at, with a wish", "looked at, and due", "over"]
+)
+def test_nothing_is_kept_of_what_is_forgotten(moment: str) -> None:
+    desk = Desk(takes_seconds=1)
+    desk.answers[A] = [5.0 if "wish" in moment else None]
+
+    async def story() -> None:
+        if moment == "waiting for a slot":
+            desk.queue.add(B)
+        desk.queue.add(A, after_seconds=5 if moment == "due" else 0)
+        await asyncio.sleep(2 if moment == "over" else 0.5)
+        if moment == "looked at, and due":
+            desk.queue.add(A)
+            desk.queue.add(A, after_seconds=9)
+        desk.queue.forget(A)
+
+    play(desk, story)
+    assert desk.queue.size() == (1 if moment == "waiting for a slot" else 0)
+    assert len(desk.times(A)) == (0 if moment == "due" else 1)
+
+
 def test_the_depth_counts_what_could_be_looked_at_now() -> None:
     desk = Desk(takes_seconds=1)
 
     async def story() -> None:
-        for key in (A, B, C):
+        for number, key in enumerate((A, B, C)):
             desk.queue.add(key)
+            assert desk.queue.depth() == number + 1
         desk.queue.add(Key("space", "later"), after_seconds=60)
         await asyncio.sleep(0.5)
         assert desk.queue.depth() == 2
