@@ -51,7 +51,9 @@ class Group:
 
 GROUPS = {
     "policy": Group(["policy/*.py"], ["operator/policy", "contract/test_last_words.py"], ["operator/desired", "api"]),
-    "desired": Group(["desired/*.py"], ["operator/desired"], ["operator/policy", "api"]),
+    "desired": Group(
+        ["desired/*.py"], ["operator/desired"], ["operator/policy", "api", "cluster/api.py", "cluster/hostile.py"]
+    ),
     "queue": Group(["queue.py"], ["operator/test_queue.py"], ["operator/jumping_loop.py"]),
 }
 
