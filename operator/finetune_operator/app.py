@@ -128,6 +128,7 @@ class Operator:
                     self._dispatcher.seen,
                     self._settings.watch_namespaces,
                     stop,
+                    begun=self._resync.watch_begun,
                     lists_again=self._resync.soon,
                 )
             finally:

@@ -104,6 +104,8 @@ class Cache:
         """Namespace and the job's uid -> its children; they may be seen before their job is."""
         self._newest: dict[str, str] = {}
         """Kind -> the latest resourceVersion that was seen."""
+        self.told = 0
+        """Objects that were told of, counted every time."""
         self.synced = False
         """Everything was listed once: what is not known of a job is not there."""
 
@@ -112,7 +114,7 @@ class Cache:
         metadata = raw["metadata"]
         key = Key(metadata["namespace"], metadata["name"])
         cached = self._jobs.get(key)
-        self._note_version(FINETUNE_PLURAL, metadata["resourceVersion"])
+        self._note_told(FINETUNE_PLURAL, metadata["resourceVersion"])
         if cached is None or cached.uid != metadata["uid"]:
             self.forget(key)
             cached = self._jobs[key] = CachedJob(key, metadata["uid"])
@@ -130,7 +132,7 @@ class Cache:
 
     def child_seen(self, kind: str, raw: Raw, *, deleted: bool) -> Key | None:
         """Keep a PyTorchJob or pod that a watch told of; the job that it belongs to, or None for no news."""
-        self._note_version(kind, raw["metadata"]["resourceVersion"])
+        self._note_told(kind, raw["metadata"]["resourceVersion"])
         children = self._children_of(raw["metadata"])
         if children is None:
             return None
@@ -263,7 +265,8 @@ class Cache:
         """GPUs of all attempts that run."""
         return sum(cached.gpus for cached in self._jobs.values())
 
-    def _note_version(self, kind: str, version: str) -> None:
+    def _note_told(self, kind: str, version: str) -> None:
+        self.told += 1
         if is_newer(version, self._newest.get(kind, "")):
             self._newest[kind] = version
 

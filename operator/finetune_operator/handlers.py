@@ -63,7 +63,13 @@ def registry(sink: Sink, login: Callable[[], Awaitable[kopf.AiohttpSession]]) ->
 
 
 async def watch(
-    cluster: Cluster, sink: Sink, namespaces: tuple[str, ...], stop: asyncio.Event, *, lists_again: Callable[[], None]
+    cluster: Cluster,
+    sink: Sink,
+    namespaces: tuple[str, ...],
+    stop: asyncio.Event,
+    *,
+    begun: Callable[[str, str | None], None],
+    lists_again: Callable[[], None],
 ) -> None:
     """Watch until `stop` is set or a signal comes.
 
@@ -72,6 +78,7 @@ async def watch(
         sink: takes every event.
         namespaces: where to watch; none for everywhere.
         stop: ends it.
+        begun: called with a kind, and a namespace or None for all, once everything was told that there is of it.
         lists_again: called when a watch begins anew after a gap of which no event tells.
 
     Raises:
@@ -89,8 +96,8 @@ async def watch(
     def listed(kind: str, raw: Raw) -> None:
         sink(kind, raw, False)
 
-    Response.listed, Response.lists_again = staticmethod(listed), staticmethod(lists_again)
-    Response.streaming_refused = staticmethod(stream_no_lists)
+    Response.listed, Response.begun = staticmethod(listed), staticmethod(begun)
+    Response.lists_again, Response.streaming_refused = staticmethod(lists_again), staticmethod(stream_no_lists)
 
     async def login() -> kopf.AiohttpSession:
         session: aiohttp.ClientSession = cluster.wire.session(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -78,20 +78,27 @@ class Resync:
         self._cache = cache
         self._heartbeat = heartbeat
         self._asked = asyncio.Event()
+        self._begun: set[Watch] = set()
 
     def soon(self) -> None:
         """Resync without waiting for the period: events may have been missed."""
         self._asked.set()
 
+    def watch_begun(self, kind: str, namespace: str | None) -> None:
+        """A watch has told of everything that there is: of a kind, in a namespace or (None) all."""
+        self._begun.add((kind, namespace))
+
     async def run(self) -> None:
         """Resync until cancelled."""
         pause_seconds = 0.0  # nobody waits for a resync but the first
+        is_known = await self._watches_begin()
         while True:
             wait = self._period_seconds * (1 + random.uniform(-JITTER, JITTER))
-            if await self.once(pause_seconds=pause_seconds):
+            if is_known or await self.once(pause_seconds=pause_seconds):
                 pause_seconds = self._period_seconds / PAGES_PER_PERIOD
             else:
                 wait = min(RETRY_SECONDS, self._period_seconds)
+            is_known = False
             self._asked.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -119,12 +126,31 @@ class Resync:
             else:
                 listed.append(namespace)
         if listed:
-            self._heartbeat.resynced(missed)
-            if not self._cache.synced:
-                self._cache.synced = True
-                for key in self._cache.unfinished():
-                    self._queue.add(key)
+            self._succeeded(missed)
         return bool(listed)
+
+    async def _watches_begin(self) -> bool:
+        """Wait until the watches have told of everything, as long as they get on; whether they have.
+
+        What they tell first is a list. To list all of it once more would be most of the work of a start.
+        """
+        awaited = {(kind, namespace) for kind in KINDS for namespace in self._namespaces}
+        waited, told = 0.0, 0
+        while not awaited <= self._begun:
+            if waited >= ON_ITS_WAY_SECONDS:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
+            waited = waited + POLL_SECONDS if told == self._cache.told else 0.0
+            told = self._cache.told
+        self._succeeded({})
+        return True
+
+    def _succeeded(self, missed: Mapping[Watch, int]) -> None:
+        self._heartbeat.resynced(missed)
+        if not self._cache.synced:
+            self._cache.synced = True
+            for key in self._cache.unfinished():
+                self._queue.add(key)
 
     async def _compare(self, kind: str, namespace: str | None, pause_seconds: float) -> int:
         """Reconcile what is not known as it is listed, or not listed as it is known; how much that was.

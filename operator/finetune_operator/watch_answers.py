@@ -41,6 +41,8 @@ class ReadableResponse(aiohttp.ClientResponse):
 
     listed: ClassVar[Callable[[str, Json], None]]
     """Takes the plural of a kind and each object of it that there is when a watch begins."""
+    begun: ClassVar[Callable[[str, str | None], None]]
+    """Told of a kind, and of the namespace or None for all, that this was all there is."""
     lists_again: ClassVar[Callable[[], None]]
     """Called when kopf is made to list again: what happened meanwhile was told by no event."""
     streaming_refused: ClassVar[Callable[[], None]]
@@ -72,7 +74,7 @@ class ReadableResponse(aiohttp.ClientResponse):
             if "sendInitialEvents" in query:
                 type(self).streaming_refused()
         if is_watch:
-            lines = _Lines(self.content, self._refused, self._take, type(self).lists_again)
+            lines = _Lines(self.content, self._refused, self._take, self._tell_begun, type(self).lists_again)
             lines.begins = "sendInitialEvents" in query
             self.content = lines  # type: ignore[assignment]
         return self
@@ -92,11 +94,18 @@ class ReadableResponse(aiohttp.ClientResponse):
                 for item in found["items"]:
                     self._take(item)
                 found["items"] = []
+                if not found["metadata"].get("continue"):
+                    self._tell_begun()
         except Garbled as error:
             _log.warning("A list cannot be read and begins anew: %s", error)
             await asyncio.sleep(PAUSE_SECONDS)
             raise aiohttp.ClientPayloadError(f"The API server's answer cannot be read: {error}") from error
         return found
+
+    def _tell_begun(self) -> None:
+        _, _, place = self.url.path.rpartition("/namespaces/")
+        namespace, _, kind = place.rpartition("/")
+        type(self).begun(kind, namespace if place != self.url.path else None)
 
     def _take(self, item: Json) -> None:
         try:
@@ -113,11 +122,13 @@ class _Lines:
         content: aiohttp.StreamReader,
         refused: int,
         take: Callable[[Json], None],
+        tell_begun: Callable[[], None],
         lists_again: Callable[[], None],
     ) -> None:
         self._content = content
         self._refused = refused
         self._take = take
+        self._tell_begun = tell_begun
         self._lists_again = lists_again
         self._taken = 0
         self.begins = False
@@ -176,6 +187,8 @@ class _Lines:
         if kind == "ERROR":
             raise Garbled(str(item.get("message") or "it ended with an error"))
         if kind == "BOOKMARK" and isinstance(item.get("metadata"), dict):
+            if self.begins:
+                self._tell_begun()
             self.begins = False  # kopf goes by the first one, too
         elif not (kind in ("ADDED", "MODIFIED", "DELETED") and _is_object(item)):
             raise Garbled("it said what is no event")

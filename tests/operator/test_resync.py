@@ -12,7 +12,7 @@ from finetune_operator.cache import Cache
 from finetune_operator.errors import ApiError, HistoryRewound, api_error
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.queue import Key
-from finetune_operator.resync import ON_ITS_WAY_SECONDS, Resync
+from finetune_operator.resync import KINDS, ON_ITS_WAY_SECONDS, Resync
 from finetune_operator.serving.health import Heartbeat
 from tests.operator.jumping_loop import JumpingLoop
 from tests.operator.raw import CHILD, KEY, finished, job, pod, pytorch_job
@@ -163,6 +163,33 @@ def test_after_the_first_look_whatever_has_not_ended_is_reconciled() -> None:
     assert stage.once()
     assert stage.cache.synced
     assert stage.added == [KEY]
+
+
+@pytest.mark.parametrize("silent", [None, *KINDS])
+def test_a_start_lists_nothing_that_the_watches_tell(silent: str | None) -> None:
+    stage = Stage()
+    stage.cache.synced = False
+
+    async def run() -> None:
+        task = asyncio.create_task(stage.resync.run())
+        for number in range(5):  # longer than a silence may last
+            await asyncio.sleep(ON_ITS_WAY_SECONDS - 1)
+            assert not stage.heartbeat.ready
+            known(stage, running(str(number + 1)))
+        for kind in KINDS:
+            if kind != silent:
+                stage.resync.watch_begun(kind, None)
+        await asyncio.sleep(1)
+        assert stage.heartbeat.ready is (silent is None)
+        await asyncio.sleep(10)
+        task.cancel()
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(run())
+    assert stage.heartbeat.ready
+    assert stage.cache.synced
+    assert stage.added[0] == KEY
+    assert stage.server.pages == (3 if silent else 0)
 
 
 def test_a_watch_that_missed_something_is_made_up_for_soon() -> None:

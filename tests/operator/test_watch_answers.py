@@ -35,6 +35,10 @@ TAKEN: list[tuple[str, Any]] = []
 """What went past kopf, likewise."""
 
 
+BEGUN: list[tuple[str, str | None]] = []
+"""Of which kinds and places everything was told, likewise."""
+
+
 class Response(ReadableResponse):
     """Notes what is said of it."""
 
@@ -43,6 +47,7 @@ class Response(ReadableResponse):
 
 
 Response.listed = staticmethod(lambda kind, raw: TAKEN.append((kind, raw)))
+Response.begun = staticmethod(lambda kind, namespace: BEGUN.append((kind, namespace)))
 
 
 def asked(
@@ -52,6 +57,7 @@ def asked(
     query: str = "",
     status: int = 200,
     headers: Mapping[str, str] | None = None,
+    place: str = "",
 ) -> T:
     """What `use` makes of an answer that comes in these pieces."""
 
@@ -73,7 +79,7 @@ def asked(
         try:
             async with (
                 aiohttp.ClientSession(response_class=Response) as session,
-                session.get(f"http://{host}:{port}/apis/example.com/v1/things{query}") as response,
+                session.get(f"http://{host}:{port}/apis/example.com/v1/{place}things{query}") as response,
             ):
                 return await use(response)
         finally:
@@ -106,6 +112,7 @@ ANEW = {"type": "ERROR", "object": {"code": 410}}
 def _nothing_said() -> None:
     TROUBLES.clear()
     TAKEN.clear()
+    BEGUN.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +203,22 @@ def test_a_watch_that_breaks_off_before_it_told_of_all_objects_begins_anew(piece
     assert [one["type"] for one in events(*told, query=initial)] == ["BOOKMARK"]
     assert TAKEN == [("things", GOOD)]
     assert TROUBLES == []
+    assert BEGUN == [("things", None)]
+
+
+@pytest.mark.parametrize(("place", "namespace"), [("", None), ("namespaces/team/", "team")])
+@pytest.mark.parametrize("token", ["", "more"])
+def test_a_kind_is_known_once_all_of_it_was_told(place: str, namespace: str | None, token: str) -> None:
+    text = json.dumps({"kind": "List", "metadata": {"continue": token}, "items": [GOOD]}).encode()
+    asked([text], objects, query="?limit=50", place=place)
+    assert ([] if token else [("things", namespace)]) == BEGUN
+    BEGUN.clear()
+    told = [event() + b"\n", *([] if token else 2 * [event("BOOKMARK") + b"\n"])]
+    asked(told, lines, query="?watch=true&sendInitialEvents=true", place=place)
+    assert ([] if token else [("things", namespace)]) == BEGUN
+    BEGUN.clear()
+    asked([event("BOOKMARK") + b"\n"], lines, query="?watch=true&resourceVersion=7", place=place)
+    assert BEGUN == []
 
 
 def test_what_there_is_when_a_watch_begins_goes_past_kopf_but_for_a_sign_of_life() -> None:
