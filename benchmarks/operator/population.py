@@ -22,6 +22,8 @@ from tests.cluster.control_plane import ControlPlane
 
 SEED = "seed"
 LIVES_SECONDS = 1800
+SEEN = {"past": "true"}
+"""Labels by which the naive operator is told that somebody has dealt with a job."""
 
 Object = dict[str, Any]
 
@@ -43,6 +45,8 @@ def populate(plane: ControlPlane, folder: Path, namespaces: tuple[str, str], *, 
         let_succeed(plane, past, recorded=True)
         asyncio.run(run_load(plane, present, names, per_second=None, timeout_seconds=LIVES_SECONDS))
         let_run(plane, present)
+        for name in names:
+            plane.api.patch("FineTuneJob", name, {"metadata": {"labels": SEEN}}, namespace=present)
     with _without_training_operator(plane):
         asyncio.run(_copy(plane, past, finished - 1))
 
@@ -55,8 +59,7 @@ async def _copy(plane: ControlPlane, namespace: str, count: int) -> None:
 
 
 async def _copy_one(client: Client, namespace: str, job: Object, child: Object, name: str) -> None:
-    # kopf's naive operator is told by this label that somebody has dealt with it.
-    described = {"name": name, "labels": {"past": "true"}}
+    described = {"name": name, "labels": SEEN}
     made = await client.post(JOBS.format(namespace), {**_kind(job), "metadata": described, "spec": job["spec"]})
     uid = made["metadata"]["uid"]
     await client.merge(f"{JOBS.format(namespace)}/{name}/status", {"status": job["status"]})

@@ -183,11 +183,11 @@ class Cache:
             cached = self._jobs.get(Key(metadata["namespace"], metadata["name"]))
             same = cached is not None and cached.uid == metadata["uid"]
             return same and not is_newer(metadata["resourceVersion"], cached.version if cached else "")
-        children = self._children_of(metadata)
-        cached = self._jobs.get(children.key) if children is not None else None
-        if children is None or cached is None or cached.ended:
+        labels = metadata.get("labels") or {}
+        cached = self._jobs.get(Key(metadata.get("namespace", ""), labels.get(JOB_NAME_LABEL, "")))
+        if cached is None or cached.uid != labels.get(JOB_UID_LABEL) or cached.ended or cached.done:
             return True
-        return children.is_current(kind, metadata)
+        return self.children(cached.key, cached.uid).is_current(kind, metadata)
 
     def newest(self, kind: str) -> str:
         """The latest resourceVersion of a kind that was seen; empty for none."""

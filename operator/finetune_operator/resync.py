@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -59,6 +59,7 @@ class Resync:
         queue: where jobs are put of which something was missed.
         cache: what is known.
         heartbeat: told of what no event had told.
+        synced: called once, when everything is known for the first time.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Resync:
         queue: WorkQueue,
         cache: Cache,
         heartbeat: Heartbeat,
+        synced: Callable[[], object] = lambda: None,
     ) -> None:
         self._cluster = cluster
         self._namespaces = namespaces
@@ -77,6 +79,7 @@ class Resync:
         self._queue = queue
         self._cache = cache
         self._heartbeat = heartbeat
+        self._synced = synced
         self._asked = asyncio.Event()
         self._begun: set[Watch] = set()
 
@@ -149,6 +152,7 @@ class Resync:
         self._heartbeat.resynced(missed)
         if not self._cache.synced:
             self._cache.synced = True
+            self._synced()
             for key in self._cache.unfinished():
                 self._queue.add(key)
 

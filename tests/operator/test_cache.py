@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from finetune_operator.cache import Cache
 from finetune_operator.children import is_newer
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL, child_name, pod_name
-from tests.operator.raw import CHILD, KEY, UID, child, job, pod, pytorch_job
+from tests.operator.raw import CHILD, KEY, UID, child, finished, job, pod, pytorch_job
 
 
 def test_another_job_of_the_same_name_is_another_job() -> None:
@@ -25,6 +25,16 @@ def test_another_job_of_the_same_name_is_another_job() -> None:
     assert cache.current_attempt("team", "guard", UID) is None
     assert cache.current_attempt("team", "guard", "other") is None
     assert cache.children(KEY, "other").empty
+
+
+def test_asking_for_what_is_known_of_a_child_keeps_nothing() -> None:
+    cache = Cache()
+    for raw in (job(finished()), job()):
+        cached = cache.job_read(raw)
+        cached.done = True
+        for kind, listed in ((PYTORCH_PLURAL, pytorch_job()), (PODS_PLURAL, pod())):
+            assert cache.is_current(kind, listed)
+    assert cache.size() == (1, 0)
 
 
 def test_whatever_goes_is_told_once_by_its_uid() -> None:
