@@ -71,15 +71,22 @@ class Attempts:
             raw_pods = await self._pods(cached, name, attempt) if raw is not None else []
         found = read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
         pods = sorted((read_pod(pod) for pod in raw_pods), key=lambda pod: pod.index)
+        if raw is not None and children.doubts == doubts:
+            children.seen(PYTORCH_PLURAL, raw)
+            self.note_pods(cached, raw_pods)
         if raw is None or not is_calm(found, pods):
             children.doubts += 1
         elif children.doubts == doubts:
             children.settled = doubts
-            children.seen(PYTORCH_PLURAL, raw)
-            for pod in raw_pods:
-                children.seen(PODS_PLURAL, pod)
         # else something ended while this was read, which may show it as it was before.
         return found, pods
+
+    def note_pods(self, cached: CachedJob, pods: Sequence[Raw]) -> None:
+        """Keep those pods of a job, read just now, that live: what is known as it is listed is not read again."""
+        children = self._cache.children(cached.key, cached.uid)
+        for pod in pods:
+            if read_pod(pod).holds_machine:
+                children.seen(PODS_PLURAL, pod)
 
     async def find(self, cached: CachedJob, attempt: int) -> PyTorchJobView | None:
         """The PyTorchJob of an attempt, if there is one of ours."""

@@ -168,6 +168,11 @@ class Cache:
             self._stems.pop((key.namespace, stem(key.name, cached.uid)), None)
             self._forgotten(cached.uid)
 
+    def unlisted(self, namespace: str | None, listed: set[tuple[str, str]], newest: str) -> Sequence[Key]:
+        """Jobs in a namespace, or (None) all, that are not among the listed and no newer than `newest`."""
+        here = ((key, cached) for key, cached in self._jobs.items() if namespace in (None, key.namespace))
+        return [key for key, cached in here if key not in listed and not is_newer(cached.version, newest)]
+
     def unfinished(self) -> Sequence[Key]:
         """Jobs that have not ended, as far as is known."""
         return [key for key, cached in self._jobs.items() if not cached.ended]
@@ -213,15 +218,24 @@ class Cache:
             return False
         return is_newer(known, metadata["resourceVersion"])
 
-    def keep_only(self, kind: str, namespaces: Sequence[str | None], listed: set[tuple[str, str]]) -> set[Key]:
-        """Drop children of a kind that are not among the listed (namespace, name); the jobs that had any."""
+    def keep_only(
+        self, kind: str, namespaces: Sequence[str | None], listed: set[tuple[str, str]], newest: str
+    ) -> set[Key]:
+        """Drop children of a kind that are not among the listed (namespace, name); the jobs that had any.
+
+        Args:
+            kind: PYTORCH_PLURAL or PODS_PLURAL.
+            namespaces: where was listed.
+            listed: what there was.
+            newest: what `newest` was before. What is newer may be younger than the list.
+        """
         names: dict[str, set[str]] = {}
         for namespace, name in listed:
             names.setdefault(namespace, set()).add(name)
         bereft = set()
         for place, children in list(self._children.items()):
             if None in namespaces or children.key.namespace in namespaces:
-                if children.keep_only(kind, names.get(children.key.namespace, set())):
+                if children.keep_only(kind, names.get(children.key.namespace, set()), newest):
                     bereft.add(children.key)
                 cached = self._jobs.get(children.key)
                 if children.empty and (cached is None or cached.uid != children.job_uid):

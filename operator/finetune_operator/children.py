@@ -87,10 +87,10 @@ class Children:
         kept = self._of(kind).get(metadata["name"])
         return kept.version if kept is not None and kept.uid == metadata["uid"] else None
 
-    def keep_only(self, kind: str, names: set[str]) -> bool:
-        """Drop those of a kind that have other names; whether there were any."""
+    def keep_only(self, kind: str, names: set[str], newest: str) -> bool:
+        """Drop those of a kind that have other names and are no newer than `newest`; whether there were any."""
         kept = self._of(kind)
-        gone = [name for name in kept if name not in names]
+        gone = [name for name, seen in kept.items() if name not in names and not is_newer(seen.version, newest)]
         for name in gone:
             del kept[name]
         self.doubts += bool(gone)

@@ -178,6 +178,8 @@ class Reconciler:
         cached.note_wait(waits_for(status), now)
         cached.verifying = awaits_verdict(status, verify=view.spec.desired.verify)
         cached.done = is_finished(status) and plan.again_at is None and not plan.release and not cached.verifying
+        if cached.done:
+            self._cache.release_children(cached)
         cached.newest_attempt = status.attempt
         is_open = not is_finished(status) and attempt_is_open(status)
         cached.attempt = status.attempt if is_open else None

@@ -185,7 +185,7 @@ class Resync:
         unknown = await self._unannounced(kind, unknown)
         for item in unknown:
             self._read_anew(kind, item["metadata"])
-        gone = self._gone(kind, namespace, names)
+        gone = self._gone(kind, namespace, names, newest)
         for key in gone:
             self._queue.add(key)
         for item in strays:
@@ -221,15 +221,15 @@ class Resync:
                 self._cache.children(key, cached.uid).doubts += 1
         self._queue.add(key)
 
-    def _gone(self, kind: str, namespace: str | None, names: set[tuple[str, str]]) -> Sequence[Key]:
+    def _gone(self, kind: str, namespace: str | None, names: set[tuple[str, str]], newest: str) -> Sequence[Key]:
         """Jobs that are not there any more, or of which a child is not."""
         if kind != FINETUNE_PLURAL:
-            return list(self._cache.keep_only(kind, (namespace,), names))
-        gone = [key for key in self._cache.all_keys() if namespace in (None, key.namespace) and key not in names]
+            return list(self._cache.keep_only(kind, (namespace,), names, newest))
+        gone = self._cache.unlisted(namespace, names, newest)
         for key in gone:
             cached = self._cache.find(key)
             if cached is not None:
-                cached.raw = None  # it may be younger than the list; reading it tells
+                cached.raw = None
         return gone
 
     def _may_be_stray(self, raw: Raw) -> bool:

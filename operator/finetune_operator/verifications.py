@@ -42,8 +42,9 @@ class Verifications:
             return None
         if found is None or not is_owned(found, cached.uid):
             return None
-        pods = self._cluster.list_batch_job_pods(namespace, uid=found["metadata"]["uid"])
-        return read_verification(found, [pod async for pod in pods])
+        pods = [pod async for pod in self._cluster.list_batch_job_pods(namespace, uid=found["metadata"]["uid"])]
+        self._attempts.note_pods(cached, pods)
+        return read_verification(found, pods)
 
     async def begin(self, plan: Plan, view: View, now: datetime) -> None:
         """Create the Job and enter it into the plan's status, or what hinders that.

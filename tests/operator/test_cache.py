@@ -151,10 +151,10 @@ def test_what_ends_has_to_be_read_and_what_is_not_listed_any_more_too(kind: str)
     cache.child_seen(kind, raw, deleted=False)
     children = cache.children(KEY, UID)
     assert not children.must_be_read
-    assert cache.keep_only(kind, ("other",), set()) == set()
-    assert cache.keep_only(kind, ("team",), {("team", raw["metadata"]["name"])}) == set()
+    assert cache.keep_only(kind, ("other",), set(), "99") == set()
+    assert cache.keep_only(kind, ("team",), {("team", raw["metadata"]["name"])}, "99") == set()
     assert not children.must_be_read
-    assert cache.keep_only(kind, (None,), {("other", raw["metadata"]["name"])}) == {KEY}
+    assert cache.keep_only(kind, (None,), {("other", raw["metadata"]["name"])}, "99") == {KEY}
     assert children.must_be_read
     children.settled = children.doubts
     cache.child_seen(kind, raw, deleted=False)
@@ -207,5 +207,5 @@ def test_whatever_was_seen_nothing_is_left_of_a_job_that_is_gone_and_whose_child
             cache.child_seen(PODS_PLURAL if what == "pod" else PYTORCH_PLURAL, raw, deleted=deleted)
     cache.forget(KEY)
     for kind in (PODS_PLURAL, PYTORCH_PLURAL):
-        cache.keep_only(kind, (None,), set())
+        cache.keep_only(kind, (None,), set(), "999999")
     assert cache.size() == (0, 0)

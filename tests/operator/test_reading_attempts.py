@@ -21,8 +21,9 @@ Happens = Callable[[Cache], object]
 class Read:
     """An API server with one attempt; something happens after its pods were read, before the PyTorchJob is."""
 
-    def __init__(self, meanwhile: Callable[[], object]) -> None:
+    def __init__(self, meanwhile: Callable[[], object], found: Raw | None = None) -> None:
         self._meanwhile = meanwhile
+        self._found = found or pytorch_job("3")
 
     async def list_pods(self, namespace: str, *, job_uid: str, attempt: int) -> Any:
         """As Cluster's."""
@@ -31,7 +32,7 @@ class Read:
     async def get_pytorch_job(self, namespace: str, name: str) -> Raw:
         """As Cluster's."""
         self._meanwhile()
-        return pytorch_job("3")
+        return self._found
 
 
 def read(happens: Happens) -> Cache:
@@ -63,7 +64,7 @@ def _pytorch_job_goes(cache: Cache) -> None:
 
 
 def _resync_misses_the_pod(cache: Cache) -> None:
-    cache.keep_only(PODS_PLURAL, (None,), set())
+    cache.keep_only(PODS_PLURAL, (None,), set(), "999999")
 
 
 @pytest.mark.parametrize("happens", [_pod_ends, _pytorch_job_goes, _resync_misses_the_pod])
@@ -73,3 +74,15 @@ def test_an_end_that_is_told_while_the_attempt_is_read_is_read_next_time(happens
 
 def test_an_attempt_that_goes_on_calmly_need_not_be_read_again() -> None:
     assert not must_be_read(read(lambda cache: None))
+
+
+def test_what_was_read_is_known_as_it_is_listed_calm_or_not() -> None:
+    """Else each resync would wait for its event, read it again, and take the watch for silent."""
+    cache = Cache()
+    cached = cache.job_read(job({"phase": "Queued", "attempt": 1}))
+    suspended = pytorch_job("3", conditions=[{"type": "Suspended", "status": "True"}])
+    cluster = Read(lambda: None, suspended)
+    asyncio.run(Attempts(cluster, OperatorSettings(), cache).read(cached, 1))  # type: ignore[arg-type]
+    assert must_be_read(cache)
+    assert cache.is_current(PYTORCH_PLURAL, suspended)
+    assert cache.is_current(PODS_PLURAL, pod("4"))

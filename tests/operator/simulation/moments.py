@@ -38,7 +38,7 @@ def _of(operator: SimulatedOperator) -> Iterator[Any]:
         [vars(fault) for fault in operator.wire.faults],
         len(operator.wire.held),
     )
-    yield {name: kept for name, kept in vars(operator.cache).items() if name != "_forgotten"}
+    yield {name: kept for name, kept in vars(operator.cache).items() if name not in ("_forgotten", "told")}
     yield operator.queue._entries, operator.queue._ready, [(due, key) for due, _, key in operator.queue._timers]
     yield operator.reconciler._failures
     yield [call[3:] for call in operator.wire.sent if call.method == "PUT" and call.made is not None][-1:]

@@ -202,4 +202,5 @@ def test_one_order_comes_to_one_moment_and_others_to_others() -> None:
     moments = [moment(*order) for order in orders]
     assert len(set(moments)) == len(orders)
     assert moment(*waits) == moments[orders.index(waits)]
-    assert moment(Step.POD, Step.PYTORCH_JOB) == moment(Step.PYTORCH_JOB, Step.POD)
+    ends = (Step.POD, Step.PYTORCH_JOB, Step.ANSWERED)
+    assert moment(*ends) == moment(ends[1], ends[0], ends[2])
