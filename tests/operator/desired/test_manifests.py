@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api.workers import Resources
 from finetune_operator.desired import job_config_map, pytorch_job, verification_job
 from finetune_operator.settings import OperatorSettings
 from tests.operator.desired.built import SETTINGS, stored
@@ -27,6 +28,7 @@ PLATFORM = SETTINGS.model_copy(
         "hugging_face_secret": "hub-of-all",
         "queue_name": "everybody",
         "cache_claim": "models",
+        "default_resources": Resources(requests={"cpu": "4", "memory": "32Gi"}),
         "shared_memory_size": "8Gi",
         "scratch_size": "20Gi",
         "termination_grace_seconds": 60,
