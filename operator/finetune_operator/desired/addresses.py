@@ -25,7 +25,7 @@ class JobAddress:
 
 
 def job_addresses(job: FineTuneJob) -> Iterator[JobAddress]:
-    """Every address of `job` (a result of `effective_job`), without models that are hub names."""
+    """Every address of `job` (a result of `effective_job`), without models that are hub names: the output last."""
     spec = job.spec
     for key in ("train_path", "valid_path"):
         address = getattr(spec, key)
@@ -41,9 +41,6 @@ def job_addresses(job: FineTuneJob) -> Iterator[JobAddress]:
 
 def claims(job: FineTuneJob) -> dict[str, bool]:
     """Claims that pvc:// addresses of `job` name, sorted, and whether anything is written to each."""
-    found: dict[str, bool] = {}
-    for address in job_addresses(job):
-        if address.uri.scheme is Scheme.PVC:
-            name = address.uri.container
-            found[name] = found.get(name, False) or address.written
-    return dict(sorted(found.items()))
+    found = [address for address in job_addresses(job) if address.uri.scheme is Scheme.PVC]
+    # The output is the last one, so of a claim that is also read it says that it is written.
+    return dict(sorted({address.uri.container: address.written for address in found}.items()))

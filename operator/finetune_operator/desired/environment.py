@@ -11,6 +11,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob, Secrets
 from finetune_api.workers import Workers
 from finetune_operator.desired.metadata import child_of
+from finetune_operator.desired.spelling import plain
 from finetune_operator.desired.volumes import CACHE_FOLDER, CLAIMS_FOLDER, PROGRESS_FOLDER, SCRATCH_FOLDER, TOKEN_FILE
 from finetune_operator.names import CA_KEY, REPLICA_INDEX_LABEL, pod_name
 from finetune_operator.settings import OperatorSettings
@@ -71,7 +72,7 @@ def verification_environment(job: FineTuneJob, settings: OperatorSettings) -> li
 
 
 def _with_users(own: list[dict[str, Any]], job: FineTuneJob, settings: OperatorSettings) -> list[dict[str, Any]]:
-    users = [variable.model_dump(mode="json", by_alias=True, exclude_none=True) for variable in job.spec.workers.env]
+    users = [plain(variable) for variable in job.spec.workers.env]
     given = {variable["name"] for variable in users}
     own = own + _credentials(job.spec.secrets, given, settings)
     return [variable for variable in own if variable["name"] not in given] + users

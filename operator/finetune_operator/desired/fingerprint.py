@@ -43,18 +43,18 @@ def fingerprint(pytorch_job: Mapping[str, Any]) -> str:
 def is_edited(pytorch_job: Mapping[str, Any]) -> bool:
     """Whether it is no longer what we made."""
     annotations = (pytorch_job.get("metadata") or {}).get("annotations") or {}
-    recorded = str(annotations.get(FINGERPRINT_ANNOTATION, ""))
+    recorded = str(annotations.get(FINGERPRINT_ANNOTATION))  # "None" is of no scheme
     return recorded.startswith(_SCHEME) and recorded != fingerprint(pytorch_job)
 
 
-def _meaning(value: Any, key: str = "") -> Any:
-    """`value` without what is as good as absent, and with amounts for quantities."""
+def _meaning(value: Any, *, quantities: bool = False) -> Any:
+    """`value` without what is as good as absent, and with amounts for `quantities`."""
     if isinstance(value, Mapping):
-        inner = {name: _meaning(item, key if key in _QUANTITIES else str(name)) for name, item in value.items()}
+        inner = {name: _meaning(item, quantities=quantities or name in _QUANTITIES) for name, item in value.items()}
         return {name: item for name, item in inner.items() if item is not False and item not in (None, "", [], {})}
     if isinstance(value, list):
         return [_meaning(item) for item in value]
-    return _amount(value) if key in _QUANTITIES else value
+    return _amount(value) if quantities else value
 
 
 def _amount(quantity: Any) -> str:

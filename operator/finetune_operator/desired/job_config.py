@@ -81,7 +81,7 @@ def same_placement(recorded: str | None, job: FineTuneJob) -> bool:
 
 
 def _written(job: FineTuneJob, keys: set[str]) -> dict[str, Any]:
-    return job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True, include=keys)
+    return job.spec.model_dump(exclude_unset=True, include=keys)
 
 
 def _as_json(written: dict[str, Any]) -> str:
@@ -90,7 +90,7 @@ def _as_json(written: dict[str, Any]) -> str:
 
 def _same(recorded: str | None, written: dict[str, Any]) -> bool:
     try:
-        record = json.loads(recorded or "null")
+        record = json.loads(recorded) if recorded else None
     except (ValueError, RecursionError):
         return True
     return not isinstance(record, dict) or _meaning(record) == _meaning(written)
@@ -102,4 +102,5 @@ def _meaning(value: Any) -> Any:
         return {key: _meaning(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
         return [_meaning(inner) for inner in value]
-    return (value, "truth") if isinstance(value, bool) else value
+    # JSON has no tuples.
+    return (value,) if isinstance(value, bool) else value

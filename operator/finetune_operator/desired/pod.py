@@ -14,7 +14,8 @@ from finetune_operator.desired.environment import (
     verification_environment,
 )
 from finetune_operator.desired.metadata import child_labels, job_labels
-from finetune_operator.desired.scheduling import placement_of, plain
+from finetune_operator.desired.scheduling import placement_of
+from finetune_operator.desired.spelling import plain
 from finetune_operator.desired.volumes import JOB_FOLDER, PodVolumes, pod_volumes, verification_volumes
 from finetune_operator.names import (
     APP_NAME_LABEL,

@@ -14,6 +14,7 @@ from finetune_api.workers import Volume
 from finetune_operator.desired.addresses import JobAddress, claims, job_addresses
 from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.reserved import environment_problems
+from finetune_operator.desired.spelling import plain
 from finetune_operator.desired.volumes import VOLUME_PREFIX, is_read_only, own_volumes
 from finetune_operator.settings import OperatorSettings
 
@@ -62,12 +63,12 @@ def _address_problems(job: FineTuneJob) -> Iterator[Problem]:
 
 
 def _local_problem(address: JobAddress, volumes: list[Volume]) -> str | None:
-    path = posixpath.normpath(address.uri.path)
-    holders = [volume for volume in volumes if _is_within(path, posixpath.normpath(volume.mount_path))]
-    if not path.startswith("/") or not holders:
+    path = _normal(address.uri.path)
+    holders = [volume for volume in volumes if _is_within(path, _normal(volume.mount_path))]
+    if not holders:
         return f"{address.uri.path} is a local path, and no volume of the job holds it in a pod: {_ELSEWHERE}."
     # Of nested mounts the innermost is the one that is seen.
-    volume = max(holders, key=lambda holder: len(posixpath.normpath(holder.mount_path)))
+    volume = max(holders, key=lambda holder: len(_normal(holder.mount_path)))
     if volume.empty_dir is not None:
         fault = "whose content goes with the pod" if address.written else "which is empty when a pod starts"
         return f"{address.uri.path} is on the emptyDir volume {volume.name}, {fault}: {_ELSEWHERE}."
@@ -87,7 +88,9 @@ def _claim_problems(job: FineTuneJob) -> Iterator[Problem]:
             "spec.workers.cache.persistentVolumeClaim.readOnly",
             f"the cache on claim {cache.claim_name} is written to: remove readOnly.",
         )
-    written = {claim for claim, is_written in claims(job).items() if is_written} | {cache.claim_name if cache else ""}
+    written = {claim for claim, is_written in claims(job).items() if is_written}
+    if cache is not None:
+        written.add(cache.claim_name)
     for index, volume in enumerate(workers.volumes):
         claim = volume.persistent_volume_claim
         if claim is not None and claim.read_only and claim.claim_name in written:
@@ -107,7 +110,7 @@ def _volume_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[P
             yield Problem(
                 f"{place}.name", f"names that begin with {VOLUME_PREFIX} are the operator's: rename {volume.name}."
             )
-        path = posixpath.normpath(volume.mount_path)
+        path = _normal(volume.mount_path)
         taken = next((own for own in ours if _is_within(path, own) or _is_within(own, path)), None)
         if taken is not None:
             yield Problem(
@@ -120,8 +123,8 @@ def _volume_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[P
         elif path in seen:
             yield Problem(f"{place}.mountPath", f"{volume.mount_path} is given twice: mount one of them elsewhere.")
         seen.append(path)
-        sub_path = volume.sub_path or ""
-        if sub_path.startswith("/") or ".." in sub_path.split("/"):
+        sub_path = volume.sub_path
+        if sub_path is not None and (sub_path.startswith("/") or ".." in sub_path.split("/")):
             yield Problem(
                 f"{place}.subPath", f"{sub_path} leaves the volume: write a path below its root, without '..'."
             )
@@ -129,10 +132,18 @@ def _volume_problems(job: FineTuneJob, settings: OperatorSettings) -> Iterator[P
 
 def _size_problems(attempt: FineTuneJob) -> Iterator[Problem]:
     """What is trained is read again in the pods, by the same rules. A ConfigMap holds several of the largest."""
-    fault = size_fault(attempt.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+    fault = size_fault(plain(attempt.spec))
     if fault is not None:
         yield Problem("spec", f"spec, with its defaults written out, {fault}")
 
 
+def _normal(path: str) -> str:
+    """An absolute `path` without detours: two slashes at its beginning would stay, three or more become one.
+
+    A relative one begins with two from here on, and so is in no folder of a pod.
+    """
+    return posixpath.normpath(f"//{path}")
+
+
 def _is_within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
+    return f"{path}/".startswith(posixpath.join(folder, ""))

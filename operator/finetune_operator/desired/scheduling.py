@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel
-
 from finetune_api.affinity import Affinity
 from finetune_api.workers import Workers
+from finetune_operator.desired.spelling import plain
 
 AVOIDANCE_WEIGHT = 100
 """The most that a wish can weigh among the scheduler's."""
@@ -45,8 +44,3 @@ def _avoiding(affinity: Affinity | None, avoid: Sequence[str]) -> dict[str, Any]
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in avoid]
     other = {"weight": AVOIDANCE_WEIGHT, "preference": {"matchFields": fields}}
     return {**written, "nodeAffinity": {**of_nodes, _WISHES: [*(of_nodes.get(_WISHES) or []), other]}}
-
-
-def plain(model: BaseModel) -> dict[str, Any]:
-    """A part of the job in Kubernetes' spelling."""
-    return model.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -13,6 +13,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.workers import Volume
 from finetune_operator.desired.addresses import claims
 from finetune_operator.desired.metadata import child_of
+from finetune_operator.desired.spelling import plain
 from finetune_operator.names import CA_KEY, CACHE_VOLUME, JOB_FILE_KEY, SCRATCH_VOLUME, SHARED_MEMORY_VOLUME
 from finetune_operator.settings import OperatorSettings
 
@@ -30,6 +31,9 @@ VOLUME_PREFIX = "finetune-"
 
 TOKEN_SECONDS = 3600
 """How long a progress token is valid; the kubelet replaces it in time (seconds)."""
+
+_SOURCES = ("configMap", "secret", "emptyDir")
+"""What a volume of the job may be besides a claim."""
 
 
 @dataclass
@@ -147,7 +151,5 @@ def _add_users(found: PodVolumes, volume: Volume) -> None:
     if claim is not None:
         found.add_claim(volume.name, claim.claim_name, volume.mount_path, read_only=read_only, sub_path=sub_path)
         return
-    source = volume.model_dump(mode="json", by_alias=True, include={"config_map", "secret", "empty_dir"})
-    source = {kind: value for kind, value in source.items() if value is not None}
-    source = {kind: {key: text for key, text in value.items() if text is not None} for kind, value in source.items()}
+    source = {kind: value for kind, value in plain(volume).items() if kind in _SOURCES}
     found.add(volume.name, source, volume.mount_path, read_only=read_only, sub_path=sub_path)

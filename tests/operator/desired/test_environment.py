@@ -16,39 +16,10 @@ from tests.operator.desired.built import SETTINGS, container, environment, store
 SECRETS = {"huggingFace": {"name": "hub"}, "objectStore": {"name": "store"}}
 
 
-def _job_with(name: str, secrets: dict[str, Any] | None = None) -> Any:
+def _job_with(name: str) -> Any:
     # By reference: names such as HF_TOKEN are refused as plain values already.
     source = {"secretKeyRef": {"name": "own", "key": "key"}}
-    return stored(workers={"env": [{"name": name, "valueFrom": source}]}, secrets=secrets or {})
-
-
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [
-        ("PET_NNODES", "workers.nodes"),
-        ("PET_MASTER_ADDR", "workers.nodes"),
-        ("MASTER_ADDR", "workers.nodes"),
-        ("RANK", "workers.nodes"),
-        ("WORLD_SIZE", "workers.gpusPerNode"),
-        ("FINETUNE_NPROC_PER_NODE", "remove it"),
-        ("FINETUNE_ANYTHING", "remove it"),
-        ("FINETUNE_CACHE_DIR", "workers.cache"),
-        ("HF_HOME", "workers.cache"),
-        ("KUBEFLOW_TRAINER_SERVER_URL", "remove it"),
-        ("HOME", "remove it"),
-        ("TMPDIR", "remove it"),
-        ("HF_TOKEN", "secrets.huggingFace"),
-        ("HUGGING_FACE_HUB_TOKEN", "secrets.huggingFace"),
-        ("AWS_ACCESS_KEY_ID", "secrets.objectStore"),
-        ("AWS_SECRET_ACCESS_KEY", "secrets.objectStore"),
-        ("AWS_SESSION_TOKEN", "secrets.objectStore"),
-    ],
-)
-def test_a_variable_that_would_take_the_place_of_ours_is_refused(name: str, instead: str) -> None:
-    (problem,) = job_problems(_job_with(name, SECRETS), SETTINGS)
-    assert problem.path == "spec.workers.env[0]"
-    assert problem.message.startswith(f"{name} cannot be set in a cluster, since ")
-    assert instead in problem.message
+    return stored(workers={"env": [{"name": name, "valueFrom": source}]})
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "WANDB_API_KEY"])
@@ -73,12 +44,6 @@ def test_where_either_may_say_it_the_job_wins(name: str, value: str) -> None:
     job = stored(workers={"env": [{"name": name, "value": value}], "gpusPerNode": 0}, secrets=SECRETS)
     assert job_problems(job, SETTINGS) == []
     assert environment(job)[name] == value
-
-
-def test_a_variable_that_is_given_twice_is_refused() -> None:
-    job = stored(workers={"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]})
-    (problem,) = job_problems(job, SETTINGS)
-    assert (problem.path, problem.message) == ("spec.workers.env[1]", "A is given twice: remove one.")
 
 
 def test_no_credential_is_asked_for_that_the_job_does_not_name() -> None:

@@ -10,8 +10,8 @@ import pytest
 from finetune_api.job_file import job_yaml
 from finetune_api.load import load_job
 from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.desired import (
-    continuation,
     effective_job,
     immutable_spec,
     job_problems,
@@ -33,12 +33,16 @@ def test_the_effective_job_reads_back_as_what_is_trained() -> None:
     assert result.job is not None
     assert result.job.spec.output is not None
     assert result.job.spec.workers.image == SETTINGS.trainer_image
-    assert made["immutable"] is True
 
 
 def test_filling_in_twice_changes_nothing() -> None:
     once = effective_job(stored(num_devices=16), SETTINGS)
     assert effective_job(once, SETTINGS) == once
+
+
+def test_what_is_trained_says_nothing_of_how_it_went() -> None:
+    job = stored().model_copy(update={"status": FineTuneJobStatus(attempt=1)})
+    assert effective_job(job, SETTINGS) == effective_job(stored(), SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +62,6 @@ def test_changes_are_told_by_what_they_concern(change: dict[str, Any], other_tra
     assert (placement(stored()) != placement(stored(**change))) is other_place
 
 
-CHANGES: dict[str, dict[str, Any]] = {
-    "another number": {"learning_rate": 1e-5},
-    "another text": {"task": "causal_lm"},
-    "a key more": {"valid_path": "s3://data/valid.jsonl"},
-    "one item less": {"lora_config": {"target_modules": ["q_proj"]}},
-    "another truth": {"lora_config": {"init_lora_weights": False}},
-    "of another type": {"initial_base_model_ckpt_path": "s3://models/a"},
-}
 LONG: dict[str, Any] = {
     "learning_rate": 1e-4,
     "max_grad_norm": 1,
@@ -74,6 +70,15 @@ LONG: dict[str, Any] = {
     "initial_base_model_ckpt_path": {"repo_id": "acme/base"},
     "model_revision": "Über\u2028\x7f",
     "workers": {"nodes": 2, "nodeSelector": {"a": "b"}, "affinity": {"nodeAffinity": {}}},
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "another number": {"learning_rate": 1e-5},
+    "another text": {"task": "causal_lm"},
+    "a key more": {"valid_path": "s3://data/valid.jsonl"},
+    "another item": {"lora_config": LONG["lora_config"] | {"target_modules": ["q_proj", "k_proj"]}},
+    "one item less": {"lora_config": LONG["lora_config"] | {"target_modules": ["q_proj"]}},
+    "another truth": {"lora_config": LONG["lora_config"] | {"init_lora_weights": False}},
+    "of another type": {"initial_base_model_ckpt_path": "s3://models/a"},
 }
 
 
@@ -162,10 +167,21 @@ def test_a_record_in_yaml_by_an_earlier_version_is_read() -> None:
         assert made.spec.output.uri == SETTINGS.default_output_uri
 
 
-def test_a_long_text_that_somebody_put_in_its_place_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuation, "load_job", lambda *_, **__: pytest.fail("it takes seconds"))
-    config = {"data": {"job.yaml": "a: [" + "[]," * YAML_LIMIT_BYTES + "]"}}
-    assert continued(stored(), config) == stored()
+@pytest.mark.parametrize(
+    ("yaml", "length", "read"),
+    [(True, YAML_LIMIT_BYTES, True), (True, YAML_LIMIT_BYTES + 1, False), (False, YAML_LIMIT_BYTES + 1, True)],
+)
+def test_a_long_record_is_read_in_json_alone(yaml: bool, length: int, read: bool) -> None:
+    """In YAML it takes seconds, and somebody may have put it in the place of the first one's."""
+    first = stored(learning_rate=0.5)
+    text = job_yaml(first) if yaml else config_map(first)["data"]["job.yaml"]
+    job = continued(stored(), {"data": {"job.yaml": text.ljust(length, "\n")}})
+    assert job.spec.learning_rate == (0.5 if read else stored().spec.learning_rate)
+
+
+def test_a_record_of_keys_alone_is_read() -> None:
+    text = json.dumps(json.loads(config_map(stored(learning_rate=0.5))["data"]["job.yaml"])["spec"])
+    assert continued(stored(), {"data": {"job.yaml": text}}).spec.learning_rate == 0.5
 
 
 LARGEST: dict[str, dict[str, Any]] = {
@@ -256,3 +272,4 @@ def test_a_fingerprint_of_another_release_tells_nothing() -> None:
 @pytest.mark.parametrize("raw", [{}, {"metadata": None}, {"spec": None}, {"spec": {"pytorchReplicaSpecs": []}}])
 def test_anything_may_stand_in_an_edited_object(raw: dict[str, Any]) -> None:
     assert is_edited({"metadata": {"annotations": {FINGERPRINT_ANNOTATION: "x"}}, **raw}) in (True, False)
+    assert fingerprint(raw) == "2-44136fa355b3678a"

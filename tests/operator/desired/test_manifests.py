@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator.desired import pytorch_job, verification_job
+from finetune_api.workers import Resources
+from finetune_operator.desired import job_config_map, pytorch_job, verification_job
 from finetune_operator.settings import OperatorSettings
 from tests.operator.desired.built import SETTINGS, stored
 
@@ -27,6 +28,7 @@ PLATFORM = SETTINGS.model_copy(
         "hugging_face_secret": "hub-of-all",
         "queue_name": "everybody",
         "cache_claim": "models",
+        "default_resources": Resources(requests={"cpu": "4", "memory": "32Gi"}),
         "shared_memory_size": "8Gi",
         "scratch_size": "20Gi",
         "termination_grace_seconds": 60,
@@ -35,6 +37,7 @@ PLATFORM = SETTINGS.model_copy(
 )
 RICH: dict[str, Any] = {
     "output": {"uri": "pvc://results/team"},
+    "model_revision": "Über",
     "train_path": "pvc://data/train.jsonl",
     "secrets": {"huggingFace": {"name": "hub", "key": "mine"}, "objectStore": {"name": "store"}},
     "worker_resources": {"accelerator_type:A100": 1},
@@ -71,6 +74,7 @@ MADE: Mapping[str, Callable[[], dict[str, Any]]] = {
     "bare": lambda: pytorch_job(stored(**CPU), 1, BARE),
     "rich": lambda: pytorch_job(stored(LABELS, **RICH), 3, PLATFORM, ("node-7", "node-3")),
     "platform": lambda: pytorch_job(stored(), 1, PLATFORM),
+    "config-map": lambda: job_config_map(stored(LABELS, **RICH), 3, PLATFORM),
     "verification-bare": lambda: verification_job(stored(**CPU), 1, ADDRESS, BARE),
     "verification-rich": lambda: verification_job(stored(LABELS, **RICH), 3, ADDRESS, PLATFORM, ("node-7",)),
 }
@@ -85,6 +89,16 @@ def test_no_file_is_left_of_an_object_that_is_made_no_more() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(MADE)
 
 
+class Readable(yaml.SafeDumper):
+    """Writes a text of several lines as such."""
+
+
+Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
 if __name__ == "__main__":
     for name, make in MADE.items():
-        (FOLDER / f"{name}.yaml").write_text(yaml.safe_dump(make(), sort_keys=False, width=120))
+        text = yaml.dump(make(), Dumper=Readable, sort_keys=False, width=120, allow_unicode=True)
+        (FOLDER / f"{name}.yaml").write_text(text)

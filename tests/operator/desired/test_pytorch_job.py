@@ -209,6 +209,20 @@ def test_every_object_goes_with_its_job() -> None:
     assert found == {**owner, "controller": True}
 
 
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("uid", "FineTuneJob guard has no uid, so nothing can belong to it."),
+        ("namespace", "FineTuneJob guard has no namespace."),
+    ],
+)
+def test_nothing_is_made_of_a_job_that_no_server_stored(missing: str, sentence: str) -> None:
+    job = stored()
+    metadata = job.metadata.model_copy(update={missing: None})
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        pytorch(job.model_copy(update={"metadata": metadata}))
+
+
 def test_the_object_is_plain_json() -> None:
     made = pytorch(stored(workers={"resources": {"limits": {"memory": "64Gi", "cpu": 8}}}))
     assert json.loads(json.dumps(made)) == made
