@@ -282,8 +282,8 @@ def test_what_is_told_while_it_is_listed_may_be_newer_than_the_list() -> None:
     assert stage.once()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_told_while_the_rest_is_listed_is_not_taken_for_gone(kind: str) -> None:
+@pytest.mark.parametrize("of", KINDS)
+def test_what_is_told_while_the_rest_is_listed_is_not_taken_for_gone(of: str) -> None:
     stage = Stage()
     known(stage, running("5"))
     stage.cache.child_seen(PYTORCH_PLURAL, pytorch_job("6"), deleted=False)
@@ -292,18 +292,18 @@ def test_what_is_told_while_the_rest_is_listed_is_not_taken_for_gone(kind: str) 
     younger[FINETUNE_PLURAL]["metadata"] |= {"name": "other", "uid": "other"}
     listed = stage.server.list_metadata
 
-    async def meanwhile(asked: str, namespace: str | None) -> AsyncIterator[list[Raw]]:
-        async for page in listed(asked, namespace):
+    async def meanwhile(kind: str, namespace: str | None) -> AsyncIterator[list[Raw]]:
+        async for page in listed(kind, namespace):
             yield page
-        if asked == kind == FINETUNE_PLURAL:
+        if kind == of == FINETUNE_PLURAL:
             known(stage, younger[kind])
-        elif asked == kind:
+        elif kind == of:
             stage.cache.child_seen(kind, younger[kind], deleted=False)
 
     stage.server.list_metadata = meanwhile  # type: ignore[method-assign]
     stage.once()
     assert stage.added == []
-    assert stage.cache.is_current(kind, younger[kind])
+    assert stage.cache.is_current(of, younger[of])
 
 
 def test_a_namespace_that_cannot_be_listed_is_no_reason_to_leave_the_others_alone() -> None:
