@@ -102,14 +102,18 @@ class ReadableResponse(aiohttp.ClientResponse):
             raise aiohttp.ClientPayloadError(f"The API server's answer cannot be read: {error}") from error
         return found
 
+    def _place(self) -> tuple[str, str | None]:
+        """Plural of the kind that was asked for, and the namespace or None for all."""
+        path, _, kind = self.url.path.rpartition("/")
+        before, _, namespace = path.rpartition("/namespaces/")
+        return kind, namespace if before else None
+
     def _tell_begun(self) -> None:
-        _, _, place = self.url.path.rpartition("/namespaces/")
-        namespace, _, kind = place.rpartition("/")
-        type(self).begun(kind, namespace if place != self.url.path else None)
+        type(self).begun(*self._place())
 
     def _take(self, item: Json) -> None:
         try:
-            type(self).listed(self.url.path.rpartition("/")[2], item)
+            type(self).listed(self._place()[0], item)
         except Exception:  # it costs only itself; the next resync reads it
             _log.exception("An object that is listed cannot be taken in: %s", item["metadata"]["name"])
 
@@ -194,9 +198,10 @@ class _Lines:
             raise Garbled("it said what is no event")
         without_managed_fields(item)
         if self.begins and kind == "ADDED":
+            # All of them, for this is told to be everything before kopf's handlers have run.
+            self._take(item)
             self._taken += 1
             if self._taken % SIGN_OF_LIFE:
-                self._take(item)
                 return b""
         try:
             return encoded(event) + b"\n"

@@ -10,6 +10,7 @@ from aiohttp import web
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.wire import LEAST_PAGE, MOST_PAGE, PAGE_BYTES, Wire
+from tests.operator.loopback import answering
 
 
 def named(number: int) -> dict[str, Any]:
@@ -37,17 +38,10 @@ def listed(count: int, size: int) -> tuple[int, list[int]]:
         return web.json_response({"kind": "ThingList", "apiVersion": "v1", "metadata": metadata, "items": items})
 
     async def run() -> int:
-        app = web.Application()
-        app.router.add_get("/{path:.*}", serve)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
         found: list[dict[str, Any]] = []
-        async with Wire(Configuration(host=f"http://{host}:{port}")) as wire:
+        async with answering(serve) as url, Wire(Configuration(host=url)) as wire:
             async for page in wire.pages("things", {}, accept="application/json"):
                 found += page
-        await runner.cleanup()
         assert [item["metadata"]["name"] for item in found] == [str(number) for number in range(count)]
         assert not any("managedFields" in item["metadata"] for item in found)  # more than all the rest
         return len(found)
