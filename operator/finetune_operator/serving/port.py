@@ -16,7 +16,7 @@ from finetune_operator.serving.answers import one_each
 from finetune_operator.serving.connections import accept_connections, end_tasks
 from finetune_operator.serving.server_log import ServerLog
 
-BACKLOG = 1024
+BACKLOG = 4096
 """Connections of one port that wait for their turn."""
 LEAVE_SECONDS = 1.0
 """How long open connections may take to end when the port is closed."""
