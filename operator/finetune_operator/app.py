@@ -20,6 +20,7 @@ from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.dispatch import Dispatcher
 from finetune_operator.errors import ApiError, SetupProblem
+from finetune_operator.events import EventBroadcaster
 from finetune_operator.handlers import watch
 from finetune_operator.progress.app import progress_app
 from finetune_operator.progress.authority import CertificateAuthority
@@ -67,6 +68,7 @@ class Operator:
             secret=settings.tls_secret,
             config_map=settings.ca_config_map,
         )
+        self._events = EventBroadcaster(cluster)
         self._reconciler = Reconciler(
             cluster,
             settings,
@@ -74,6 +76,7 @@ class Operator:
             inbox=self._inbox,
             authority=self._authority if settings.progress_url else None,
             metrics=self._metrics,
+            events=self._events,
         )
         self._dispatcher = Dispatcher(self._queue, self._cache, self._heartbeat, forget=self._forget)
         self._resync = Resync(
@@ -98,10 +101,13 @@ class Operator:
             works = [self._queue.run(), self._resync.run()]
             if self._settings.progress_url:
                 works += [self._serve_progress(), self._keep_trusted()]
+            broadcast = parts.create_task(self._events.run())
             tasks = [parts.create_task(work) for work in works]
             await self._watch()
             for task in tasks:
                 task.cancel()
+            await self._events.flush()
+            broadcast.cancel()
 
     async def _reconcile(self, key: Key) -> float | None:
         again = await self._reconciler.reconcile(key)

@@ -1,9 +1,17 @@
-"""Posts Kubernetes events about a job. They are for people: one that cannot be posted is logged, and nothing else."""
+"""Posts Kubernetes events about jobs, behind their backs: no reconcile waits until its events are told.
+
+They are for people: one that cannot be posted is logged, and nothing else. A few senders post them while reconciles go
+on, in the order of each job, so that a burst of jobs is not slowed down by what is said about it. What waits is
+bounded: who records more than can be posted waits, and nothing is dropped.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -15,23 +23,77 @@ from finetune_operator.policy.transitions import Event
 
 MESSAGE_LIMIT = 1024
 """Most characters that the API server takes in an event's message."""
+SENDERS = 4
+"""Events that are on their way at the same time; those of one job never are."""
+QUEUE_LIMIT = 500
+"""Events that may wait for one sender, of about 2 KB each."""
+TRIES = 3
+"""Times that an event is posted while the API server asks to be left alone for a moment."""
+MOMENT_SECONDS = 10.0
+"""Longest such moment (seconds)."""
+FLUSH_SECONDS = 5.0
+"""Time in which what waits is still posted when the operator ends (seconds)."""
 
 _log = logging.getLogger(__name__)
 
 
-async def post_events(cluster: Cluster, job: Mapping[str, Any], events: Sequence[Event], now: datetime) -> None:
-    """Post `events` about `job`, in their order."""
-    for event in events:
+class EventBroadcaster:
+    """Posts events, those of one job in the order in which they were recorded.
+
+    Args:
+        cluster: the API server.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._queues: list[asyncio.Queue[dict[str, Any]]] = [asyncio.Queue(QUEUE_LIMIT) for _ in range(SENDERS)]
+
+    async def record(self, job: Mapping[str, Any], events: Iterable[Event], now: datetime) -> None:
+        """Have `events` about `job` posted soon. Waits only while too many others do."""
+        queue = self._queues[zlib.crc32(job["metadata"]["uid"].encode()) % SENDERS]
+        for event in events:
+            await queue.put(_body(job, event, now))
+
+    def waiting(self) -> int:
+        """How many events wait."""
+        return sum(queue.qsize() for queue in self._queues)
+
+    async def run(self) -> None:
+        """Post for ever what is recorded."""
         try:
-            await cluster.create_event(job["metadata"]["namespace"], _body(job, event, now))
-        except ApiError as error:
-            _log.warning(
-                "Event %s of %s/%s could not be posted: %s",
-                event.reason,
-                job["metadata"]["namespace"],
-                job["metadata"]["name"],
-                error,
-            )
+            async with asyncio.TaskGroup() as senders:
+                for queue in self._queues:
+                    senders.create_task(self._send(queue))
+        finally:
+            if self.waiting():
+                _log.warning("%d events were not posted before the operator ended.", self.waiting())
+
+    async def flush(self) -> None:
+        """Wait until everything recorded is posted, but no longer than FLUSH_SECONDS. `run` has to run meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await asyncio.gather(*(queue.join() for queue in self._queues))
+
+    async def _send(self, queue: asyncio.Queue[dict[str, Any]]) -> None:
+        while True:
+            body = await queue.get()
+            try:
+                await self._post(body)
+            finally:
+                queue.task_done()
+
+    async def _post(self, body: Mapping[str, Any]) -> None:
+        about = body["involvedObject"]
+        for tries_left in reversed(range(TRIES)):
+            try:
+                await self._cluster.create_event(about["namespace"], body)
+                return
+            except ApiError as error:
+                if error.retry_after_seconds is None or not tries_left:
+                    whose = about["namespace"], about["name"]
+                    _log.warning("Event %s of %s/%s could not be posted: %s", body["reason"], *whose, error)
+                    return
+                await asyncio.sleep(min(error.retry_after_seconds, MOMENT_SECONDS))
 
 
 def _body(job: Mapping[str, Any], event: Event, now: datetime) -> dict[str, Any]:

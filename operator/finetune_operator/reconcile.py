@@ -16,6 +16,7 @@ from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.creation import Creation
 from finetune_operator.errors import ApiError, Conflict, Unavailable
+from finetune_operator.events import EventBroadcaster
 from finetune_operator.observe import Observer, once_made
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.decide import attempt_is_open, decide
@@ -50,6 +51,7 @@ class Reconciler:
         inbox: the newest progress reports.
         authority: sees to it that trainers can trust the progress endpoint; None when there is none.
         metrics: what is counted.
+        events: tells people what has changed.
         now: wall clock, UTC.
     """
 
@@ -62,6 +64,7 @@ class Reconciler:
         inbox: Inbox,
         authority: CertificateAuthority | None,
         metrics: Metrics,
+        events: EventBroadcaster,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
@@ -79,7 +82,7 @@ class Reconciler:
         )
         self._attempts = Attempts(cluster, settings, cache)
         self._verifications = Verifications(cluster, settings, self._attempts, self._timeouts)
-        self._writer = StatusWriter(cluster)
+        self._writer = StatusWriter(cluster, events)
         self._creation = Creation(self._attempts, authority, self._timeouts)
         self._observer = Observer(cluster, settings, cache, self._attempts, self._verifications, inbox, now)
 

@@ -11,7 +11,7 @@ from finetune_operator.cache import CachedJob
 from finetune_operator.children import is_newer
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import Conflict, NotFound
-from finetune_operator.events import post_events
+from finetune_operator.events import EventBroadcaster
 from finetune_operator.observe import queue_labels
 from finetune_operator.policy.transitions import events_between
 from finetune_operator.view import View
@@ -27,10 +27,12 @@ class StatusWriter:
 
     Args:
         cluster: the API server.
+        events: tells people what has changed.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, events: EventBroadcaster) -> None:
         self._cluster = cluster
+        self._events = events
 
     async def write(self, view: View, status: FineTuneJobStatus, now: datetime) -> bool:
         """Write a status where it has changed, and tell what did; False where the job is gone.
@@ -52,7 +54,7 @@ class StatusWriter:
         _keep(cached, view.raw, body, written["metadata"]["resourceVersion"])
         desired = view.observed.desired
         events = events_between(before, status, problems=desired.problems, notices=desired.notices)
-        await post_events(self._cluster, view.raw, events, now)
+        await self._events.record(view.raw, events, now)
         return True
 
     async def _update(self, view: View, body: Mapping[str, Any]) -> Raw:

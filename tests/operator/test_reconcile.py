@@ -15,6 +15,7 @@ from finetune_operator import observe
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, api_error
+from finetune_operator.events import EventBroadcaster
 from finetune_operator.names import FINETUNE_PLURAL, KUEUE_QUEUE_LABEL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.progress.inbox import Inbox
 from finetune_operator.progress.sender import Sender
@@ -62,13 +63,15 @@ class Desk:
         self.cache.synced = True
         self.children: dict[str, dict[str, Raw]] = {}
         """What the watches have told of: by kind and uid."""
+        cluster = Cluster(self.wire)
         self.reconciler = Reconciler(
-            Cluster(self.wire),
+            cluster,
             OperatorSettings(default_output_uri="s3://models/team", progress_url="https://operator:8443"),
             cache=self.cache,
             inbox=self.inbox,
             authority=None,
             metrics=Metrics(self.registry),
+            events=EventBroadcaster(cluster),
             now=self.now,
         )
 

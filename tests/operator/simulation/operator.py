@@ -18,6 +18,7 @@ from finetune_operator.app import SETTLE_SECONDS
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import LIVE_PODS, Cluster
 from finetune_operator.dispatch import Dispatcher
+from finetune_operator.events import EventBroadcaster
 from finetune_operator.names import FINETUNE_PLURAL, JOB_UID_LABEL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.progress.inbox import Inbox
 from finetune_operator.progress.sender import Sender
@@ -97,8 +98,16 @@ class SimulatedOperator:
             later=loop.call_later,
         )
         self.cache = Cache(self.inbox.forget)
+        events = EventBroadcaster(cluster)
         self.reconciler = Reconciler(
-            cluster, settings, cache=self.cache, inbox=self.inbox, authority=None, metrics=_metrics(), now=clock
+            cluster,
+            settings,
+            cache=self.cache,
+            inbox=self.inbox,
+            authority=None,
+            metrics=_metrics(),
+            events=events,
+            now=clock,
         )
         self._dispatcher = Dispatcher(self.queue, self.cache, self.heartbeat, forget=self._forget, now=clock)
         self._resync = Resync(
@@ -116,7 +125,7 @@ class SimulatedOperator:
         self._stop_watching: dict[str, Callable[[], None]] = {}
         for kind in SELECTORS:
             self.watch_anew(kind)
-        self._tasks = [loop.create_task(self._live(self.queue.run))]
+        self._tasks = [loop.create_task(self._live(part)) for part in (self.queue.run, events.run)]
         self.resync()
 
     @property
