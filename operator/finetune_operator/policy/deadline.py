@@ -9,7 +9,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from finetune_api.status import LARGEST_NUMBER, FineTuneJobStatus
-from finetune_operator.policy.times import after, moment, rfc3339, seconds_between
+from finetune_operator.policy.observed import PyTorchJobView
+from finetune_operator.policy.times import CLOCK_TOLERANCE, after, believed, moment, rfc3339, seconds_between
 
 
 def account(status: FineTuneJobStatus, *, since: datetime | None, now: datetime) -> None:
@@ -25,6 +26,22 @@ def account(status: FineTuneJobStatus, *, since: datetime | None, now: datetime)
         seconds = (status.active_seconds or 0) + round(seconds_between(running_since, now))
         status.active_seconds = min(seconds, LARGEST_NUMBER)
         status.active_since = None
+
+
+def note_suspension(status: FineTuneJobStatus, pytorch_job: PyTorchJobView, now: datetime) -> None:
+    """Count what was active up to when a queue stopped the attempt: maybe long ago, while no operator looked.
+
+    Where it has been let go again since, nobody knows any more how long it was active before, and that does not count.
+    What is not clearly later may be the difference of two clocks.
+    """
+    since = moment(status.active_since)
+    if since is None:
+        return
+    stopped_at, resumed_at = pytorch_job.suspended_at, pytorch_job.resumed_at
+    if pytorch_job.held:
+        account(status, since=None, now=believed(stopped_at, earliest=since, now=now, otherwise=now))
+    elif resumed_at is not None and since + CLOCK_TOLERANCE < resumed_at <= now:
+        status.active_since = rfc3339(resumed_at)
 
 
 def deadline(status: FineTuneJobStatus, limit_seconds: int | None) -> datetime | None:

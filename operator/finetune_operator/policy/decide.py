@@ -68,7 +68,9 @@ def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts:
         return
     # Pods that have ended hold nothing and keep their logs; those that have not must go.
     plan.release = any(not pod.ended for pod in observed.pods) or not (observed.pods or pytorch_job.ended)
-    if not plan.release and any(pod.holds_machine for pod in observed.pods):
+    # A worker that a quota refuses is made as soon as another one has ended, even for a job that has.
+    may_make_pods = not pytorch_job.ended and len(observed.pods) < pytorch_job.nodes
+    if not plan.release and (may_make_pods or any(pod.holds_machine for pod in observed.pods)):
         # The trainer has ended, its pod has not: in a moment it will, unless a container beside it goes on for ever.
         ended_at = moment(plan.status.completion_time)
         # An end in the future is by another clock, and nobody knows how long ago it was.
@@ -85,6 +87,7 @@ def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeo
     if pytorch_job is None or pytorch_job.deleting:
         _end(plan, endings.deleted(status.attempt, observed.pods), observed, now, timeouts)
         return
+    deadline.note_suspension(status, pytorch_job, now)
     pods = [pod for pod in observed.pods if pod.owner_uid == pytorch_job.uid]
     found = judge(pytorch_job, pods, now=now, noticed=observed.noticed, group_end_seconds=timeouts.group_end_seconds)
     if _end(plan, endings.final(found, status) if isinstance(found, Verdict) else None, observed, now, timeouts):

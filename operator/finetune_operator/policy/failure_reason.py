@@ -73,6 +73,10 @@ class _Weight(IntEnum):
     ECHO = 9
 
 
+_MAY_BE_AN_ECHO = (_Weight.SIGNAL, _Weight.SAID_UNEXPECTED, _Weight.ECHO)
+"""Ends that a worker may come to because another one was lost."""
+
+
 def judge(
     pytorch_job: PyTorchJobView,
     pods: Sequence[PodView],
@@ -90,26 +94,19 @@ def judge(
         group_end_seconds: how long the other pods may take to end once the end of the first was noticed (seconds).
         noticed: when the operator first saw that the end has begun; None if it sees that now.
     """
-    if pytorch_job.held:
-        return None
+    published = _published(next((pod for pod in pods if pod.index == 0), None))
+    if pytorch_job.held or (published is not None and any(_left_over(pod, pytorch_job) for pod in pods)):
+        # Stopped by a queue while it published, and done in the time that it was given: nothing is left to do.
+        return published
     pods = [pod for pod in pods if not _left_over(pod, pytorch_job)]
-    lead = next((pod for pod in pods if pod.index == 0), None)
     if not _has_begun_to_end(pytorch_job, pods):
         return None
     # Counted from when we noticed: the times of the pods come from the clocks of their nodes.
     decide_at = after(min(noticed or now, now), group_end_seconds)
-    if _others_may_end(pods) and now < decide_at:
+    if _others_may_end(pytorch_job, pods) and now < decide_at:
         return decide_at
-    adapter = _adapter(lead)
-    if adapter is not None and lead is not None and lead.last_words is not None:
-        return Verdict(
-            succeeded=True,
-            reason=OperatorReason.SUCCEEDED,
-            message=f"The adapter is at {adapter.uri}.{contradiction(lead.exit_code, None)}",
-            exit_code=recorded(lead.exit_code),
-            words=lead.last_words,
-            checkpoint=lead.last_words.checkpoint,
-        )
+    if published is not None:
+        return published
     checkpoint = newest_checkpoint(pods)
     failed = [pod for pod in pods if not pod.succeeded and (pod.ended or pod.deleting)]
     if not failed:
@@ -125,13 +122,9 @@ def newest_checkpoint(pods: Sequence[PodView]) -> CheckpointResult | None:
 
 
 def _left_over(pod: PodView, pytorch_job: PyTorchJobView) -> bool:
-    """Whether `pod` is from before the suspension that is over now, and only takes its time to go."""
-    return (
-        pod.deleting
-        and pytorch_job.resumed_at is not None
-        and pod.created_at is not None
-        and pod.created_at <= pytorch_job.resumed_at
-    )
+    """Whether `pod` was deleted by the suspension that is over now, and only takes its time to go."""
+    deleted_at, resumed_at = pod.deleted_at, pytorch_job.resumed_at
+    return deleted_at is not None and resumed_at is not None and deleted_at <= resumed_at
 
 
 def _has_begun_to_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> bool:
@@ -142,18 +135,33 @@ def _has_begun_to_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> b
     )
 
 
-def _others_may_end(pods: Sequence[PodView]) -> bool:
+def _others_may_end(pytorch_job: PyTorchJobView, pods: Sequence[PodView]) -> bool:
     """Whether pods that have not ended may yet say what the cause was.
 
     Where one is being deleted, nothing is waited for: once it is gone the training operator makes another in its place,
-    and then nobody could tell that it was taken away.
+    and then nobody could tell that it was taken away. After the end of a PyTorchJob it makes no more.
     """
-    return any(not pod.ended for pod in pods) and not any(pod.deleting for pod in pods)
+    is_replaced = not pytorch_job.ended and any(pod.deleting for pod in pods)
+    return any(not pod.ended for pod in pods) and not is_replaced
 
 
 def _adapter(pod: PodView | None) -> Adapter | None:
     words = pod.last_words if pod is not None and pod.index == 0 and pod.ended else None
     return adapter_of(words) if words is not None else None
+
+
+def _published(lead: PodView | None) -> Verdict | None:
+    adapter = _adapter(lead)
+    if adapter is None or lead is None or lead.last_words is None:
+        return None
+    return Verdict(
+        succeeded=True,
+        reason=OperatorReason.SUCCEEDED,
+        message=f"The adapter is at {adapter.uri}.{contradiction(lead.exit_code, None)}",
+        exit_code=recorded(lead.exit_code),
+        words=lead.last_words,
+        checkpoint=lead.last_words.checkpoint,
+    )
 
 
 def _without_failed_pod(
@@ -173,12 +181,23 @@ def _without_failed_pod(
             counted=False,
             checkpoint=checkpoint,
         )
+    text = quoted(pytorch_job.end_message).rstrip(".") or "it gave no reason"
+    if pytorch_job.end == "Failed" and pytorch_job.resumed_at is not None:
+        # A pod that the suspension deletes, and that is still there at the resumption, counts as failed for it.
+        return Verdict(
+            succeeded=False,
+            reason=OperatorReason.DISRUPTED,
+            message="The training operator ended the attempt after a suspension although none of its pods had failed "
+            f"({text}); this does not count as a failure.",
+            retryable=True,
+            counted=False,
+            checkpoint=checkpoint,
+        )
     if pytorch_job.end == "Failed":
-        text = quoted(pytorch_job.end_message).rstrip(".")
         return Verdict(
             succeeded=False,
             reason=OperatorReason.WORKERS_FAILED,
-            message=f"The training operator ended the attempt: {text or 'it gave no reason'}.",
+            message=f"The training operator ended the attempt: {text}.",
             retryable=True,
             checkpoint=checkpoint,
         )
@@ -245,8 +264,6 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
     elif words is not None and words.reason is not None:
         reason, retryable = str(words.reason), is_retryable(EXIT_CODES[words.reason])
         message = (words.message or f"{who} failed.") + contradiction(code, words.reason)
-        # Where a worker is gone altogether, nobody else can say what became of it.
-        counted = complete or weight is not _Weight.ECHO
         code = code if code is not None else EXIT_CODES[words.reason]
     elif weight is _Weight.NEVER_STARTED:
         reason, message = str(OperatorReason.TRAINER_NOT_STARTED), never_started(who, pod)
@@ -259,6 +276,10 @@ def _verdict(pod: PodView, checkpoint: CheckpointResult | None, *, complete: boo
         )
     else:
         reason, message = str(OperatorReason.TRAINER_CRASHED), _crashed(who, pod)
+    if not complete and weight in _MAY_BE_AN_ECHO:
+        # Nobody else can say what became of a worker that is gone altogether.
+        counted = False
+        message += " A worker is gone that may have been the cause, so this does not count as a failure."
     return Verdict(
         succeeded=False,
         reason=reason,

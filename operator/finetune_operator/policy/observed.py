@@ -20,7 +20,7 @@ from finetune_operator.names import (
     WORKER_REPLICA,
 )
 from finetune_operator.policy.evictions import EVICTED, DiskLimit, exceeded_limit
-from finetune_operator.policy.times import moment
+from finetune_operator.policy.times import after, moment
 
 DISRUPTION_REASONS = (
     EVICTED,
@@ -62,8 +62,12 @@ class PodView:
     phase: str
     created_at: datetime | None = None
     deleting: bool = False
+    deleted_at: datetime | None = None
+    """When somebody asked for that, by the API server's clock; None where it is not going, or does not say."""
     node: str | None = None
     """Name of the machine that it was assigned to."""
+    scheduled_at: datetime | None = None
+    """When it was, by the scheduler's clock."""
     disruption: str | None = None
     """Why the cluster ended it, as the cluster says it; None when it did not."""
     disk_limit: DiskLimit | None = None
@@ -124,6 +128,8 @@ class PyTorchJobView:
     deleting: bool = False
     suspended: bool = False
     """By somebody else, such as Kueue; until the training operator, too, has taken note that this is over."""
+    suspended_at: datetime | None = None
+    """When the training operator stopped it for that; None while it goes on."""
     has_run: bool = False
     """Its pods ran at some time, if not now."""
     pods_ended: int = 0
@@ -198,7 +204,9 @@ def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) ->
         phase=phase,
         created_at=_time(metadata, "creationTimestamp"),
         deleting="deletionTimestamp" in metadata,
+        deleted_at=_deleted_at(metadata),
         node=_text(spec, "nodeName")[:NAME_LIMIT] or None,
+        scheduled_at=_time(scheduled, "lastTransitionTime") if scheduled.get("status") == "True" else None,
         disruption=_disruption(status, conditions) if disk_limit is None else None,
         disk_limit=disk_limit,
         memory_limit=_quantity(_map(resources, "limits").get("memory")),
@@ -264,6 +272,7 @@ def read_pytorch_job(raw: Mapping[str, Any], attempt: int, *, edited: bool = Fal
         created_at=_time(metadata, "creationTimestamp"),
         deleting="deletionTimestamp" in metadata,
         suspended=_map(spec, "runPolicy").get("suspend") is True or "Suspended" in true,
+        suspended_at=_time(suspension, "lastTransitionTime") if suspension.get("status") == "True" else None,
         has_run="Running" in conditions,
         pods_ended=sum(_number(counts.get(end)) for end in ("succeeded", "failed")),
         started_at=_time(status, "startTime"),
@@ -318,6 +327,12 @@ def _text(value: Mapping[str, Any], key: str) -> str:
 def _time(value: Mapping[str, Any], key: str) -> datetime | None:
     """The time there; None where there is none."""
     return moment(_text(value, key))
+
+
+def _deleted_at(metadata: Mapping[str, Any]) -> datetime | None:
+    """deletionTimestamp is the end of the time that the object was given to go."""
+    gone_at, grace = _time(metadata, "deletionTimestamp"), metadata.get("deletionGracePeriodSeconds")
+    return after(gone_at, -_number(grace)) if gone_at is not None else None
 
 
 def _exit_code(ended: Mapping[str, Any]) -> int | None:

@@ -32,6 +32,7 @@ class OperatorReason(StrEnum):
     CONFIGURATION_MISSING = "ConfigurationMissing"
     CONTAINER_START_FAILED = "ContainerStartFailed"
     PODS_NOT_CREATED = "PodsNotCreated"
+    PODS_NOT_STARTED = "PodsNotStarted"
     PODS_STILL_ENDING = "PodsStillEnding"
     NAME_TAKEN = "NameTaken"
     TRAINING_OPERATOR_MISSING = "TrainingOperatorMissing"

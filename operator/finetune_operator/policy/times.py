@@ -25,11 +25,11 @@ def moment(text: str | None) -> datetime | None:
 
 
 def after(start: datetime, seconds: float) -> datetime:
-    """The time that many seconds after `start`, at most the last one that there is."""
+    """The time that many seconds after `start`, or before it if negative, within the times that there are."""
     try:
         return start + timedelta(seconds=seconds)
     except OverflowError:
-        return datetime.max.replace(tzinfo=UTC)
+        return datetime.max.replace(tzinfo=UTC) if seconds > 0 else datetime.min.replace(tzinfo=UTC)
 
 
 def seconds_between(start: datetime, end: datetime) -> float:

@@ -21,6 +21,7 @@ WAITS = (
     OperatorReason.CONFIGURATION_MISSING,
     OperatorReason.CONTAINER_START_FAILED,
     OperatorReason.PODS_NOT_CREATED,
+    OperatorReason.PODS_NOT_STARTED,
     OperatorReason.NAME_TAKEN,
     OperatorReason.TRAINING_OPERATOR_MISSING,
     OperatorReason.TRAINING_OPERATOR_UNAVAILABLE,

@@ -11,7 +11,7 @@ from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.pod_ends import quoted
 from finetune_operator.policy.reasons import OperatorReason
-from finetune_operator.policy.times import after
+from finetune_operator.policy.times import after, believed
 
 PULL_FAILURES = (
     "ErrImagePull",
@@ -26,6 +26,9 @@ _CONFIGURATION = ("CreateContainerConfigError",)
 _START = ("CreateContainerError", "RunContainerError", "CrashLoopBackOff", "PreCreateHookError", "PreStartHookError")
 STUCK = (*PULL_FAILURES, *_CONFIGURATION, *_START)
 """Reasons for which a container waits that do not pass by themselves."""
+
+POD_START_SECONDS = 600.0
+"""How long a pod may take to begin to run before that is said (seconds): a large image is pulled in that time."""
 
 WAITING_PHASES = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RETRYING)
 
@@ -82,7 +85,12 @@ def activity(
         f"{what}: {started} of {nodes} workers run so far." if nodes > 1 else f"{what}: the worker is being started."
     )
     if len(pods) >= nodes:
-        return Activity(Phase.STARTING, Phase.STARTING, so_far)
+        due = {pod: _start_due(pod, since, now) for pod in pods if not (pod.running or pod.ended)}
+        slowest = min(due, key=due.__getitem__, default=None)
+        if slowest is None or now < due[slowest]:
+            again_at = due[slowest] if slowest is not None else None
+            return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=again_at)
+        return Activity(Phase.STARTING, OperatorReason.PODS_NOT_STARTED, _not_started(slowest))
     expected_at = after(since, pods_expected_seconds)
     if now < expected_at:
         return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=expected_at)
@@ -126,6 +134,26 @@ def _unschedulable(pods: Sequence[PodView], nodes: int) -> Activity | None:
         OperatorReason.UNSCHEDULABLE,
         f"No machine can take {who} at present: {quoted(stuck[0])} It starts by itself once there "
         "is room; to ask for less, suspend the job, change workers and resume it.",
+    )
+
+
+def _start_due(pod: PodView, since: datetime, now: datetime) -> datetime:
+    """By when it should run: from when it has its node, or without one exists, by whoever's clock can be believed."""
+    there_at = believed(pod.scheduled_at or pod.created_at, earliest=since, now=now, otherwise=since)
+    return after(there_at, POD_START_SECONDS)
+
+
+def _not_started(pod: PodView) -> str:
+    minutes = f"{POD_START_SECONDS / 60:.0f} minutes"
+    if pod.node is None:
+        return (
+            f"Worker {pod.index} has had no node for {minutes}, and no scheduler says why: `kubectl describe pod "
+            f"{pod.name}` names the scheduler, or the gate, that it waits for."
+        )
+    return (
+        f"Worker {pod.index} was given a node and has not begun to run for {minutes}: its image is still being pulled, "
+        "a volume, Secret or ConfigMap that it mounts is missing, or the node does not answer. `kubectl describe pod "
+        f"{pod.name}` says which; it starts by itself once that is mended."
     )
 
 

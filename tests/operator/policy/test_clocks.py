@@ -104,6 +104,41 @@ def test_only_active_time_counts() -> None:
     assert deadline.deadline(status, None) is None
 
 
+@pytest.mark.parametrize(
+    ("stopped", "active"),
+    [
+        (later(-18_000), 18_000),
+        (later(-35_999), 1),
+        (NOW, 36_000),
+        # No such moment, or one by a wrong clock: until now.
+        (None, 36_000),
+        (later(1), 36_000),
+        (later(-36_001), 36_000),
+    ],
+)
+def test_what_a_queue_stopped_while_nobody_looked_was_active_until_then(stopped: datetime | None, active: int) -> None:
+    status = FineTuneJobStatus(attempt=1, active_since=rfc3339(later(-36_000)))
+    found = pytorch_job(suspended=True, suspended_at=stopped, queue="team")
+    spec: dict[str, Any] = {"active_deadline_seconds": 36_000, "queue": "team"}
+    plan = decide(observed(status, found, [], **spec), NOW, PATIENCE)
+    if active < 36_000:
+        assert (plan.status.phase, plan.status.active_seconds, plan.status.active_since) == ("Queued", active, None)
+        assert decide(observed(plan.status, found, [], **spec), later(10**6), PATIENCE).status == plan.status
+    else:
+        assert plan.status.attempts[-1].reason == "DeadlineExceeded"
+    goes_on = decide(observed(status, pytorch_job(), [running()], **spec), NOW, PATIENCE)
+    assert goes_on.status.attempts[-1].reason == "DeadlineExceeded"
+
+
+@pytest.mark.parametrize(
+    ("resumed", "since"), [(-60, -60), (0, 0), (-36_000, -36_000), (-35_400, -36_000), (-35_399, -35_399), (1, -36_000)]
+)
+def test_a_suspension_that_nobody_saw_does_not_count_as_activity(resumed: float, since: float) -> None:
+    status = FineTuneJobStatus(attempt=1, active_since=rfc3339(later(-36_000)))
+    plan = decide(observed(status, pytorch_job(resumed_at=later(resumed)), [running()]), NOW, PATIENCE)
+    assert moment(plan.status.active_since) == later(since)
+
+
 @given(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 10**6))
 def test_the_deadline_comes_when_it_says(active: int, limit: int, running: int) -> None:
     status = FineTuneJobStatus(active_seconds=active, active_since=rfc3339(NOW))

@@ -271,6 +271,23 @@ def test_a_sidecar_that_outlives_the_trainer_goes_after_a_while() -> None:
     assert decide(observed(done, pytorch_job(), pods), later(30), PATIENCE).release
 
 
+@pytest.mark.parametrize(
+    ("found", "pods", "goes"),
+    [
+        (pytorch_job(nodes=2), [ended(0, 11)], True),
+        (pytorch_job(nodes=2), [ended(0, 11), ended(1, 0)], False),
+        (pytorch_job(nodes=2, end="Failed"), [ended(0, 11)], False),
+    ],
+)
+def test_a_pytorchjob_that_may_yet_make_a_pod_that_was_refused_goes_after_a_while(
+    found: Any, pods: Any, goes: bool
+) -> None:
+    done = decide(observed(during(), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
+    early = decide(observed(done, found, pods), NOW, PATIENCE)
+    assert (early.release, early.again_at) == (False, later(30) if goes else None)
+    assert decide(observed(done, found, pods), later(30), PATIENCE).release is goes
+
+
 def test_the_ttl_deletes_the_job_when_it_is_over() -> None:
     done = decide(observed(during(), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
     early = decide(observed(done, ttl_seconds_after_finished=60), later(59), PATIENCE)

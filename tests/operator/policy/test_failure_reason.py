@@ -248,6 +248,9 @@ FAILS = ended(1, 203, PEER)
         (pytorch_job(nodes=2), [running(0), FAILS]),
         (pytorch_job(nodes=2, end="Failed"), [running(0), FAILS]),
         (pytorch_job(nodes=2, end="Failed"), [running(0), running(1)]),
+        # Nothing takes the place of a pod that goes now.
+        (pytorch_job(nodes=2, end="Failed"), [running(0), running(1, deleting=True)]),
+        (pytorch_job(nodes=2, end="Failed"), [running(0), replace(FAILS, deleting=True)]),
         (pytorch_job(nodes=2), [running(1), ended(0, 0, success())]),
         # Its end has no time at all.
         (pytorch_job(nodes=2), [running(0), replace(FAILS, ended_at=None)]),
@@ -311,10 +314,27 @@ def test_what_somebody_else_suspended_is_not_judged() -> None:
 
 
 def test_pods_from_before_a_suspension_are_not_this_groups() -> None:
-    old = running(0, deleting=True)
-    for since in (-3600, -60):
+    old = running(0, deleting=True, deleted_at=later(-60))
+    for since in (-60, 0):
         assert undecided([old], pytorch_job(resumed_at=later(since))) is None
-    assert verdict([old], pytorch_job(resumed_at=later(-7200))).reason == "Disrupted"
+    # Deleted since, as by a drain: also where it was made in the very second of the resumption, as most are.
+    resumed = pytorch_job(resumed_at=later(-61))
+    assert verdict([old], resumed).reason == "Disrupted"
+    assert verdict([replace(old, created_at=later(-61))], resumed).reason == "Disrupted"
+    assert verdict([replace(old, deleted_at=None)], pytorch_job(resumed_at=later(0))).reason == "Disrupted"
+    drained = ended(0, 0, success(), deleting=True, deleted_at=later(-9), created_at=later(-61))
+    assert verdict([drained], resumed).succeeded
+
+
+@pytest.mark.parametrize(
+    "found", [pytorch_job(suspended=True), pytorch_job(nodes=2), pytorch_job(nodes=2, resumed_at=later(-5))]
+)
+def test_an_adapter_that_was_finished_while_a_queue_stopped_the_attempt_is_its_success(found: PyTorchJobView) -> None:
+    lead = ended(0, 0, success(), deleting=True, deleted_at=later(-10))
+    made = judge(found, [lead, running(1)] if found.resumed_at else [lead], now=NOW, group_end_seconds=30)
+    assert isinstance(made, Verdict)
+    assert made.succeeded
+    assert undecided([ended(0, 143, STOPPED, deleting=True)], pytorch_job(suspended=True)) is None
 
 
 def test_an_end_without_pods_is_nobodys_fault() -> None:
@@ -329,9 +349,38 @@ def test_an_end_while_all_pods_run_is_the_training_operators_word() -> None:
     assert "It was asked to." in made.message
 
 
-def test_a_missing_worker_makes_the_others_echoes_nobodys_fault() -> None:
-    made = verdict([ended(0, 203, PEER)], pytorch_job(nodes=2))
-    assert (made.reason, made.counted) == ("PeerFailed", False)
+@pytest.mark.parametrize("pods", [[running()], [pod()], [ended(0, 0)]])
+def test_an_end_after_a_suspension_while_no_pod_failed_is_nobodys_fault(pods: list[PodView]) -> None:
+    """The training operator takes a pod that the suspension deletes for one that has failed."""
+    found = pytorch_job(end="Failed", end_message="1 replica failed.", resumed_at=later(-60))
+    old = ended(0, 143, STOPPED, deleting=True, deleted_at=later(-60), created_at=later(-7200))
+    pods = [replace(pod, created_at=later(-50)) for pod in pods]
+    for there in (pods, [old, *pods]):
+        made = verdict(there, found)
+        assert (made.reason, made.counted, made.retryable) == ("Disrupted", False, True)
+        assert "after a suspension although none of its pods had failed (1 replica failed); this" in made.message
+    bad = ended(0, 11, BAD_DATA, created_at=later(-50))
+    assert verdict([bad], found).reason == "DataInvalid"
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "counted"),
+    [
+        (ended(0, 203, PEER), "PeerFailed", False),
+        (ended(0, 204, failure(Reason.INTERNAL_ERROR, "ncclSystemError.")), "InternalError", False),
+        (ended(0, 134), "TrainerCrashed", False),
+        (ended(0, 137), "TrainerCrashed", False),
+        # No loss of another worker brings these about.
+        (ended(0, 11, BAD_DATA), "DataInvalid", True),
+        (ended(0, 201, failure(Reason.HUB_UNAVAILABLE, "Away.")), "HubUnavailable", True),
+        (ended(0, 77), "TrainerCrashed", True),
+    ],
+)
+def test_a_missing_worker_makes_the_others_echoes_nobodys_fault(found: PodView, reason: str, counted: bool) -> None:
+    made = verdict([found], pytorch_job(nodes=2))
+    assert (made.reason, made.counted) == (reason, counted)
+    assert ("A worker is gone that may have been the cause" in made.message) == (not counted)
+    assert verdict([found], pytorch_job()).counted
 
 
 KEPT = failure(Reason.HUB_UNAVAILABLE, "Away.", checkpoint=checkpoint(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from finetune_operator.names import KUEUE_QUEUE_LABEL, REPLICA_INDEX_LABEL
 from finetune_operator.policy.observed import is_owned, read_pod, read_pytorch_job, read_verification
-from tests.operator.policy.views import later, success
+from finetune_operator.policy.times import after
+from tests.operator.policy.views import NOW, later, success
 
 WORDS = success().to_bytes().decode()
 
@@ -271,3 +273,21 @@ def test_anything_may_stand_anywhere(raw: dict[str, Any]) -> None:
     read_pytorch_job(raw, 1)
     read_verification(raw, [raw])
     is_owned(raw, "u")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "deleted"),
+    [
+        ({"deletionTimestamp": "2026-01-31T12:00:30Z", "deletionGracePeriodSeconds": 30}, later(0)),
+        ({"deletionTimestamp": "2026-01-31T12:00:30Z"}, later(30)),
+        ({"deletionTimestamp": "2026-01-31T12:00:30Z", "deletionGracePeriodSeconds": "many"}, later(30)),
+        ({"deletionTimestamp": "soon", "deletionGracePeriodSeconds": 30}, None),
+        ({"deletionGracePeriodSeconds": 30}, None),
+        ({"deletionTimestamp": "2026-01-31T12:00:30Z", "deletionGracePeriodSeconds": 10**30}, after(NOW, -(10**30))),
+    ],
+)
+def test_a_pod_was_deleted_before_the_time_that_it_was_given(
+    metadata: dict[str, Any], deleted: datetime | None
+) -> None:
+    found = read_pod({"metadata": metadata})
+    assert (found.deleted_at, found.deleting) == (deleted, "deletionTimestamp" in metadata)

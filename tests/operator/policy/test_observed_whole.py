@@ -28,6 +28,7 @@ def raw_pod(**status: Any) -> dict[str, Any]:
             "uid": "pod-uid",
             "creationTimestamp": AT[0],
             "deletionTimestamp": AT[9],
+            "deletionGracePeriodSeconds": 1,
             "labels": {"training.kubeflow.org/replica-index": "1"},
             "ownerReferences": [{"uid": "owner-uid"}, {"uid": "another"}],
         },
@@ -49,6 +50,7 @@ EVERYWHERE: dict[str, Any] = {
     "owner_uid": "owner-uid",
     "created_at": later(0),
     "deleting": True,
+    "deleted_at": later(8),
     "node": "node-7",
     "memory_limit": "64Gi",
     "memory_request": "8Gi",
@@ -79,8 +81,10 @@ def test_a_pod_that_waits() -> None:
 
 def test_a_pod_that_runs() -> None:
     other = state("mesh", terminated={"exitCode": 3, "startedAt": AT[7]})
-    found = read_pod(raw_pod(phase="Running", containerStatuses=[other, state(running={"startedAt": AT[2]})]))
-    assert found == PodView(**EVERYWHERE, phase="Running", running=True, started_at=later(2))
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": AT[1]}
+    running = [other, state(running={"startedAt": AT[2]})]
+    found = read_pod(raw_pod(phase="Running", conditions=[scheduled], containerStatuses=running))
+    assert found == PodView(**EVERYWHERE, phase="Running", running=True, started_at=later(2), scheduled_at=later(1))
 
 
 def test_a_pod_that_has_ended() -> None:
@@ -232,6 +236,8 @@ def test_a_pytorchjob_that_has_ended() -> None:
         ended_at=later(4),
         edited=True,
     )
+    stopped = [{"type": "Suspended", "status": "True", "lastTransitionTime": AT[2]}]
+    assert read_pytorch_job(raw_pytorch_job(conditions=stopped), 2) == PyTorchJobView(**WHOLE, suspended_at=later(2))
     late = read_pytorch_job(raw_pytorch_job(conditions=conditions), 2)
     assert (late.ended_at, late.edited) == (later(3), False)
 

@@ -54,6 +54,11 @@ def during(attempt: int = 1, **more: Any) -> FineTuneJobStatus:
     return FineTuneJobStatus(attempt=attempt, **made)
 
 
+def just_begun() -> FineTuneJobStatus:
+    """A job whose attempt became active a minute ago."""
+    return during(active_since=rfc3339(later(-60)))
+
+
 def after_an_end(why: str = "HubUnavailable", ago: float = 3600, **more: Any) -> FineTuneJobStatus:
     """A job whose first attempt ended so many seconds ago."""
     end = Attempt(number=1, reason=why, message="It was away.", completion_time=rfc3339(later(-ago)))
@@ -205,14 +210,16 @@ def situations() -> Mapping[str, str]:
     stopped = decide(observed(during(), pytorch_job(), [running()], suspend=True), NOW, PATIENCE).status
     return {
         # An attempt goes on.
-        "one worker is being started": doing(pytorch_job(), pod()),
-        "two workers are being started": doing(TWO, pod(0), running(1)),
+        "one worker is being started": doing(pytorch_job(), pod(), status=just_begun()),
+        "two workers are being started": doing(TWO, pod(0), running(1), status=just_begun()),
         "one worker runs": doing(pytorch_job(), running()),
         "two workers run": doing(TWO, running(0), running(1)),
         "it was edited": doing(pytorch_job(edited=True), running()),
         "pods are missing": doing(TWO, running(0)),
         "one worker finds no node": doing(pytorch_job(), pod(unschedulable="0/3 nodes:\n  3 full.")),
         "one of two workers finds no node": doing(TWO, running(0), pod(1, unschedulable="0/3 nodes: 3 full.")),
+        "one worker has no node": doing(pytorch_job(), pod()),
+        "one worker does not start": doing(pytorch_job(), pod(node="node-7")),
         "no image": doing(pytorch_job(), pod(waiting="ErrImagePull", **STUCK)),
         "no image of an init container": doing(pytorch_job(), pod(waiting="ErrImagePull", **MESH)),
         "no Secret": doing(pytorch_job(), pod(waiting="CreateContainerConfigError", **STUCK)),
@@ -271,10 +278,11 @@ def situations() -> Mapping[str, str]:
         "a result": ends(ended(0, 0, success())),
         "a result that its exit code denies": ends(ended(0, 139, success())),
         "pods are gone": ends(found=pytorch_job(nodes=5, end="Failed")),
-        "the training operator's word": ends(
-            running(), found=pytorch_job(end="Failed", end_message="It was asked to.")
-        ),
+        "the training operator's word": ends(running(), found=ASKED),
         "the training operator's silence": ends(running(), found=pytorch_job(end="Failed")),
+        "the training operator's word after a suspension": ends(
+            running(created_at=later(-50)), found=replace(ASKED, resumed_at=later(-60))
+        ),
         "the PyTorchJob was deleted": doing(None),
         "a result of a deleted PyTorchJob": doing(None, ended(0, 0, success())),
         "suspended": doing(pytorch_job(), running(), suspend=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,10 +87,14 @@ def mesh_waits(reason: str) -> PodView:
             "ContainerStartFailed",
             "The container of worker 0 cannot be started (RunContainerError: text of the kubelet).",
         ),
-        (pytorch_job(), [waits("ContainerCreating")], "Starting", "Starting", "the worker is being started"),
+        (pytorch_job(), [waits("ContainerCreating", node="n")], "Starting", "PodsNotStarted", "that it mounts is miss"),
+        (pytorch_job(), [waits("PodInitializing", node="n")], "Starting", "PodsNotStarted", "pod guard-1-worker-0` s"),
+        (pytorch_job(), [pod(node="n")], "Starting", "PodsNotStarted", "the node does not answer"),
+        (pytorch_job(), [pod()], "Starting", "PodsNotStarted", "Worker 0 has had no node for 10 minutes"),
+        (pytorch_job(nodes=0), [], "Starting", "Starting", "the worker is being started"),
         (pytorch_job(), [], "Starting", "PodsNotCreated", "0 of 1 pods were created after 30 s"),
         (pytorch_job(nodes=2), [running(0)], "Starting", "PodsNotCreated", "1 of 2 pods"),
-        (pytorch_job(nodes=2), [running(0), pod(1)], "Starting", "Starting", "1 of 2 workers run so far"),
+        (pytorch_job(nodes=2), [running(0), pod(1)], "Starting", "PodsNotStarted", "Worker 1 has had no node"),
         (pytorch_job(nodes=2), [running(0), running(1)], "Running", "Running", "all 2 workers run"),
         (pytorch_job(nodes=2), [running(0), ended(1)], "Running", "Running", "all 2 workers run"),
         (pytorch_job(edited=True), [running()], "Running", "Running", "was edited by hand"),
@@ -115,6 +120,30 @@ def test_pods_have_time_to_be_made() -> None:
     assert made.message == doing(pytorch_job(), [pod()], ago=10).message
     assert doing(pytorch_job(), ago=29).reason == "Starting"
     assert doing(pytorch_job(), ago=30).reason == "PodsNotCreated"
+
+
+@pytest.mark.parametrize(
+    ("times", "due"),
+    [
+        ({"scheduled_at": later(-100)}, 500),
+        ({"scheduled_at": later(-3600)}, 0),
+        ({"created_at": later(-100)}, 500),
+        # Clocks that cannot be right: since the attempt is active.
+        ({"scheduled_at": later(100)}, 0),
+        ({"scheduled_at": later(-7200)}, 0),
+    ],
+)
+def test_pods_have_time_to_start(times: dict[str, Any], due: float) -> None:
+    slow = [pod(1, created_at=later(-3599), node="n"), pod(0, **{"created_at": later(-7200), **times})]
+    made = doing(pytorch_job(), slow[1:])
+    if not due:
+        assert (made.reason, made.again_at) == ("PodsNotStarted", None)
+    else:
+        assert (made.reason, made.again_at) == ("Starting", later(due))
+        assert made.message == doing(pytorch_job(), [pod()], ago=10).message
+        # The slowest counts.
+        assert "Worker 1 was given a node" in doing(pytorch_job(nodes=2), slow).message
+    assert doing(pytorch_job(), [replace(slow[1], running=True)]).reason == "Running"
 
 
 def test_what_has_ended_waits_for_no_queue() -> None:
