@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
@@ -170,6 +171,7 @@ class Reconciler:
             if pytorch_job is not None and not pytorch_job.deleting:
                 await self._attempts.release(view.cached, pytorch_job.attempt, pytorch_job, keep_config_map=True)
         view.cached.attempt = None
+        view.cached.raw = view.cached.spec = None  # somebody's finalizer may hold it for ever, and it has to be read
 
     def _remember(self, view: View, plan: Plan, pytorch_job: PyTorchJobView | None, now: datetime) -> None:
         cached, status = view.cached, plan.status
@@ -183,6 +185,10 @@ class Reconciler:
         cached.newest_attempt = status.attempt
         is_open = not is_finished(status) and attempt_is_open(status)
         cached.attempt = status.attempt if is_open else None
+        if is_finished(status) and not cached.verifying:
+            cached.spec = None  # there may be thousands, and none is made anything of any more
+        elif is_open and cached.spec is not None:
+            cached.spec = replace(cached.spec, job=None)  # an operator that found the attempt has parsed it
         cached.pytorch_job_uid = pytorch_job.uid if is_open and pytorch_job is not None else ""
         running = is_open and pytorch_job is not None and not pytorch_job.suspended
         cached.gpus = pytorch_job.nodes * view.spec.gpus_per_node if running and pytorch_job is not None else 0

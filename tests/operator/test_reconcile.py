@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from finetune_api.load import load_manifest
 from finetune_operator import observe
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, CachedJob
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, api_error
 from finetune_operator.names import FINETUNE_PLURAL, KUEUE_QUEUE_LABEL, PODS_PLURAL, PYTORCH_PLURAL
@@ -24,7 +24,7 @@ from finetune_operator.serving.metrics import Metrics
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.wire import Raw
 from tests.operator.simulation.actors import End, Kubelet, TrainingOperator
-from tests.operator.simulation.author import NAME, manifest, report
+from tests.operator.simulation.author import FINALIZER, NAME, manifest, report
 from tests.operator.simulation.clients import NAMESPACE, Client, is_going
 from tests.operator.simulation.server import SimulatedServer
 from tests.operator.simulation.wire import SimulatedWire
@@ -83,6 +83,12 @@ class Desk:
     def apply(self, **spec: Any) -> Raw:
         """The job as its author made it."""
         return self.client.create(FINETUNE_PLURAL, manifest(**spec))
+
+    def cached(self) -> CachedJob:
+        """What is kept of the job."""
+        found = self.cache.find(KEY)
+        assert found is not None
+        return found
 
     def job(self) -> Raw:
         """The job as it is."""
@@ -163,12 +169,70 @@ def test_a_label_that_nobody_copies_costs_no_parse(desk: Desk, monkeypatch: pyte
 def test_a_spec_is_not_kept_once_its_attempt_is_there(desk: Desk) -> None:
     desk.apply()
     desk.settle()
-    cached = desk.cache.find(KEY)
-    assert cached is not None
+    cached = desk.cached()
     assert cached.spec is not None
     assert cached.spec.job is None
     assert cached.raw is not None
     assert "spec" not in cached.raw
+
+
+def test_nor_by_an_operator_that_finds_the_attempt(desk: Desk) -> None:
+    desk.apply()
+    desk.settle()
+    desk.cache.forget(KEY)
+    desk.reconcile()
+    assert desk.cached().attempt == 1
+    spec = desk.cached().spec
+    assert spec is not None
+    assert spec.job is None
+
+
+@pytest.mark.parametrize("how", [End.ADAPTER, End.USER_ERROR])
+@pytest.mark.parametrize("ttl", [None, 3600])
+def test_no_spec_is_kept_of_a_job_that_has_ended(desk: Desk, how: End, ttl: int | None) -> None:
+    desk.apply(ttlSecondsAfterFinished=ttl)
+    desk.settle()
+    desk.kubelet.run(desk.pods()[0])
+    desk.kubelet.end(desk.pods()[0], how)
+    desk.settle()
+    assert desk.job()["status"]["phase"] == ("Succeeded" if how is End.ADAPTER else "Failed")
+    again = desk.reconcile()
+    assert (again, desk.cached().done) == (ttl, ttl is None)
+    assert desk.cached().spec is None
+    raw = desk.cached().raw
+    assert (raw is None) == (ttl is None)
+    assert raw is None or set(raw) == {"apiVersion", "kind", "metadata", "status"}
+    if ttl is not None:
+        desk.wait(ttl)
+        desk.reconcile()
+        assert desk.client.find(FINETUNE_PLURAL) == []
+
+
+def test_a_spec_is_kept_until_the_verdict_on_the_adapter(desk: Desk) -> None:
+    desk.apply(output={"uri": "s3://models/team", "verify": True})
+    desk.settle()
+    desk.kubelet.run(desk.pods()[0])
+    desk.kubelet.end(desk.pods()[0], End.ADAPTER)
+    desk.settle()
+    assert desk.cached().verifying
+    kept = desk.cached().spec
+    assert kept is not None
+    desk.reconcile()
+    assert desk.cached().spec is kept
+    (verification,) = desk.client.find("jobs")
+    desk.client.delete(verification)
+    desk.settle()
+    assert desk.cached().done
+    assert desk.cached().spec is None
+
+
+def test_nothing_large_is_kept_of_a_job_that_somebodys_finalizer_holds(desk: Desk) -> None:
+    desk.client.patch(desk.apply(), {"metadata": {"finalizers": [FINALIZER]}})
+    desk.settle()
+    desk.client.delete(desk.job())
+    desk.settle()
+    assert desk.client.find(PYTORCH_PLURAL) == []
+    assert (desk.cached().raw, desk.cached().spec) == (None, None)
 
 
 @pytest.mark.parametrize(
