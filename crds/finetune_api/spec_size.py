@@ -29,7 +29,7 @@ def size_fault(spec: Any) -> str | None:
             f"takes {_kib(size_bytes)} KiB as JSON{_largest(spec)}, and {most} KiB is the most that is read: shorten "
             "its texts and lists; what is data belongs into a file that the spec names."
         )
-    if _has_more_values(spec, SPEC_LIMIT_VALUES):
+    if has_more_values(spec, SPEC_LIMIT_VALUES):
         return f"holds more than {SPEC_LIMIT_VALUES} values, which is the most that is read: shorten its lists."
     return None
 
@@ -42,7 +42,7 @@ def _size_bytes(value: Any) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _has_more_values(value: Any, limit: int) -> bool:
+def has_more_values(value: Any, limit: int) -> bool:
     """Whether there are more than `limit` values in `value`; looks at no more than that."""
     count, waiting = 0, [value] if isinstance(value, dict | list) else []
     while waiting and count <= limit:

@@ -55,7 +55,12 @@ class Operator:
         self._cluster = cluster
         self._settings = settings
         self._heartbeat = Heartbeat(settings.resync_seconds)
-        self._queue = WorkQueue(self._reconcile, concurrency=settings.concurrency, settle_seconds=SETTLE_SECONDS)
+        self._queue = WorkQueue(
+            lambda key: self._reconciler.reconcile(key),
+            concurrency=settings.concurrency,
+            settle_seconds=SETTLE_SECONDS,
+            is_known=lambda key: self._cache.find(key) is not None,
+        )
         self._metrics = Metrics(CollectorRegistry(), queue_depth=self._queue.depth)
         self._inbox = Inbox(
             lambda namespace, name: self._queue.add(Key(namespace, name)),
@@ -78,7 +83,7 @@ class Operator:
             metrics=self._metrics,
             events=self._events,
         )
-        self._dispatcher = Dispatcher(self._queue, self._cache, self._heartbeat, forget=self._forget)
+        self._dispatcher = Dispatcher(self._queue, self._cache, self._heartbeat, forget=self._reconciler.forget)
         self._resync = Resync(
             cluster,
             settings.watch_namespaces or (None,),
@@ -108,17 +113,6 @@ class Operator:
                 task.cancel()
             await self._events.flush()
             broadcast.cancel()
-
-    async def _reconcile(self, key: Key) -> float | None:
-        again = await self._reconciler.reconcile(key)
-        if self._cache.find(key) is None:
-            # Its children go after it; without this, their last events would leave something behind for ever.
-            self._queue.forget(key)
-        return again
-
-    def _forget(self, key: Key) -> None:
-        self._reconciler.forget(key)
-        self._queue.forget(key)
 
     def _refresh_metrics(self) -> None:
         self._metrics.set_jobs(self._cache.phases())

@@ -23,7 +23,7 @@ class Dispatcher:
         queue: takes the jobs to reconcile.
         cache: keeps what was seen.
         heartbeat: told that events come.
-        forget: called for a job that is gone.
+        forget: called for a job that is gone, of which the queue keeps nothing then.
         now: wall clock, UTC.
     """
 
@@ -56,6 +56,7 @@ class Dispatcher:
             cached = self._cache.find(key)
             if cached is not None and cached.uid == raw["metadata"]["uid"]:
                 self._forget(key)
+                self._queue.forget(key)
         else:
             cached = self._cache.job_seen(raw)
             # None is the echo of our own write, which said when to reconcile again.

@@ -56,6 +56,8 @@ class WorkQueue:
         reconcile: takes one job; returns after how many seconds to come again, or None. It may raise NotBefore.
         concurrency: jobs reconciled at the same time.
         settle_seconds: least time between two reconciles of one job: a change comes with several events (seconds).
+        is_known: whether anybody knows of a job. Of one that nobody does nothing is kept, unless it is to be reconciled
+            again: it may be there all the same, and only have to be read once that can be done.
         clock: monotonic seconds; the event loop's by default.
     """
 
@@ -65,11 +67,13 @@ class WorkQueue:
         *,
         concurrency: int,
         settle_seconds: float = 0.0,
+        is_known: Callable[[Key], bool] = lambda _: True,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._reconcile = reconcile
         self._concurrency = concurrency
         self._settle_seconds = settle_seconds
+        self._is_known = is_known
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._entries: dict[Key, _Entry] = {}
         self._ready: deque[Key] = deque()
@@ -185,5 +189,5 @@ class WorkQueue:
                 self.add(key)
             if again_seconds is not None and not entry.gone:
                 self.add(key, after_seconds=again_seconds)
-            if entry.gone and not entry.ready and entry.due is None:
+            if (entry.gone or not self._is_known(key)) and not entry.ready and entry.due is None:
                 del self._entries[key]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.attempts import Attempts
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, CachedJob
 from finetune_operator.cluster import Cluster
 from finetune_operator.creation import Creation
 from finetune_operator.errors import ApiError, Conflict, Unavailable
@@ -73,6 +74,8 @@ class Reconciler:
         self._metrics = metrics
         self._now = now
         self._failures: dict[Key, int] = {}
+        self._under_way: dict[Key, CachedJob | None] = {}
+        """Key that is being reconciled -> the job of that name that has gone since the begin, if one has."""
         self._timeouts = Timeouts(
             retry_base_seconds=settings.retry_base_seconds,
             retry_limit_seconds=settings.retry_limit_seconds,
@@ -94,6 +97,7 @@ class Reconciler:
         """
         started = time.monotonic()
         result, told_seconds = "error", None
+        self._under_way[key] = None
         try:
             again = await self._reconcile(key)
             result = "success" if again is None else "requeue_after"
@@ -113,6 +117,7 @@ class Reconciler:
         if result in ("conflict", "error") and cached is not None:
             # A write may have been carried out all the same: what is known is older than it.
             cached.raw = None
+        self._drop_leftovers(key)
         if told_seconds is not None:
             raise NotBefore(told_seconds)
         return again
@@ -122,9 +127,10 @@ class Reconciler:
         view = await self._observer.cached(key)
         plan = decide(view.observed, now, self._timeouts) if view is not None else None
         if view is None or plan is None or _is_irrevocable(plan, view.observed.status):
+            known = self._cache.find(key)
             view = await self._observer.live(key)
             if view is None:
-                self.forget(key)
+                self._gone(key, known)
                 return None
             if "deletionTimestamp" in view.raw["metadata"]:
                 await self._stop(view)
@@ -153,15 +159,36 @@ class Reconciler:
             cached.spec = once_made(view.spec)
         self._remember(view, plan, pytorch_job, now)
         if not await self._writer.write(view, plan.status, now):
-            self.forget(key)  # deleted in the meantime; what was made for it goes after it
+            self._gone(key, cached)  # deleted in the meantime; what was made for it goes after it
             return None
         self._count(view, plan, now)
         return seconds_between(now, plan.again_at) if plan.again_at is not None else None
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
+        if key in self._under_way:
+            self._under_way[key] = self._cache.find(key) or self._under_way[key]
         self._cache.forget(key)
         self._failures.pop(key, None)
+
+    def _gone(self, key: Key, known: CachedJob | None) -> None:
+        """The job was not there, or not any more, when it was asked for."""
+        if self._cache.find(key) is known:  # a watch may have told of another one of that name meanwhile
+            self.forget(key)
+
+    def _drop_leftovers(self, key: Key) -> None:
+        """Of a job that went while it was reconciled nothing is kept, also of what was read of it before and came late.
+
+        Nobody would look at it once more: what is forgotten is not due any more, however a reconcile of it ends.
+        """
+        gone = self._under_way.pop(key)
+        if gone is None:
+            return
+        self._failures.pop(key, None)
+        self._cache.release_children(gone)
+        found = self._cache.find(key)
+        if found is not None and found.uid == gone.uid:
+            self._cache.forget(key)
 
     def _backoff_seconds(self, key: Key, first: float) -> float:
         count = self._failures[key] = self._failures.get(key, 0) + 1
@@ -173,6 +200,7 @@ class Reconciler:
             if pytorch_job is not None and not pytorch_job.deleting:
                 await self._attempts.release(view.cached, pytorch_job.attempt, pytorch_job, keep_config_map=True)
         view.cached.attempt = None
+        view.cached.raw = view.cached.spec = None  # somebody's finalizer may hold it for ever, and it has to be read
 
     def _remember(self, view: View, plan: Plan, pytorch_job: PyTorchJobView | None, now: datetime) -> None:
         cached, status = view.cached, plan.status
@@ -186,6 +214,10 @@ class Reconciler:
         cached.newest_attempt = status.attempt
         is_open = not is_finished(status) and attempt_is_open(status)
         cached.attempt = status.attempt if is_open else None
+        if is_finished(status) and not cached.verifying:
+            cached.spec = None  # there may be thousands, and none is made anything of any more
+        elif is_open and cached.spec is not None:
+            cached.spec = replace(cached.spec, job=None)  # an operator that found the attempt has parsed it
         cached.pytorch_job_uid = pytorch_job.uid if is_open and pytorch_job is not None else ""
         running = is_open and pytorch_job is not None and not pytorch_job.suspended
         cached.gpus = pytorch_job.nodes * view.spec.gpus_per_node if running and pytorch_job is not None else 0

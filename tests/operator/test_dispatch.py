@@ -22,10 +22,15 @@ class NotedQueue:
 
     def __init__(self) -> None:
         self.added: list[tuple[Key, float]] = []
+        self.forgotten: list[Key] = []
 
     def add(self, key: Key, *, after_seconds: float = 0.0) -> None:
         """As WorkQueue's."""
         self.added.append((key, after_seconds))
+
+    def forget(self, key: Key) -> None:
+        """As WorkQueue's."""
+        self.forgotten.append(key)
 
 
 class Stage:
@@ -120,9 +125,9 @@ def test_a_deleted_job_is_forgotten_and_the_late_news_of_an_earlier_one_is_not_a
     earlier = job()
     earlier["metadata"]["uid"] = "earlier"
     stage.sees(FINETUNE_PLURAL, earlier, deleted=True)
-    assert stage.forgotten == []
+    assert stage.forgotten == stage.queue.forgotten == []
     stage.sees(FINETUNE_PLURAL, job(), deleted=True)
-    assert stage.forgotten == [KEY]
+    assert stage.forgotten == stage.queue.forgotten == [KEY]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,14 @@ class Desk:
     """Somebody who works through a queue, and what was done when."""
 
     def __init__(self, *, concurrency: int = 1, settle_seconds: float = 0.0, takes_seconds: float = 0.0) -> None:
-        self.queue = WorkQueue(self._work, concurrency=concurrency, settle_seconds=settle_seconds)
+        self.unknown: set[Key] = set()
+        """Keys of jobs of which nobody knows."""
+        self.queue = WorkQueue(
+            self._work,
+            concurrency=concurrency,
+            settle_seconds=settle_seconds,
+            is_known=lambda key: key not in self.unknown,
+        )
         self.looks: list[tuple[Key, float]] = []
         """Key and time of the begin of every look."""
         self.ends: list[tuple[Key, float]] = []
@@ -380,6 +387,36 @@ def test_nothing_is_kept_of_what_is_forgotten(moment: str) -> None:
     play(desk, story)
     assert desk.queue.size() == (1 if moment == "waiting for a slot" else 0)
     assert len(desk.times(A)) == (0 if moment == "due" else 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "second"), [(None, None), (5.0, 5.0), (NotBefore(30), 30.0), (ValueError("a bug"), 60.0)]
+)
+@pytest.mark.parametrize("settle", [0.0, SETTLE])
+def test_of_a_job_that_nobody_knows_nothing_is_kept_but_that_it_is_to_be_looked_at_again(
+    answer: float | Exception | None, second: float | None, settle: float
+) -> None:
+    """A resync found it, and it could not be read yet."""
+    desk = Desk(settle_seconds=settle)
+    desk.unknown.add(A)
+    desk.answers[A] = [answer]
+    play(desk, adding(desk.queue, A))
+    assert desk.times(A) == [0, *([second] if second is not None else [])]
+    assert desk.queue.size() == 0
+
+
+def test_an_event_during_a_look_at_a_job_that_nobody_knows_leads_to_one_more() -> None:
+    desk = Desk(takes_seconds=1)
+    desk.unknown.add(A)
+
+    async def story() -> None:
+        desk.queue.add(A)
+        await asyncio.sleep(0.5)
+        desk.queue.add(A)
+
+    play(desk, story)
+    assert desk.times(A) == [0, 1]
+    assert desk.queue.size() == 0
 
 
 def test_the_depth_counts_what_could_be_looked_at_now() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,20 +13,25 @@ from prometheus_client import CollectorRegistry
 
 from finetune_api.load import load_manifest
 from finetune_operator import observe
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, CachedJob
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, api_error
 from finetune_operator.events import EventBroadcaster
 from finetune_operator.names import FINETUNE_PLURAL, KUEUE_QUEUE_LABEL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.progress.inbox import Inbox
 from finetune_operator.progress.sender import Sender
-from finetune_operator.queue import Key
-from finetune_operator.reconcile import BACKOFF_LIMIT_SECONDS, FIRST_CONFLICT_SECONDS, Reconciler
+from finetune_operator.queue import Key, NotBefore
+from finetune_operator.reconcile import (
+    BACKOFF_LIMIT_SECONDS,
+    FIRST_BACKOFF_SECONDS,
+    FIRST_CONFLICT_SECONDS,
+    Reconciler,
+)
 from finetune_operator.serving.metrics import Metrics
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.wire import Raw
 from tests.operator.simulation.actors import End, Kubelet, TrainingOperator
-from tests.operator.simulation.author import NAME, manifest, report
+from tests.operator.simulation.author import FINALIZER, NAME, manifest, report
 from tests.operator.simulation.clients import NAMESPACE, Client, is_going
 from tests.operator.simulation.server import SimulatedServer
 from tests.operator.simulation.wire import SimulatedWire
@@ -86,6 +92,12 @@ class Desk:
     def apply(self, **spec: Any) -> Raw:
         """The job as its author made it."""
         return self.client.create(FINETUNE_PLURAL, manifest(**spec))
+
+    def cached(self) -> CachedJob:
+        """What is kept of the job."""
+        found = self.cache.find(KEY)
+        assert found is not None
+        return found
 
     def job(self) -> Raw:
         """The job as it is."""
@@ -166,12 +178,142 @@ def test_a_label_that_nobody_copies_costs_no_parse(desk: Desk, monkeypatch: pyte
 def test_a_spec_is_not_kept_once_its_attempt_is_there(desk: Desk) -> None:
     desk.apply()
     desk.settle()
-    cached = desk.cache.find(KEY)
-    assert cached is not None
+    cached = desk.cached()
     assert cached.spec is not None
     assert cached.spec.job is None
     assert cached.raw is not None
     assert "spec" not in cached.raw
+
+
+def test_nor_by_an_operator_that_finds_the_attempt(desk: Desk) -> None:
+    desk.apply()
+    desk.settle()
+    desk.cache.forget(KEY)
+    desk.reconcile()
+    assert desk.cached().attempt == 1
+    spec = desk.cached().spec
+    assert spec is not None
+    assert spec.job is None
+
+
+@pytest.mark.parametrize("how", [End.ADAPTER, End.USER_ERROR])
+@pytest.mark.parametrize("ttl", [None, 3600])
+def test_no_spec_is_kept_of_a_job_that_has_ended(desk: Desk, how: End, ttl: int | None) -> None:
+    desk.apply(ttlSecondsAfterFinished=ttl)
+    desk.settle()
+    desk.kubelet.run(desk.pods()[0])
+    desk.kubelet.end(desk.pods()[0], how)
+    desk.settle()
+    assert desk.job()["status"]["phase"] == ("Succeeded" if how is End.ADAPTER else "Failed")
+    again = desk.reconcile()
+    assert (again, desk.cached().done) == (ttl, ttl is None)
+    assert desk.cached().spec is None
+    raw = desk.cached().raw
+    assert (raw is None) == (ttl is None)
+    assert raw is None or set(raw) == {"apiVersion", "kind", "metadata", "status"}
+    if ttl is not None:
+        desk.wait(ttl)
+        desk.reconcile()
+        assert desk.client.find(FINETUNE_PLURAL) == []
+
+
+def test_a_spec_is_kept_until_the_verdict_on_the_adapter(desk: Desk) -> None:
+    desk.apply(output={"uri": "s3://models/team", "verify": True})
+    desk.settle()
+    desk.kubelet.run(desk.pods()[0])
+    desk.kubelet.end(desk.pods()[0], End.ADAPTER)
+    desk.settle()
+    assert desk.cached().verifying
+    kept = desk.cached().spec
+    assert kept is not None
+    desk.reconcile()
+    assert desk.cached().spec is kept
+    (verification,) = desk.client.find("jobs")
+    desk.client.delete(verification)
+    desk.settle()
+    assert desk.cached().done
+    assert desk.cached().spec is None
+
+
+def test_nothing_large_is_kept_of_a_job_that_somebodys_finalizer_holds(desk: Desk) -> None:
+    desk.client.patch(desk.apply(), {"metadata": {"finalizers": [FINALIZER]}})
+    desk.settle()
+    desk.client.delete(desk.job())
+    desk.settle()
+    assert desk.client.find(PYTORCH_PLURAL) == []
+    assert (desk.cached().raw, desk.cached().spec) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("goes", "fails"),
+    [
+        (("GET", "/finetunejobs/"), ("GET", "/finetunejobs/")),
+        (("GET", "/finetunejobs/"), ("POST", "/configmaps")),
+        (("POST", "/configmaps"), ("POST", "/configmaps")),
+        (("POST", "/pytorchjobs"), ("POST", "/pytorchjobs")),
+        (("GET", "/finetunejobs/"), ("PUT", "/status")),
+        (("POST", "/pytorchjobs"), ("PUT", "/status")),
+        (("PUT", "/status"), ("PUT", "/status")),
+    ],
+)
+@pytest.mark.parametrize("wait", [None, 7.0])
+def test_nothing_is_kept_of_a_job_that_goes_while_a_reconcile_of_it_fails(
+    desk: Desk, goes: tuple[str, str], fails: tuple[str, str], wait: float | None
+) -> None:
+    """Its deletion is told after it was read, or before what was read of it a moment earlier arrives."""
+    desk.apply()
+    desk.wire.refuse = always("POST", "/configmaps", api_error(500, "InternalError", "no answer"))
+    desk.reconcile()
+    assert desk.reconciler._failures == {KEY: 1}
+    desk.cached().raw = None
+    asked: list[str] = []
+
+    def refuse(method: str, path: str) -> ApiError | None:
+        if method == goes[0] and goes[1] in path:
+            desk.reconciler.forget(KEY)
+        if method != fails[0] or fails[1] not in path:
+            return None
+        asked.append(path)
+        return api_error(429 if wait else 500, "TooManyRequests" if wait else "InternalError", "no answer", wait)
+
+    desk.wire.refuse = refuse
+    with pytest.raises(NotBefore) if wait else nullcontext():
+        asyncio.run(desk.reconciler.reconcile(KEY))
+    assert asked
+    assert (desk.cache.size(), desk.reconciler._failures, desk.reconciler._under_way) == ((0, 0), {}, {})
+
+
+@pytest.mark.parametrize("asked", [("GET", "/finetunejobs/"), ("PUT", "/status")])
+def test_the_next_job_of_a_name_outlives_the_news_that_the_last_one_is_gone(desk: Desk, asked: tuple[str, str]) -> None:
+    """A watch told of it before the answer came that there was none."""
+    desk.apply(suspend=True)
+
+    def refuse(method: str, path: str) -> ApiError | None:
+        if method != asked[0] or asked[1] not in path:
+            return None
+        desk.client.delete(desk.job())
+        desk.reconciler.forget(KEY)
+        desk.cache.job_seen(desk.apply())
+        desk.wire.refuse = lambda method, path: None
+        return api_error(404, "NotFound", "finetunejobs not found")
+
+    for raw in desk.client.find(FINETUNE_PLURAL):
+        desk.cache.job_seen(raw)
+    desk.cached().raw = None
+    desk.wire.refuse = refuse
+    assert asyncio.run(desk.reconciler.reconcile(KEY)) is None
+    assert desk.cached().uid == desk.job()["metadata"]["uid"]
+    desk.settle()
+    assert desk.job()["status"]["attempt"] == 1
+
+
+def test_a_job_of_which_no_event_told_and_that_cannot_be_read_is_tried_less_and_less_often(desk: Desk) -> None:
+    desk.wire.refuse = always("GET", "/finetunejobs/", api_error(500, "InternalError", "no answer"))
+    waits = [asyncio.run(desk.reconciler.reconcile(KEY)) for _ in range(3)]
+    assert waits == [FIRST_BACKOFF_SECONDS * 2**number for number in range(3)]
+    desk.wire.refuse = lambda method, path: None
+    assert asyncio.run(desk.reconciler.reconcile(KEY)) is None
+    assert (desk.cache.size(), desk.reconciler._failures) == ((0, 0), {})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.job import FineTuneJob, Published, WhereItRuns
 from finetune_api.job_file import job_json
+from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES, has_more_values
 from finetune_api.training import WhatToTrain
 from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.metadata import child_metadata
@@ -15,6 +16,8 @@ from finetune_operator.settings import OperatorSettings
 
 _IMMUTABLE_KEYS = set(WhatToTrain.model_fields) | set(Published.model_fields)
 _PLACEMENT_KEYS = set(WhereItRuns.model_fields)
+_RECORD_LIMIT = 4 * SPEC_LIMIT_BYTES
+"""Characters of the longest record that is read: another version may have written more spaces and escapes."""
 
 
 def job_config_map(job: FineTuneJob, attempt: int, settings: OperatorSettings) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def same_training(recorded: str | None, job: FineTuneJob) -> bool:
     """Whether `job` says of what is trained what an attempt's record of it says.
 
     Compared are values, not texts: another version may have written the same ones in other words. A record that is not
-    there, or is none, tells nothing.
+    there, or is none, tells nothing. Nor does one that is larger than a spec may be: whoever may write ConfigMaps may
+    put another in its place.
 
     Args:
         recorded: what `immutable_spec` gave when the attempt was created, in any version; None when there is none.
@@ -89,11 +93,14 @@ def _as_json(written: dict[str, Any]) -> str:
 
 
 def _same(recorded: str | None, written: dict[str, Any]) -> bool:
+    if recorded is None or len(recorded) > _RECORD_LIMIT:
+        return True
     try:
-        record = json.loads(recorded) if recorded else None
+        record = json.loads(recorded)
+        known = isinstance(record, dict) and not has_more_values(record, SPEC_LIMIT_VALUES)
+        return not known or _meaning(record) == _meaning(written)
     except (ValueError, RecursionError):
         return True
-    return not isinstance(record, dict) or _meaning(record) == _meaning(written)
 
 
 def _meaning(value: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from finetune_api.job import FineTuneJob
 from finetune_api.job_file import job_yaml
 from finetune_api.load import load_job
 from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES
@@ -21,7 +23,9 @@ from finetune_operator.desired import (
 )
 from finetune_operator.desired.continuation import YAML_LIMIT_BYTES, continued
 from finetune_operator.desired.fingerprint import FINGERPRINT_ANNOTATION, fingerprint, is_edited
+from tests.api.extremes import nested
 from tests.operator.desired.built import SETTINGS, config_map, pytorch, stored
+from tests.operator.steps import counted
 
 
 def test_the_effective_job_reads_back_as_what_is_trained() -> None:
@@ -120,6 +124,22 @@ def test_what_is_no_record_tells_nothing(record: str | None) -> None:
     assert same_placement(record, stored())
 
 
+@pytest.mark.parametrize(
+    "inner",
+    ["[" * 700 + "]" * 700, f"[{'[],' * 20_000}1]", f"[{'[],' * 300_000}1]", "1" * 9000],
+    ids=["deep", "many values", "more values", "long number"],
+)
+@pytest.mark.parametrize("same", [same_training, same_placement])
+def test_a_record_that_is_too_large_to_be_ours_tells_nothing_and_costs_little(
+    inner: str, same: Callable[[str, FineTuneJob], bool]
+) -> None:
+    """As large as a ConfigMap that somebody put in the place of ours."""
+    job = stored()
+    found, steps = counted(lambda: same(f'{{"a":{inner}}}', job))
+    assert found
+    assert steps < STEPS
+
+
 def test_an_empty_record_is_one() -> None:
     assert not same_training("{}", stored())
     assert same_placement("{}", stored())
@@ -209,6 +229,10 @@ def test_the_largest_of_all_is_not_far_from_what_is_tried_here() -> None:
     assert indented + SPEC_LIMIT_BYTES + 64 * 1024 < 1024 * 1024
 
 
+STEPS = 40_000
+"""Calls that reading an object may take, however large it is."""
+
+
 def recorded(**spec: Any) -> dict[str, Any]:
     """A PyTorchJob as it is created."""
     made = pytorch(stored(**spec))
@@ -241,6 +265,7 @@ def test_what_kueue_changes_is_no_edit() -> None:
         ("1500m", "1.5"),
         ("1024Mi", "1Gi"),
         ("12E", "12000P"),
+        ("1" * 32, "1" * 32 + "000m"),
     ],
 )
 def test_another_way_to_write_a_quantity_is_no_edit(made: Any, kept: str) -> None:
@@ -261,6 +286,47 @@ def test_what_go_leaves_out_is_no_edit() -> None:
     assert not is_edited(job)
     container["env"].remove(variable)
     assert is_edited(job)
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "empty maps": {"envFrom": [{} for _ in range(350_000)]},
+    "empty lists": {"ports": [[] for _ in range(350_000)]},
+    "letters": {"args": ["a"] * 300_000},
+    "entries": {"resources": {"limits": {f"{number:x}": "1" for number in range(100_000)}}},
+    "keys": {f"{number:x}": 1 for number in range(100_000)},
+    "long text": {"args": ["x" * 1_400_000]},
+    "long amount": {"resources": {"limits": {"memory": "1" * 1_000_001}}},
+    "long fraction": {"resources": {"limits": {"memory": "0." + "1" * 1_000_001 + "Ei"}}},
+    "long negative": {"resources": {"limits": {"memory": "-" + "9" * 1_400_000 + "n"}}},
+    "deep lists": {"args": nested(700)},
+    "deep maps": {"resources": {"limits": nested(700, "{}")}},
+}
+"""What whoever may edit a PyTorchJob can write into a container, up to the API server's 1.4 MB."""
+
+
+@pytest.mark.parametrize("edit", HOSTILE.values(), ids=list(HOSTILE))
+@pytest.mark.parametrize("place", ["container", "pod"])
+def test_an_edit_is_noticed_however_large_it_is_and_costs_little(edit: dict[str, Any], place: str) -> None:
+    job = recorded()
+    pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    (pod["containers"][0] if place == "container" else pod).update(edit)
+    found, steps = counted(lambda: is_edited(job))
+    assert found
+    assert steps < STEPS
+
+
+def test_what_kueue_changes_is_no_edit_however_much_it_is() -> None:
+    job = recorded()
+    pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    pod |= {"tolerations": [{} for _ in range(300_000)], "affinity": nested(700)}
+    found, steps = counted(lambda: is_edited(job))
+    assert not found
+    assert steps < STEPS
+
+
+@pytest.mark.parametrize("spec", LARGEST.values(), ids=list(LARGEST))
+def test_the_largest_that_is_made_of_a_job_is_no_edit(spec: dict[str, Any]) -> None:
+    assert not is_edited(recorded(**spec))
 
 
 def test_a_fingerprint_of_another_release_tells_nothing() -> None:

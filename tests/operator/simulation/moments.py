@@ -40,7 +40,7 @@ def _of(operator: SimulatedOperator) -> Iterator[Any]:
     )
     yield {name: kept for name, kept in vars(operator.cache).items() if name not in ("_forgotten", "told")}
     yield operator.queue._entries, operator.queue._ready, [(due, key) for due, _, key in operator.queue._timers]
-    yield operator.reconciler._failures
+    yield operator.reconciler._failures, operator.reconciler._under_way
     yield [call[3:] for call in operator.wire.sent if call.method == "PUT" and call.made is not None][-1:]
 
 

@@ -88,7 +88,11 @@ class SimulatedOperator:
         cluster = Cluster(self.wire)
         self.heartbeat = NotedHeartbeat(settings.resync_seconds, clock=loop.time)
         self.queue = WorkQueue(
-            self._reconcile, concurrency=settings.concurrency, settle_seconds=SETTLE_SECONDS, clock=loop.time
+            lambda key: self.reconciler.reconcile(key),
+            concurrency=settings.concurrency,
+            settle_seconds=SETTLE_SECONDS,
+            is_known=lambda key: self.cache.find(key) is not None,
+            clock=loop.time,
         )
         self.inbox = Inbox(
             lambda namespace, name: self.queue.add(Key(namespace, name)),
@@ -109,7 +113,7 @@ class SimulatedOperator:
             events=events,
             now=clock,
         )
-        self._dispatcher = Dispatcher(self.queue, self.cache, self.heartbeat, forget=self._forget, now=clock)
+        self._dispatcher = Dispatcher(self.queue, self.cache, self.heartbeat, forget=self.reconciler.forget, now=clock)
         self._resync = Resync(
             cluster,
             (None,),
@@ -204,16 +208,6 @@ class SimulatedOperator:
         self.pending = {kind: deque() for kind in SELECTORS}
         for task in self._tasks:
             task.cancel()
-
-    async def _reconcile(self, key: Key) -> float | None:
-        again = await self.reconciler.reconcile(key)
-        if self.cache.find(key) is None:
-            self.queue.forget(key)
-        return again
-
-    def _forget(self, key: Key) -> None:
-        self.reconciler.forget(key)
-        self.queue.forget(key)
 
 
 @cache

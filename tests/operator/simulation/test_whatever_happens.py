@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from finetune_operator.names import KUEUE_QUEUE_LABEL, child_name
+from finetune_operator.names import FINETUNE_PLURAL, KUEUE_QUEUE_LABEL, child_name
 from finetune_operator.progress.sender import Sender
 from finetune_operator.wire import Raw
 from tests.operator.simulation import author, own_writes, rest
@@ -307,3 +308,24 @@ Life.TestCase.settings = settings(
     deadline=None,
 )
 test_whatever_happens = Life.TestCase
+
+
+@pytest.mark.parametrize("fate", [Fate.LOST, Fate.REFUSED, Fate.UNANSWERED])
+def test_a_job_of_which_no_event_told_is_taken_up_as_soon_as_it_can_be_read(fate: Fate) -> None:
+    """A resync finds it, and there is no other one for minutes."""
+    world = World()
+    try:
+        operator = world.start_operator()
+        world.settle()
+        operator.late.add(FINETUNE_PLURAL)
+        world.client.create(FINETUNE_PLURAL, manifest())
+        operator.pending[FINETUNE_PLURAL].clear()
+        # Two lists come before it: that in which it is found, and the next one, while it is on its way to be read.
+        operator.wire.faults.append(Fault(fate, countdown=3, reads=True))
+        operator.resync()
+        world.pass_time(20.0)
+        assert not operator.wire.faults
+        (job,) = world.client.find(FINETUNE_PLURAL)
+        assert job["status"]["attempt"] == 1
+    finally:
+        world.close()
