@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from finetune_api.outcome import TerminationMessage
@@ -47,6 +48,11 @@ ITS_TURN = ("PodInitializing", "ContainerCreating")
 
 NAME_LIMIT = 253
 """Characters of the longest name of a node."""
+ITEMS_LIMIT = 1000
+"""Items of a list that are looked at. Real pods have tens of containers, and everything has fewer conditions; whoever
+may write to an object can fill 1.4 MB with them, and all of it is read at every event."""
+TEXT_LIMIT = 32 * 1024
+"""Characters of a text that are kept: as many as the message of a condition may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +189,7 @@ class VerificationView:
 def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) -> PodView:
     """What matters of a pod, and of its container of that name."""
     metadata, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
-    phase = str(status.get("phase") or "Pending")
+    phase = _text(status, "phase") or "Pending"
     conditions = {str(item.get("type")): item for item in _maps(status, "conditions")}
     container = _named(_maps(status, "containerStatuses"), container_name)
     state = _map(container, "state")
@@ -200,7 +206,7 @@ def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) ->
         index=_number(_map(metadata, "labels").get(REPLICA_INDEX_LABEL)),
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
-        owner_uid=next((str(owner.get("uid")) for owner in _maps(metadata, "ownerReferences")), ""),
+        owner_uid=next((_text(owner, "uid") for owner in _maps(metadata, "ownerReferences")), ""),
         phase=phase,
         created_at=_time(metadata, "creationTimestamp"),
         deleting="deletionTimestamp" in metadata,
@@ -247,7 +253,7 @@ def _last_text(how: Mapping[str, Any]) -> str:
 def _disruption(status: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> str | None:
     target = conditions.get("DisruptionTarget", {})
     if target.get("status") == "True":
-        return str(target.get("message") or target.get("reason") or "DisruptionTarget")
+        return _text(target, "message") or _text(target, "reason") or "DisruptionTarget"
     reason, message = _text(status, "reason"), _text(status, "message")
     named = reason in DISRUPTION_REASONS or reason.startswith(NO_ROOM_PREFIX) or message.startswith(REJECTED_PREFIX)
     if status.get("phase") == "Failed" and named:
@@ -320,8 +326,8 @@ def _named(containers: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, A
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
-    """The text there; empty where there is none."""
-    return str(value.get(key) or "")
+    """The text there, or the begin of one that is too long; empty where there is none."""
+    return str(value.get(key) or "")[:TEXT_LIMIT]
 
 
 def _time(value: Mapping[str, Any], key: str) -> datetime | None:
@@ -345,7 +351,7 @@ def _queue(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _quantity(value: Any) -> str | None:
-    return str(value) if isinstance(value, str | int) and value else None
+    return str(value)[:TEXT_LIMIT] if isinstance(value, str | int) and value else None
 
 
 def _map(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -355,7 +361,8 @@ def _map(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _maps(value: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
     inner = value.get(key)
-    return (item for item in inner if isinstance(item, Mapping)) if isinstance(inner, list) else iter(())
+    first = islice(inner, ITEMS_LIMIT) if isinstance(inner, list) else ()
+    return (item for item in first if isinstance(item, Mapping))
 
 
 def _number(value: Any) -> int:

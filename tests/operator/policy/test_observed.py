@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.names import KUEUE_QUEUE_LABEL, REPLICA_INDEX_LABEL
-from finetune_operator.policy.observed import is_owned, read_pod, read_pytorch_job, read_verification
+from finetune_operator.policy.observed import TEXT_LIMIT, is_owned, read_pod, read_pytorch_job, read_verification
 from finetune_operator.policy.times import after
+from tests.api.extremes import nested
 from tests.operator.policy.views import NOW, later, success
+from tests.operator.steps import counted
 
 WORDS = success().to_bytes().decode()
 
@@ -244,6 +247,36 @@ def test_the_end_of_a_pytorchjob_is_told_from_its_conditions(status: Any, ended:
 )
 def test_an_object_is_its_controllers(owners: Any, owned: bool) -> None:
     assert is_owned({"metadata": {"ownerReferences": owners}}, "u") is owned
+
+
+LISTS = ("ownerReferences", "containers", "conditions", "containerStatuses", "initContainerStatuses")
+FILLED: dict[str, Any] = {
+    "empty maps": [{} for _ in range(450_000)],
+    "numbers": [1] * 700_000,
+    "typed": [{"type": f"T{number}", "status": "True", "name": "a"} for number in range(30_000)],
+    "entries": {f"{number:x}": "" for number in range(100_000)},
+    "deep": nested(700),
+}
+
+
+@pytest.mark.parametrize("filled", FILLED.values(), ids=list(FILLED))
+@pytest.mark.parametrize("read", [read_pod, lambda raw: read_pytorch_job(raw, 1), lambda raw: is_owned(raw, "u")])
+def test_what_somebody_has_filled_is_read_in_bounded_work(filled: Any, read: Callable[[Any], object]) -> None:
+    """Whoever may write to an object can make it as large as the API server takes it, about 1.4 MB."""
+    parts = ("metadata", "spec", "status")
+    _, steps = counted(lambda: read({part: {**dict.fromkeys(LISTS, filled), "labels": filled} for part in parts}))
+    assert steps < 40_000
+
+
+def test_no_more_of_a_text_is_kept_than_a_condition_may_say() -> None:
+    long = "x" * 1_400_000
+    state = {"reason": long, "message": long, "finishedAt": long, "startedAt": long}
+    status = {"phase": long, "reason": long, "message": long, **container(terminated=state)}
+    pod = read_pod({"spec": spec(limits={"memory": long}), **raw_pod(status, name=long, creationTimestamp=long)})
+    condition = {"type": "Failed", "status": "True", "message": long}
+    pytorch_job = read_pytorch_job({"metadata": {"name": long}, "status": {"conditions": [condition]}}, 1)
+    kept = [value for view in (pod, pytorch_job) for value in vars(view).values() if isinstance(value, str)]
+    assert max(map(len, kept)) == TEXT_LIMIT
 
 
 KEYS = [
