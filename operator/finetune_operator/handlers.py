@@ -68,6 +68,7 @@ async def watch(
     namespaces: tuple[str, ...],
     stop: asyncio.Event,
     *,
+    tells: Callable[[str, str | None], None],
     begun: Callable[[str, str | None], None],
     lists_again: Callable[[], None],
 ) -> None:
@@ -78,7 +79,8 @@ async def watch(
         sink: takes every event.
         namespaces: where to watch; none for everywhere.
         stop: ends it.
-        begun: called with a kind, and a namespace or None for all, once everything was told that there is of it.
+        tells: called with a kind, and a namespace or None for all, for each object told of as a watch begins.
+        begun: called likewise once everything was told that there is of it.
         lists_again: called when a watch begins anew after a gap of which no event tells.
 
     Raises:
@@ -93,7 +95,8 @@ async def watch(
     class Response(ReadableResponse):
         """Of these watches."""
 
-    def listed(kind: str, raw: Raw) -> None:
+    def listed(kind: str, namespace: str | None, raw: Raw) -> None:
+        tells(kind, namespace)
         sink(kind, raw, False)
 
     Response.listed, Response.begun = staticmethod(listed), staticmethod(begun)

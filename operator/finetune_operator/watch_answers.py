@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 class ReadableResponse(aiohttp.ClientResponse):
     """An answer in which kopf finds nothing that ends it."""
 
-    listed: ClassVar[Callable[[str, Json], None]]
-    """Takes the plural of a kind and each object of it that there is when a watch begins."""
+    listed: ClassVar[Callable[[str, str | None, Json], None]]
+    """Takes the plural of a kind, the namespace or None for all, and each object there when a watch begins."""
     begun: ClassVar[Callable[[str, str | None], None]]
     """Told of a kind, and of the namespace or None for all, that this was all there is."""
     lists_again: ClassVar[Callable[[], None]]
@@ -113,7 +113,7 @@ class ReadableResponse(aiohttp.ClientResponse):
 
     def _take(self, item: Json) -> None:
         try:
-            type(self).listed(self._place()[0], item)
+            type(self).listed(*self._place(), item)
         except Exception:  # it costs only itself; the next resync reads it
             _log.exception("An object that is listed cannot be taken in: %s", item["metadata"]["name"])
 

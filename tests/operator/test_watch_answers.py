@@ -47,7 +47,7 @@ class Response(ReadableResponse):
     streaming_refused = staticmethod(lambda: TROUBLES.append("streaming refused"))
 
 
-Response.listed = staticmethod(lambda kind, raw: TAKEN.append((kind, raw)))
+Response.listed = staticmethod(lambda kind, namespace, raw: TAKEN.append((kind, raw)))
 Response.begun = staticmethod(lambda kind, namespace: BEGUN.append((kind, namespace)))
 
 
@@ -226,7 +226,7 @@ def test_what_there_is_when_a_watch_begins_goes_past_kopf_but_for_a_sign_of_life
 
 
 def test_an_object_that_cannot_be_taken_in_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    def take(_: str, raw: Any) -> None:
+    def take(_: str, __: str | None, raw: Any) -> None:
         if raw["metadata"]["name"] == "odd":
             raise KeyError("labels")
         TAKEN.append(("", raw))
