@@ -13,7 +13,7 @@ import kopf
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError
-from finetune_operator.kopf_defences import EveryTask, end_leftovers, kopf_settings
+from finetune_operator.kopf_defences import EveryTask, LoginPace, end_leftovers, kopf_settings
 from finetune_operator.names import (
     FINETUNE_GROUP,
     FINETUNE_PLURAL,
@@ -102,10 +102,15 @@ async def watch(
     Response.listed, Response.begun = staticmethod(listed), staticmethod(begun)
     Response.lists_again, Response.streaming_refused = staticmethod(lists_again), staticmethod(stream_no_lists)
 
+    pace = LoginPace()
+
     async def login() -> kopf.AiohttpSession:
-        session: aiohttp.ClientSession = cluster.wire.session(
-            headers=await cluster.wire.authorization(), response_class=Response
-        )
+        await pace.keep()
+        try:
+            headers = await cluster.wire.authorization()
+        except ApiError as error:
+            raise kopf.TemporaryError(str(error), delay=0) from error  # `pace` waits; kopf would for a minute
+        session: aiohttp.ClientSession = cluster.wire.session(headers=headers, response_class=Response)
         expiration = datetime.now(UTC) + LOGIN_LIFE
         return kopf.AiohttpSession(server=cluster.wire.server, aiohttp_session=session, expiration=expiration)
 
