@@ -131,6 +131,7 @@ class Operator:
                     self._dispatcher.seen,
                     self._settings.watch_namespaces,
                     stop,
+                    tells=self._resync.watch_tells,
                     begun=self._resync.watch_begun,
                     lists_again=self._resync.soon,
                 )

@@ -104,8 +104,6 @@ class Cache:
         """Namespace and the job's uid -> its children; they may be seen before their job is."""
         self._newest: dict[str, str] = {}
         """Kind -> the latest resourceVersion that was seen."""
-        self.told = 0
-        """Objects that were told of, counted every time."""
         self.synced = False
         """Everything was listed once: what is not known of a job is not there."""
 
@@ -280,7 +278,6 @@ class Cache:
         return sum(cached.gpus for cached in self._jobs.values())
 
     def _note_told(self, kind: str, version: str) -> None:
-        self.told += 1
         if is_newer(version, self._newest.get(kind, "")):
             self._newest[kind] = version
 

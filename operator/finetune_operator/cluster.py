@@ -43,7 +43,7 @@ class Cluster:
         """A cluster as the pod's service account or the kubeconfig names it.
 
         Raises:
-            ConfigException: there is neither.
+            SetupProblem: there is neither.
         """
         return cls(await Wire.connect())
 

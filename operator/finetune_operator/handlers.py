@@ -13,7 +13,7 @@ import kopf
 
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError
-from finetune_operator.kopf_defences import EveryTask, end_leftovers, kopf_settings
+from finetune_operator.kopf_defences import EveryTask, LoginPace, end_leftovers, kopf_settings
 from finetune_operator.names import (
     FINETUNE_GROUP,
     FINETUNE_PLURAL,
@@ -68,6 +68,7 @@ async def watch(
     namespaces: tuple[str, ...],
     stop: asyncio.Event,
     *,
+    tells: Callable[[str, str | None], None],
     begun: Callable[[str, str | None], None],
     lists_again: Callable[[], None],
 ) -> None:
@@ -78,7 +79,8 @@ async def watch(
         sink: takes every event.
         namespaces: where to watch; none for everywhere.
         stop: ends it.
-        begun: called with a kind, and a namespace or None for all, once everything was told that there is of it.
+        tells: called with a kind, and a namespace or None for all, for each object told of as a watch begins.
+        begun: called likewise once everything was told that there is of it.
         lists_again: called when a watch begins anew after a gap of which no event tells.
 
     Raises:
@@ -93,16 +95,22 @@ async def watch(
     class Response(ReadableResponse):
         """Of these watches."""
 
-    def listed(kind: str, raw: Raw) -> None:
+    def listed(kind: str, namespace: str | None, raw: Raw) -> None:
+        tells(kind, namespace)
         sink(kind, raw, False)
 
     Response.listed, Response.begun = staticmethod(listed), staticmethod(begun)
     Response.lists_again, Response.streaming_refused = staticmethod(lists_again), staticmethod(stream_no_lists)
 
+    pace = LoginPace()
+
     async def login() -> kopf.AiohttpSession:
-        session: aiohttp.ClientSession = cluster.wire.session(
-            headers=await cluster.wire.authorization(), response_class=Response
-        )
+        await pace.keep()
+        try:
+            headers = await cluster.wire.authorization()
+        except ApiError as error:
+            raise kopf.TemporaryError(str(error), delay=0) from error  # `pace` waits; kopf would for a minute
+        session: aiohttp.ClientSession = cluster.wire.session(headers=headers, response_class=Response)
         expiration = datetime.now(UTC) + LOGIN_LIFE
         return kopf.AiohttpSession(server=cluster.wire.server, aiohttp_session=session, expiration=expiration)
 

@@ -17,6 +17,8 @@ from finetune_operator.cluster import LIVE_PODS
 from finetune_operator.names import JOB_UID_LABEL, PODS_PLURAL, PYTORCH_GROUP, PYTORCH_PLURAL
 
 BACKOFF_LIMIT_SECONDS = 30.0
+LOGIN_LASTS_SECONDS = 60.0
+"""A login is good that is followed by none for this long (seconds)."""
 LEFTOVER_SECONDS = 0.2
 """Wait between two cancellations of what kopf leaves behind (seconds)."""
 STREAMED_LISTS_SINCE = 34
@@ -54,6 +56,22 @@ class _EndlessBackoff:
         while True:
             yield wait * random.uniform(0.5, 1.0)
             wait = min(BACKOFF_LIMIT_SECONDS, wait * 2)
+
+
+class LoginPace:
+    """Keeps logins apart that follow each other: kopf logs in again whenever its token is refused, without a pause."""
+
+    def __init__(self) -> None:
+        self._wait = 0.0
+        self._last = float("-inf")
+
+    async def keep(self) -> None:
+        """Wait for the turn of the next login, the longer the more have followed each other."""
+        clock = asyncio.get_running_loop().time
+        follows = clock() - self._last < LOGIN_LASTS_SECONDS
+        self._wait = min(BACKOFF_LIMIT_SECONDS, max(1.0, 2 * self._wait)) if follows else 0.0
+        await asyncio.sleep(self._wait)
+        self._last = clock()
 
 
 class _NoDiffs(kopf.DiffBaseStorage):

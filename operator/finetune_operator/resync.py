@@ -36,10 +36,16 @@ ON_ITS_WAY_SECONDS = 5.0
 """Time that an event may take after the last that came (seconds): what is only missing for that long is not missed."""
 ASKED_SECONDS = 1.0
 """Wait before a resync that was asked for: the watch that missed something lists anew itself (seconds)."""
+START_SECONDS = 120.0
+"""A start waits no longer for the watches, however they get on: one may list again and again (seconds)."""
 POLL_SECONDS = 0.1
 JITTER = 0.1
 PAGES_PER_PERIOD = 300
 """Pages of one kind that a resync may spread over its period: it is to be no load of its own."""
+PAUSE_SECONDS = 1.0
+"""Longest pause between two pages (seconds)."""
+SPREAD_SECONDS = 120.0
+"""After this long a list is read without pauses: the API server keeps its place for five minutes only (seconds)."""
 REWOUND = (
     "The API server has an older {} {}/{} than it once had, as after its store was restored from a "
     "backup: everything is read anew."
@@ -82,10 +88,17 @@ class Resync:
         self._synced = synced
         self._asked = asyncio.Event()
         self._begun: set[Watch] = set()
+        self._told = 0
+        """Objects that watches have told of while they began."""
 
     def soon(self) -> None:
         """Resync without waiting for the period: events may have been missed."""
         self._asked.set()
+
+    def watch_tells(self, kind: str, namespace: str | None) -> None:
+        """A watch tells of one more object that there was when it began: it gets on."""
+        if (kind, namespace) not in self._begun:
+            self._told += 1
 
     def watch_begun(self, kind: str, namespace: str | None) -> None:
         """A watch has told of everything that there is: of a kind, in a namespace or (None) all."""
@@ -97,12 +110,14 @@ class Resync:
         is_known = await self._watches_begin()
         while True:
             wait = self._period_seconds * (1 + random.uniform(-JITTER, JITTER))
+            if not is_known:
+                self._asked.clear()  # before it: what is asked for while it runs may be of what it has read already
             if is_known or await self.once(pause_seconds=pause_seconds):
-                pause_seconds = self._period_seconds / PAGES_PER_PERIOD
+                pause_seconds = min(PAUSE_SECONDS, self._period_seconds / PAGES_PER_PERIOD)
             else:
+                pause_seconds = 0.0  # a list that takes too long fails, and would again
                 wait = min(RETRY_SECONDS, self._period_seconds)
             is_known = False
-            self._asked.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._asked.wait()
@@ -133,18 +148,21 @@ class Resync:
         return bool(listed)
 
     async def _watches_begin(self) -> bool:
-        """Wait until the watches have told of everything, as long as they get on; whether they have.
+        """Wait until the watches have told of everything, as long as those get on that have not; whether all have.
 
-        What they tell first is a list. To list all of it once more would be most of the work of a start.
+        What they tell first is a list. To list all of it once more would be most of the work of a start. One that
+        cannot begin, because its kind or the permission is missing, does not keep the others from being looked after.
         """
         awaited = {(kind, namespace) for kind in KINDS for namespace in self._namespaces}
+        clock = asyncio.get_running_loop().time
+        until = clock() + min(START_SECONDS, max(ON_ITS_WAY_SECONDS, self._period_seconds))
         waited, told = 0.0, 0
         while not awaited <= self._begun:
-            if waited >= ON_ITS_WAY_SECONDS:
+            if waited >= ON_ITS_WAY_SECONDS or clock() >= until:
                 return False
             await asyncio.sleep(POLL_SECONDS)
-            waited = waited + POLL_SECONDS if told == self._cache.told else 0.0
-            told = self._cache.told
+            waited = waited + POLL_SECONDS if told == self._told else 0.0
+            told = self._told
         self._succeeded({})
         return True
 
@@ -164,13 +182,15 @@ class Resync:
             HistoryRewound: what is listed is older than what was known before.
         """
         newest = self._cache.newest(kind)
+        clock = asyncio.get_running_loop().time
+        spread_until = clock() + SPREAD_SECONDS
         names: set[tuple[str, str]] = set()
         unknown: list[Raw] = []
         strays: list[Raw] = []
         try:
             async for page in self._cluster.list_metadata(kind, namespace):
                 if names:
-                    await asyncio.sleep(pause_seconds)
+                    await asyncio.sleep(max(0.0, min(pause_seconds, spread_until - clock())))
                 for item in page:
                     metadata = item["metadata"]
                     names.add((metadata["namespace"], metadata["name"]))
@@ -188,8 +208,7 @@ class Resync:
         gone = self._gone(kind, namespace, names, newest)
         for key in gone:
             self._queue.add(key)
-        for item in strays:
-            await self._delete_stray(item)
+        await self._delete_strays(strays)
         return len(unknown) + len(gone)
 
     async def _unannounced(self, kind: str, unknown: list[Raw]) -> list[Raw]:
@@ -238,6 +257,15 @@ class Resync:
         if cached is None or not is_owned(raw, cached.uid) or "deletionTimestamp" in metadata:
             return False
         return cached.newest_attempt is not None and _attempt(raw) not in (None, cached.newest_attempt)
+
+    async def _delete_strays(self, strays: Sequence[Raw]) -> None:
+        for raw in strays:
+            try:
+                await self._delete_stray(raw)
+            except (ApiError, ValueError) as error:  # also a status that is none of ours
+                # One that a policy protects is no reason to leave the others alone.
+                where = f"{raw['metadata']['namespace']}/{raw['metadata']['name']}"
+                _log.warning("The PyTorchJob %s, whose attempt is over, could not be deleted: %s", where, error)
 
     async def _delete_stray(self, raw: Raw) -> None:
         """Delete a PyTorchJob of ours that belongs to no attempt of its job: an operator that stood still made it

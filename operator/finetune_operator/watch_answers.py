@@ -3,7 +3,7 @@
 kopf reads every list and every line of a watch with `json`, takes its shape for granted, and gives up a watch for good
 on most errors. One object that is nested a thousand levels deep, a garbled line, an ERROR other than 410, a list that
 took too long, or a kind that is taken away would end the process, some of them at every start anew. Here the first is
-cut, and the others lead to another try.
+cut, and the others lead to another try. So does whatever keeps kopf from finding out which kinds there are.
 
 What there is when a watch begins goes past kopf, which makes a task of every object: forty thousand take a minute.
 """
@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
+from json import JSONDecodeError
 from typing import Any, ClassVar
 
 import aiohttp
@@ -30,6 +31,9 @@ RETRY_LIMIT_SECONDS = 30
 """However long a server asks to be left alone, a watch waits no longer (seconds)."""
 KOPFS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS)
 """Refusals after which kopf itself tries again."""
+DISCOVERY: Mapping[str, str] = {"api": "versions", "apis": "groups"}
+"""Last part of a path at which kopf finds out which kinds there are -> key of the list there; elsewhere RESOURCES."""
+RESOURCES = "resources"
 ANEW = b'{"type":"ERROR","object":{"code":410}}\n'
 """What makes kopf list again."""
 
@@ -39,8 +43,8 @@ _log = logging.getLogger(__name__)
 class ReadableResponse(aiohttp.ClientResponse):
     """An answer in which kopf finds nothing that ends it."""
 
-    listed: ClassVar[Callable[[str, Json], None]]
-    """Takes the plural of a kind and each object of it that there is when a watch begins."""
+    listed: ClassVar[Callable[[str, str | None, Json], None]]
+    """Takes the plural of a kind, the namespace or None for all, and each object there when a watch begins."""
     begun: ClassVar[Callable[[str, str | None], None]]
     """Told of a kind, and of the namespace or None for all, that this was all there is."""
     lists_again: ClassVar[Callable[[], None]]
@@ -60,11 +64,19 @@ class ReadableResponse(aiohttp.ClientResponse):
         return headers
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        """As aiohttp's, with a status and a content that do not end kopf."""
-        await super().start(connection)
+        """As aiohttp's, with a status and a content that do not end kopf.
+
+        Raises:
+            ClientConnectionError: it is no HTTP, or the connection broke; kopf tries again.
+        """
+        try:
+            await super().start(connection)
+        except aiohttp.ClientResponseError as error:
+            raise aiohttp.ClientConnectionError(f"The API server's answer is no HTTP: {error.message}") from error
         query = self.url.query
         is_watch, is_list = query.get("watch") == "true", "limit" in query
         if not (is_watch or is_list):
+            await self._check_discovery()
             return self
         if self.status == HTTPStatus.NOT_FOUND:
             # kopf gives up a watch whose kind is gone; one that is out of service it waits for.
@@ -83,8 +95,11 @@ class ReadableResponse(aiohttp.ClientResponse):
         """The answer's object; its items without managedFields.
 
         Raises:
+            JSONDecodeError: it is a refusal in other words than Kubernetes' own. kopf goes by its status alone.
             ClientPayloadError: it cannot be read, which kopf takes for a broken connection, and lists again.
         """
+        if self.status >= HTTPStatus.BAD_REQUEST:
+            return await self._refusal()
         try:
             found = await decoded(await self.read())
             if self._refused:
@@ -102,6 +117,44 @@ class ReadableResponse(aiohttp.ClientResponse):
             raise aiohttp.ClientPayloadError(f"The API server's answer cannot be read: {error}") from error
         return found
 
+    async def text(self, encoding: str | None = None, errors: str = "replace") -> str:
+        """As aiohttp's, of any bytes."""
+        return await super().text(encoding, errors)
+
+    async def _refusal(self) -> dict[str, Any]:
+        """What is said of a refusal. Load balancers and API Priority and Fairness say it in text or HTML.
+
+        Raises:
+            JSONDecodeError: not so that kopf could read it.
+        """
+        found = await self._said()
+        if not isinstance(found, dict):
+            raise JSONDecodeError("It is no Status", "", 0)
+        return found
+
+    async def _said(self) -> Json:
+        """What the whole answer says; None for nothing that can be read."""
+        try:
+            return await decoded(await self.read())
+        except Garbled:
+            return None
+        except aiohttp.ClientError:  # it broke off
+            self._body = b""
+            return None
+
+    async def _check_discovery(self) -> None:
+        """Have kopf ask again where it is not told which kinds there are: it asks once, and ends without."""
+        if self.status in KOPFS or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return
+        key = DISCOVERY.get(self.url.name, RESOURCES)
+        if self.status == HTTPStatus.NOT_FOUND and key == RESOURCES:
+            return  # the last kind of a group was taken away, which kopf knows
+        found = await self._said()
+        if self.status == HTTPStatus.OK and isinstance(found, dict) and isinstance(found.get(key), list):
+            return
+        _log.warning("Which kinds there are is asked again: %s was answered with %s.", self.url.path, self.status)
+        self.status = HTTPStatus.SERVICE_UNAVAILABLE
+
     def _place(self) -> tuple[str, str | None]:
         """Plural of the kind that was asked for, and the namespace or None for all."""
         path, _, kind = self.url.path.rpartition("/")
@@ -113,7 +166,7 @@ class ReadableResponse(aiohttp.ClientResponse):
 
     def _take(self, item: Json) -> None:
         try:
-            type(self).listed(self._place()[0], item)
+            type(self).listed(*self._place(), item)
         except Exception:  # it costs only itself; the next resync reads it
             _log.exception("An object that is listed cannot be taken in: %s", item["metadata"]["name"])
 

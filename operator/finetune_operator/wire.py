@@ -15,7 +15,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from finetune_operator.decoding import Garbled, decoded, encoded, without_managed_fields
-from finetune_operator.errors import api_error
+from finetune_operator.errors import SetupProblem, api_error
 
 Raw = dict[str, Any]
 
@@ -46,13 +46,18 @@ class Wire:
         """A wire as the pod's service account or the kubeconfig names it.
 
         Raises:
-            ConfigException: there is neither.
+            SetupProblem: there is neither.
         """
         configuration = Configuration()
         try:
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # the client's
-        except ConfigException:
-            await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # the client's
+        except ConfigException as no_pod:
+            try:
+                await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # likewise
+            except ConfigException as error:
+                raise SetupProblem(
+                    f"No API server is known, by a pod's account ({no_pod}) or otherwise ({error})."
+                ) from error
         return cls(configuration)
 
     async def __aenter__(self) -> Self:
@@ -85,8 +90,16 @@ class Wire:
         return aiohttp.ClientSession(connector=connector, proxy=self._configuration.proxy, trust_env=False, **more)
 
     async def authorization(self) -> dict[str, str]:
-        """The header that proves who we are; a pod's token changes every hour."""
-        found = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        """The header that proves who we are; a pod's token changes every hour.
+
+        Raises:
+            Unavailable: the token cannot be read.
+        """
+        try:
+            found = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        except (ConfigException, OSError, ValueError) as error:
+            text = f"The operator's token for the API server cannot be read ({error})."
+            raise api_error(None, type(error).__name__, text) from error
         return {"Authorization": found} if found else {}
 
     async def request(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import pytest
 
@@ -12,11 +12,12 @@ from finetune_operator.cache import Cache
 from finetune_operator.errors import ApiError, HistoryRewound, api_error
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.queue import Key
-from finetune_operator.resync import KINDS, ON_ITS_WAY_SECONDS, Resync
-from finetune_operator.serving.health import Heartbeat
+from finetune_operator.resync import KINDS, ON_ITS_WAY_SECONDS, START_SECONDS, Resync
+from finetune_operator.serving.health import Heartbeat, Watch
 from tests.operator.jumping_loop import JumpingLoop
 from tests.operator.raw import CHILD, KEY, finished, job, pod, pytorch_job
 
+T = TypeVar("T")
 Raw = dict[str, Any]
 
 
@@ -28,39 +29,59 @@ class Listed:
         self.errors: dict[str | None, ApiError] = {}
         """By namespace."""
         self.pages = 0
+        self.page_seconds = 0.0
+        """Time that a page takes."""
+        self.keeps_place_seconds = float("inf")
+        """After this long a list cannot be gone on with."""
         self.deleted: list[str] = []
+        self.next_job: list[Raw | ApiError] = []
+        """What comes in place of the next jobs that are read."""
+        self.next_deletion: list[ApiError] = []
+        """Likewise of deletions."""
 
     async def list_metadata(self, kind: str, namespace: str | None) -> AsyncIterator[list[Raw]]:
         """As Cluster's, two objects a page."""
         if namespace in self.errors:
             raise self.errors[namespace]
         found = [raw for raw in self.objects[kind] if namespace in (None, raw["metadata"]["namespace"])]
+        clock = asyncio.get_running_loop().time
+        begun = clock()
         for start in range(0, max(1, len(found)), 2):
+            await asyncio.sleep(self.page_seconds)
+            if clock() - begun > self.keeps_place_seconds:
+                raise api_error(410, "Expired", "The provided continue parameter is too old.")
             self.pages += 1
             yield [{"metadata": raw["metadata"]} for raw in found[start : start + 2]]
 
     async def get_job(self, namespace: str, name: str) -> Raw | None:
         """As Cluster's."""
+        if self.next_job:
+            instead = self.next_job.pop(0)
+            if isinstance(instead, ApiError):
+                raise instead
+            return instead
         of_that_name = (raw for raw in self.objects[FINETUNE_PLURAL] if raw["metadata"]["name"] == name)
         return next((raw for raw in of_that_name if raw["metadata"]["namespace"] == namespace), None)
 
     async def delete_pytorch_job(self, namespace: str, name: str, *, uid: str) -> None:
         """As Cluster's."""
+        if self.next_deletion:
+            raise self.next_deletion.pop(0)
         self.deleted.append(name)
 
 
 class Stage:
     """A resync, what it lists, and what it asked for."""
 
-    def __init__(self, *namespaces: str) -> None:
+    def __init__(self, *namespaces: str, period_seconds: float = 300) -> None:
         self.server, self.cache = Listed(), Cache()
         self.cache.synced = True
         self.added: list[Key] = []
-        self.heartbeat = Heartbeat(300)
+        self.heartbeat = Heartbeat(period_seconds)
         self.resync = Resync(
             self.server,  # type: ignore[arg-type]
             namespaces or (None,),
-            period_seconds=300,
+            period_seconds=period_seconds,
             queue=self,  # type: ignore[arg-type]
             cache=self.cache,
             heartbeat=self.heartbeat,
@@ -76,6 +97,19 @@ class Stage:
         async def run() -> bool:
             done, *_ = await asyncio.gather(self.resync.once(), *meanwhile)
             return bool(done)
+
+        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+            return runner.run(run())
+
+    def live(self, meanwhile: Coroutine[Any, Any, T]) -> T:
+        """Resync now and then, as long as something else happens; time is made up."""
+
+        async def run() -> T:
+            task = asyncio.create_task(self.resync.run())
+            try:
+                return await meanwhile
+            finally:
+                task.cancel()
 
         with asyncio.Runner(loop_factory=JumpingLoop) as runner:
             return runner.run(run())
@@ -170,11 +204,11 @@ def test_a_start_lists_nothing_that_the_watches_tell(silent: str | None) -> None
     stage = Stage()
     stage.cache.synced = False
 
-    async def run() -> None:
-        task = asyncio.create_task(stage.resync.run())
+    async def begin() -> None:
         for number in range(5):  # longer than a silence may last
             await asyncio.sleep(ON_ITS_WAY_SECONDS - 1)
             assert not stage.heartbeat.ready
+            stage.resync.watch_tells(silent or FINETUNE_PLURAL, None)
             known(stage, running(str(number + 1)))
         for kind in KINDS:
             if kind != silent:
@@ -182,10 +216,8 @@ def test_a_start_lists_nothing_that_the_watches_tell(silent: str | None) -> None
         await asyncio.sleep(1)
         assert stage.heartbeat.ready is (silent is None)
         await asyncio.sleep(10)
-        task.cancel()
 
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-        runner.run(run())
+    stage.live(begin())
     assert stage.heartbeat.ready
     assert stage.cache.synced
     assert stage.added[0] == KEY
@@ -195,17 +227,95 @@ def test_a_start_lists_nothing_that_the_watches_tell(silent: str | None) -> None
 def test_a_watch_that_missed_something_is_made_up_for_soon() -> None:
     stage = Stage()
 
-    async def run() -> int:
-        task = asyncio.create_task(stage.resync.run())
+    async def miss() -> int:
         await asyncio.sleep(10)
         before = stage.server.pages
         stage.resync.soon()
         await asyncio.sleep(10)
-        task.cancel()
         return stage.server.pages - before
 
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-        assert runner.run(run()) == 3
+    assert stage.live(miss()) == 3
+
+
+@pytest.mark.parametrize("after", [1, 11, 21, 29])
+def test_what_is_missed_while_everything_is_looked_over_is_made_up_for_soon(after: float) -> None:
+    stage = Stage()
+    stage.server.page_seconds = 10.0
+
+    async def miss() -> int:
+        await asyncio.sleep(60)  # one was made by then
+        before = stage.server.pages
+        stage.resync.soon()
+        await asyncio.sleep(1 + after)
+        stage.resync.soon()
+        await asyncio.sleep(100)
+        return stage.server.pages - before
+
+    assert stage.live(miss()) == 6
+
+
+def test_what_is_missed_while_the_watches_begin_is_made_up_for_soon() -> None:
+    stage = Stage()
+
+    async def miss() -> None:
+        stage.resync.soon()
+        for kind in KINDS:
+            stage.resync.watch_begun(kind, None)
+        await asyncio.sleep(10)
+
+    stage.live(miss())
+    assert stage.server.pages == 3
+
+
+@pytest.mark.parametrize(
+    ("tells", "limit_seconds"),
+    [
+        (None, ON_ITS_WAY_SECONDS + 1),
+        (FINETUNE_PLURAL, ON_ITS_WAY_SECONDS + 1),  # it lists again
+        (PODS_PLURAL, START_SECONDS + 1),  # it lists, and never to the end
+    ],
+)
+def test_a_watch_that_cannot_begin_does_not_keep_a_busy_operator_from_starting(
+    tells: str | None, limit_seconds: float
+) -> None:
+    stage = Stage()
+    stage.cache.synced = False
+    for kind in (FINETUNE_PLURAL, PYTORCH_PLURAL):
+        stage.resync.watch_begun(kind, None)
+
+    async def busy() -> float:
+        clock, version = asyncio.get_running_loop().time, 1
+        while not stage.heartbeat.ready and clock() < 1000:
+            await asyncio.sleep(1)
+            version += 1
+            stage.server.objects[FINETUNE_PLURAL] = [running(str(version))]
+            known(stage, running(str(version)))
+            if tells:
+                stage.resync.watch_tells(tells, None)
+        return clock()
+
+    assert stage.live(busy()) <= limit_seconds
+    assert stage.cache.synced
+
+
+@pytest.mark.parametrize(
+    ("period_seconds", "keeps_place_seconds", "always"), [(300, 300, True), (86400, 300, True), (86400, 60, False)]
+)
+def test_a_list_is_at_its_end_before_the_server_forgets_where_it_was(
+    period_seconds: float, keeps_place_seconds: float, always: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(period_seconds=period_seconds)
+    stage.server.keeps_place_seconds = keeps_place_seconds
+    stage.server.page_seconds = 0.1
+    stage.server.objects[PODS_PLURAL] = [pod(str(number)) for number in range(1000)]
+    for number, raw in enumerate(stage.server.objects[PODS_PLURAL]):
+        raw["metadata"]["name"] = str(number)
+
+    whole: list[Mapping[Watch, int]] = []
+    stage.heartbeat.resynced = whole.append  # type: ignore[assignment, method-assign]
+    stage.live(asyncio.sleep(10 * period_seconds))
+    assert len(whole) > 5
+    assert ("too old" not in caplog.text) is always
 
 
 def test_what_is_not_listed_any_more_is_looked_for() -> None:
@@ -355,6 +465,34 @@ def test_a_pytorchjob_of_no_attempt_is_deleted_and_no_other(
     stage.server.objects |= {FINETUNE_PLURAL: [raw], PYTORCH_PLURAL: [pytorch_job(attempt=attempt)]}
     stage.once()
     assert stage.server.deleted == [CHILD] * deleted
+
+
+REFUSED = [api_error(409, "Conflict", "no"), api_error(403, "Forbidden"), api_error(422, "Invalid"), api_error(None)]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "deletions"),
+    [
+        *([[], [error]] for error in REFUSED),
+        *([[error], []] for error in REFUSED),
+        ([job({"phase": "Running", "attempt": "many"})], []),
+    ],
+)
+def test_a_pytorchjob_that_cannot_be_deleted_costs_only_itself(
+    jobs: list[Raw | ApiError], deletions: list[ApiError], caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage()
+    raw = job({"phase": "Running", "attempt": 2})
+    known(stage, raw)
+    strays = [pytorch_job(name=name) for name in ("protected", "other")]
+    for stray in strays:
+        stage.cache.child_seen(PYTORCH_PLURAL, stray, deleted=False)
+    stage.server.objects |= {FINETUNE_PLURAL: [raw], PYTORCH_PLURAL: strays, PODS_PLURAL: [pod("9")]}
+    stage.server.next_job, stage.server.next_deletion = list(jobs), list(deletions)
+    assert stage.once()
+    assert stage.server.deleted == ["other"]
+    assert stage.added == [KEY]  # of the pod
+    assert "team/protected" in caplog.text
 
 
 def test_a_pytorchjob_of_somebody_elses_is_neither_deleted_nor_missed() -> None:

@@ -1,16 +1,26 @@
-"""Whatever a watch or a list says, kopf is given what it can read, or a connection that broke."""
+"""Whatever a watch or a list says, kopf is given what it can read, or a connection that broke.
+
+What kopf then does is not told here but tried: its own code makes the requests, where it decides by what it is given.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
+import kopf
 import pytest
 from aiohttp import web
+from kopf._cogs.clients import api, errors
 from kopf._cogs.clients.api import iter_jsonlines  # what reads the lines in kopf
+from kopf._cogs.clients.auth import APIContext, vault_var
+from kopf._cogs.clients.scanning import scan_resources
+from kopf._cogs.structs.credentials import Vault
 
 from finetune_operator import watch_answers
 from finetune_operator.watch_answers import SIGN_OF_LIFE, ReadableResponse
@@ -47,7 +57,7 @@ class Response(ReadableResponse):
     streaming_refused = staticmethod(lambda: TROUBLES.append("streaming refused"))
 
 
-Response.listed = staticmethod(lambda kind, raw: TAKEN.append((kind, raw)))
+Response.listed = staticmethod(lambda kind, namespace, raw: TAKEN.append((kind, raw)))
 Response.begun = staticmethod(lambda kind, namespace: BEGUN.append((kind, namespace)))
 
 
@@ -226,7 +236,7 @@ def test_what_there_is_when_a_watch_begins_goes_past_kopf_but_for_a_sign_of_life
 
 
 def test_an_object_that_cannot_be_taken_in_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    def take(_: str, raw: Any) -> None:
+    def take(_: str, __: str | None, raw: Any) -> None:
         if raw["metadata"]["name"] == "odd":
             raise KeyError("labels")
         TAKEN.append(("", raw))
@@ -278,10 +288,181 @@ def test_what_has_no_name_is_left_out_of_a_list() -> None:
     text = json.dumps({"kind": "List", "metadata": {"resourceVersion": "5"}, "items": items}).encode()
     assert asked([text], objects, query="?limit=50")["items"] == []
     assert TAKEN == 2 * [("things", GOOD)]
-    assert asked([b'{"kind":"APIGroupList","groups":[]}'], objects)["groups"] == []
 
 
 @pytest.mark.parametrize(("text", "status"), [(b"<html>", 200), (b'{"kind":"Status"}', 410), (b"{}", 400)])
 def test_a_list_that_cannot_be_read_or_is_too_old_is_a_connection_that_broke(text: bytes, status: int) -> None:
     with pytest.raises(aiohttp.ClientPayloadError):
         asked([text], objects, query="?limit=50", status=status)
+
+
+LOGGER = logging.getLogger(__name__)
+QUERIES = {"watch": "?watch=true", "initial watch": "?watch=true&sendInitialEvents=true", "list": "?limit=50"}
+STATUS = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "no", "message": "It is refused."}
+BODIES: Mapping[str, bytes | None] = {
+    "a status": json.dumps(STATUS).encode(),
+    "a status cut off": json.dumps(STATUS).encode()[:40],
+    "another object": b'{"message":"no"}',
+    "text": b"Too many requests, please try again later.\n",
+    "html": b"<html><body><h1>503 Service Unavailable</h1></body></html>\n",
+    "nothing": b"",
+    "a connection that breaks": None,
+    "blanks": b"  \n",
+    "null": b"null",
+    "a list": b'["no"]',
+    "a number": b"7",
+    "no text": b"\xff\xfe\x00\x80",
+    "too deep": b"[" * 3000 + b"]" * 3000,
+}
+"""What a refusal may say."""
+AGAIN: Mapping[int, type[Exception] | None] = {
+    401: errors.APIUnauthorizedError,  # kopf logs in again
+    403: errors.APIForbiddenError,  # after this and all below it asks again, as long as it may
+    429: errors.APITooManyRequestsError,
+    404: errors.APIServerError,
+    500: errors.APIServerError,
+    502: errors.APIServerError,
+    503: errors.APIServerError,
+    504: errors.APIServerError,
+    400: None,  # kopf is not told: the watch begins anew, or the list is a connection that broke
+    409: None,
+    410: None,
+    422: None,
+}
+"""HTTP status -> what kopf makes of a watch or list that is refused with it."""
+
+
+async def say(request: web.Request, status: int, body: bytes | None, **headers: str) -> web.StreamResponse:
+    """Answer; None breaks off in the middle."""
+    if body is not None:
+        return web.Response(status=status, body=body, headers=headers)
+    response = web.StreamResponse(status=status, headers={**headers, "Content-Length": "100"})
+    await response.prepare(request)
+    await response.write(b"{")
+    if request.transport is not None:
+        request.transport.close()
+    return response
+
+
+def as_kopf(
+    serve: Callable[[web.Request], Awaitable[web.StreamResponse]], use: Callable[[APIContext], Awaitable[T]]
+) -> T:
+    """What kopf makes of an API server that answers so."""
+
+    async def run() -> T:
+        async with answering(serve) as url, asyncio.timeout(20):
+            session = aiohttp.ClientSession(response_class=Response)
+            login = kopf.AiohttpSession(server=url, aiohttp_session=session)
+            context, vault = APIContext(login), Vault()
+            await vault.populate({"login": login})
+            vault_var.set(vault)
+            try:
+                return await use(context)
+            finally:
+                await context.close()
+
+    return asyncio.run(run())
+
+
+def kopf_asks(*backoffs: float) -> kopf.OperatorSettings:
+    """Settings of kopf's that wait so long after each refusal."""
+    settings = kopf.OperatorSettings()
+    settings.networking.error_backoffs = backoffs
+    settings.networking.request_timeout = 1.0
+    return settings
+
+
+@pytest.mark.parametrize("status", AGAIN)
+def test_kopf_goes_by_the_status_of_a_refusal_whatever_it_says(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_answers, "PAUSE_SECONDS", 100)  # kopf has its own
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return await say(request, status, BODIES[request.match_info["path"]], **{"Retry-After": "7"})
+
+    async def ask(context: APIContext) -> dict[tuple[str, str], Exception | None]:
+        found: dict[tuple[str, str], Exception | None] = {}
+        for body, (name, query) in itertools.product(BODIES, QUERIES.items()):
+            try:
+                await api.request("get", f"{body}{query}", settings=kopf_asks(), logger=LOGGER, context=context)
+            except Exception as error:
+                found[body, name] = error
+            else:
+                found[body, name] = None
+        return found
+
+    expected = AGAIN[status]
+    for (body, query), found in as_kopf(serve, ask).items():
+        if expected is None:
+            assert found is None, (body, query)
+            continue
+        assert type(found) is expected, (body, query)
+        assert isinstance(found, errors.APIError)
+        assert found.headers["Retry-After"] == "7"
+        assert found.message == (STATUS["message"] if body == "a status" else None)
+
+
+KINDS: Mapping[str, Any] = {
+    "/api": {"versions": ["v1"]},
+    "/api/v1": {"resources": [{"kind": "Pod", "name": "pods", "singularName": "pod", "namespaced": True}]},
+    "/apis": {"groups": [{"name": "a.b", "versions": [{"version": "v2"}], "preferredVersion": {"version": "v2"}}]},
+    "/apis/a.b/v2": {"resources": [{"kind": "Thing", "name": "things", "singularName": "", "namespaced": True}]},
+}
+"""Where kopf finds out which kinds there are, and what it is told there."""
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, "silence"), *itertools.product([200, 204, 400, 403, 404, 405, 410, 429, 500, 503], BODIES)],
+)
+def test_kopf_asks_until_it_is_told_which_kinds_there_are(status: int, body: str) -> None:
+    asked_for: dict[str, int] = {}
+    paths = {"/api", "/apis"} if status == 404 else set(KINDS)  # of a version, 404 says that it was taken away
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        count = asked_for[request.path] = asked_for.get(request.path, 0) + 1
+        if count > 2 or request.path not in paths:
+            return web.json_response(KINDS[request.path])
+        if body == "silence":
+            response = web.StreamResponse(status=status, headers={"Content-Length": "100"})
+            await response.prepare(request)
+            await asyncio.sleep(2)
+            return response
+        return await say(request, status, BODIES[body], **{"Retry-After": "0"})
+
+    async def scan(_: APIContext) -> set[str]:
+        found = await scan_resources(settings=kopf_asks(*[0] * 10), logger=LOGGER)
+        return {kind.plural for kind in found}
+
+    assert as_kopf(serve, scan) == {"pods", "things"}
+    assert asked_for == {path: 3 if path in paths else 1 for path in KINDS}
+
+
+def test_a_group_whose_last_kind_was_taken_away_has_none() -> None:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        gone = request.path == "/apis/a.b/v2"
+        return await say(request, 404, b"404 page not found") if gone else web.json_response(KINDS[request.path])
+
+    async def scan(_: APIContext) -> set[str]:
+        found = await scan_resources(settings=kopf_asks(), logger=LOGGER)
+        return {kind.plural for kind in found}
+
+    assert as_kopf(serve, scan) == {"pods"}
+
+
+@pytest.mark.parametrize(
+    "answer", [b"garbage\r\n\r\n", b"\x15\x03\x01\x00", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
+)
+def test_an_answer_that_is_no_http_is_a_connection_that_broke(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        async with server, aiohttp.ClientSession(response_class=Response) as session:
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await session.get(f"http://{host}:{port}/api/v1/things?watch=true")
+
+    asyncio.run(run())
