@@ -1,15 +1,15 @@
 """Posts Kubernetes events about jobs, behind their backs: no reconcile waits until its events are told.
 
-They are for people: one that cannot be posted is logged, and nothing else. A few senders post them while reconciles go
-on, in the order of each job, so that a burst of jobs is not slowed down by what is said about it. What waits is
-bounded: who records more than can be posted waits, and nothing is dropped.
+They are for people: one that cannot be posted is logged, and nothing else. One sender posts them in their order, as
+client-go's broadcaster does, so that a burst of jobs is not slowed down by what is said about it: it has one request on
+its way where reconciles have sixteen. What waits is bounded: who records more than can be posted waits, and nothing is
+dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -23,10 +23,8 @@ from finetune_operator.policy.transitions import Event
 
 MESSAGE_LIMIT = 1024
 """Most characters that the API server takes in an event's message."""
-SENDERS = 4
-"""Events that are on their way at the same time; those of one job never are."""
-QUEUE_LIMIT = 500
-"""Events that may wait for one sender, of about 2 KB each."""
+QUEUE_LIMIT = 2000
+"""Events that may wait, of about 2 KB each."""
 TRIES = 3
 """Times that an event is posted while the API server asks to be left alone for a moment."""
 MOMENT_SECONDS = 10.0
@@ -38,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class EventBroadcaster:
-    """Posts events, those of one job in the order in which they were recorded.
+    """Posts events, in the order in which they were recorded.
 
     Args:
         cluster: the API server.
@@ -46,24 +44,26 @@ class EventBroadcaster:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._queues: list[asyncio.Queue[dict[str, Any]]] = [asyncio.Queue(QUEUE_LIMIT) for _ in range(SENDERS)]
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE_LIMIT)
 
     async def record(self, job: Mapping[str, Any], events: Iterable[Event], now: datetime) -> None:
         """Have `events` about `job` posted soon. Waits only while too many others do."""
-        queue = self._queues[zlib.crc32(job["metadata"]["uid"].encode()) % SENDERS]
         for event in events:
-            await queue.put(_body(job, event, now))
+            await self._queue.put(_body(job, event, now))
 
     def waiting(self) -> int:
         """How many events wait."""
-        return sum(queue.qsize() for queue in self._queues)
+        return self._queue.qsize()
 
     async def run(self) -> None:
         """Post for ever what is recorded."""
         try:
-            async with asyncio.TaskGroup() as senders:
-                for queue in self._queues:
-                    senders.create_task(self._send(queue))
+            while True:
+                body = await self._queue.get()
+                try:
+                    await self._post(body)
+                finally:
+                    self._queue.task_done()
         finally:
             if self.waiting():
                 _log.warning("%d events were not posted before the operator ended.", self.waiting())
@@ -72,15 +72,7 @@ class EventBroadcaster:
         """Wait until everything recorded is posted, but no longer than FLUSH_SECONDS. `run` has to run meanwhile."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_SECONDS):
-                await asyncio.gather(*(queue.join() for queue in self._queues))
-
-    async def _send(self, queue: asyncio.Queue[dict[str, Any]]) -> None:
-        while True:
-            body = await queue.get()
-            try:
-                await self._post(body)
-            finally:
-                queue.task_done()
+                await self._queue.join()
 
     async def _post(self, body: Mapping[str, Any]) -> None:
         about = body["involvedObject"]

@@ -6,11 +6,14 @@ A test that counts writes, or looks for requests that were refused, counts what 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+LONGEST_LINE = 2**16
+"""Bytes that a line has at most: it tells of an object, and does not show it."""
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
 
@@ -53,8 +56,13 @@ class AuditLog:
         return [f"--audit-policy-file={policy_file}", f"--audit-log-path={self.file}", "--audit-log-maxsize=10000"]
 
     def position(self) -> int:
-        """Where what is asked from now on will begin (bytes)."""
-        return self.file.stat().st_size if self.file.exists() else 0
+        """Where what is asked from now on will begin (bytes): behind the last whole line."""
+        if not self.file.exists():
+            return 0
+        with self.file.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE)
+            file.seek(start)
+            return start + file.read().rfind(b"\n") + 1
 
     def requests(self, user: str, since: int = 0) -> list[Request]:
         """Requests of a user behind a position, in the order of their answers."""

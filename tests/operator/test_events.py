@@ -12,7 +12,7 @@ import pytest
 from finetune_operator import events as events_module
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, api_error
-from finetune_operator.events import MESSAGE_LIMIT, QUEUE_LIMIT, SENDERS, TRIES, EventBroadcaster
+from finetune_operator.events import MESSAGE_LIMIT, QUEUE_LIMIT, TRIES, EventBroadcaster
 from finetune_operator.policy.transitions import Event
 from finetune_operator.wire import Raw, Wire
 
@@ -84,7 +84,7 @@ def posted(*records: tuple[Raw, list[Event]], errors: Sequence[ApiError] = ()) -
         broadcaster = EventBroadcaster(Cluster(wire))
         await broadcast(broadcaster, *records)
         assert broadcaster.waiting() == 0
-        assert wire.most_at_once <= SENDERS
+        assert wire.most_at_once == 1
         return wire.taken
 
     return asyncio.run(run())
