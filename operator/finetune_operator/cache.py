@@ -123,9 +123,10 @@ class Cache:
         return cached
 
     def job_read(self, raw: Raw) -> CachedJob:
-        """Keep a FineTuneJob that was read just now, and so is the newest there is."""
+        """Keep a FineTuneJob that was read just now, unless a watch has told of a newer one while it was on its way."""
         cached = self.job_seen(raw) or self._jobs[Key(raw["metadata"]["namespace"], raw["metadata"]["name"])]
-        cached.raw = raw
+        if not is_newer(cached.version, raw["metadata"]["resourceVersion"]):
+            cached.raw = raw
         return cached
 
     def child_seen(self, kind: str, raw: Raw, *, deleted: bool) -> Key | None:

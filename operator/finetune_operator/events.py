@@ -3,7 +3,7 @@
 They are for people: one that cannot be posted is logged, and nothing else. One sender posts them in their order, as
 client-go's broadcaster does, so that a burst of jobs is not slowed down by what is said about it: it has one request on
 its way where reconciles have sixteen. What waits is bounded: who records more than can be posted waits, and nothing is
-dropped.
+dropped as long as the API server takes events at all.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ TRIES = 3
 """Times that an event is posted while the API server asks to be left alone for a moment."""
 MOMENT_SECONDS = 10.0
 """Longest such moment (seconds)."""
+PATIENCE_SECONDS = 5.0
+"""Longest that a reconcile waits for room in the queue (seconds): an API server may take everything but events."""
 FLUSH_SECONDS = 5.0
 """Time in which what waits is still posted when the operator ends (seconds)."""
 
@@ -47,9 +49,16 @@ class EventBroadcaster:
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE_LIMIT)
 
     async def record(self, job: Mapping[str, Any], events: Iterable[Event], now: datetime) -> None:
-        """Have `events` about `job` posted soon. Waits only while too many others do."""
-        for event in events:
-            await self._queue.put(_body(job, event, now))
+        """Have `events` about `job` posted soon. Waits only while too many others do, and not for long."""
+        bodies = [_body(job, event, now) for event in events]
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while bodies:
+                    await self._queue.put(bodies[0])
+                    del bodies[0]
+        except TimeoutError:
+            for body in bodies:
+                _log_unposted(body, f"{QUEUE_LIMIT} others wait")
 
     def waiting(self) -> int:
         """How many events wait."""
@@ -75,17 +84,21 @@ class EventBroadcaster:
                 await self._queue.join()
 
     async def _post(self, body: Mapping[str, Any]) -> None:
-        about = body["involvedObject"]
         for tries_left in reversed(range(TRIES)):
             try:
-                await self._cluster.create_event(about["namespace"], body)
+                await self._cluster.create_event(body["metadata"]["namespace"], body)
                 return
             except ApiError as error:
                 if error.retry_after_seconds is None or not tries_left:
-                    whose = about["namespace"], about["name"]
-                    _log.warning("Event %s of %s/%s could not be posted: %s", body["reason"], *whose, error)
+                    _log_unposted(body, error)
                     return
                 await asyncio.sleep(min(error.retry_after_seconds, MOMENT_SECONDS))
+
+
+def _log_unposted(body: Mapping[str, Any], why: object) -> None:
+    about = body["involvedObject"]
+    whose = about["namespace"], about["name"]
+    _log.warning("Event %s of %s/%s could not be posted: %s", body["reason"], *whose, why)
 
 
 def _body(job: Mapping[str, Any], event: Event, now: datetime) -> dict[str, Any]:

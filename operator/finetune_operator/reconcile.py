@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.attempts import Attempts
 from finetune_operator.cache import Cache, CachedJob
+from finetune_operator.children import is_over
 from finetune_operator.cluster import Cluster
 from finetune_operator.creation import Creation
 from finetune_operator.errors import ApiError, Conflict, Unavailable
@@ -208,7 +209,9 @@ class Reconciler:
         cached.phase = status.phase
         cached.note_wait(waits_for(status), now)
         cached.verifying = awaits_verdict(status, verify=view.spec.desired.verify)
-        cached.done = is_finished(status) and plan.again_at is None and not plan.release and not cached.verifying
+        at_rest = plan.again_at is None and not plan.release and not cached.verifying
+        # Until it is over a PyTorchJob may be stopped by its queue and let go on, with new pods.
+        cached.done = is_finished(status) and at_rest and (pytorch_job is None or is_over(pytorch_job))
         if cached.done:
             self._cache.release_children(cached)
         cached.newest_attempt = status.attempt

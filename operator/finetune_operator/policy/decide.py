@@ -68,8 +68,10 @@ def _after_the_end(plan: Plan, observed: ObservedState, now: datetime, timeouts:
         return
     # Pods that have ended hold nothing and keep their logs; those that have not must go.
     plan.release = any(not pod.ended for pod in observed.pods) or not (observed.pods or pytorch_job.ended)
-    # A worker that a quota refuses is made as soon as another one has ended, even for a job that has.
-    may_make_pods = not pytorch_job.ended and len(observed.pods) < pytorch_job.nodes
+    # It makes pods even for a job that has ended: one that a quota refused, as soon as another has ended, one in place
+    # of a pod that goes, or all of them anew once its queue lets it go on.
+    staying = sum(not pod.deleting for pod in observed.pods)
+    may_make_pods = not pytorch_job.ended and (pytorch_job.held or staying < pytorch_job.nodes)
     if not plan.release and (may_make_pods or any(pod.holds_machine for pod in observed.pods)):
         # The trainer has ended, its pod has not: in a moment it will, unless a container beside it goes on for ever.
         ended_at = moment(plan.status.completion_time)

@@ -26,7 +26,7 @@ from finetune_operator.policy.pod_ends import disk_full, never_started, out_of_m
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import adapter_of
 from finetune_operator.policy.start_errors import NEVER_STARTED, image_is_at_fault
-from finetune_operator.policy.times import after
+from finetune_operator.policy.times import CLOCK_TOLERANCE, after
 
 OOM_KILLED = "OOMKilled"
 """The kubelet's word for the end of a container of which the kernel killed a process for want of memory: at its own
@@ -164,6 +164,12 @@ def _published(lead: PodView | None) -> Verdict | None:
     )
 
 
+def _ended_at_its_resumption(pytorch_job: PyTorchJobView) -> bool:
+    """Whether it was over as soon as it had been let go on; both times are by the training operator's clock."""
+    resumed_at, ended_at = pytorch_job.resumed_at, pytorch_job.ended_at
+    return resumed_at is not None and (ended_at is None or ended_at <= resumed_at + CLOCK_TOLERANCE)
+
+
 def _without_failed_pod(
     pytorch_job: PyTorchJobView, pods: Sequence[PodView], checkpoint: CheckpointResult | None
 ) -> Verdict:
@@ -182,7 +188,7 @@ def _without_failed_pod(
             checkpoint=checkpoint,
         )
     text = quoted(pytorch_job.end_message).rstrip(".") or "it gave no reason"
-    if pytorch_job.end == "Failed" and pytorch_job.resumed_at is not None:
+    if pytorch_job.end == "Failed" and _ended_at_its_resumption(pytorch_job):
         # A pod that the suspension deletes, and that is still there at the resumption, counts as failed for it.
         return Verdict(
             succeeded=False,

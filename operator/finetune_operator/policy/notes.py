@@ -7,9 +7,10 @@ from datetime import datetime
 
 from finetune_api.outcome import Reason
 from finetune_api.problem import Problem
-from finetune_api.status import Phase
+from finetune_api.status import ConditionType, Phase
 from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy import deadline
+from finetune_operator.policy.conditions import condition
 from finetune_operator.policy.observed import PodView, PyTorchJobView
 from finetune_operator.policy.phase import shown_phase
 from finetune_operator.policy.plan import DesiredState, ObservedState, Plan, Timeouts
@@ -60,6 +61,7 @@ def note_activity(
     began_at = believed_if_recent(pytorch_job.resumed_at or pytorch_job.created_at, now)
     deadline.account(status, since=None if pytorch_job.held else began_at, now=now)
     phase, until = shown_phase(status, pods, reported, reports_expected=observed.reports_expected, now=now)
+    succeeded = condition(status, ConditionType.SUCCEEDED)
     doing = activity(
         pytorch_job,
         pods,
@@ -67,6 +69,7 @@ def note_activity(
         since=moment(status.active_since) or began_at,
         pods_expected_seconds=timeouts.pods_expected_seconds,
         phase=phase,
+        before=succeeded.reason if succeeded is not None else None,
     )
     plan.again_at = doing.again_at or (until if doing.phase is phase else None)
     if desired.problems:

@@ -22,6 +22,8 @@ from finetune_operator.policy.start_errors import NEVER_STARTED
 from finetune_operator.policy.times import after, believed, moment, seconds_between
 from finetune_operator.policy.waiting import STUCK
 
+UNSEEN_SECONDS = 60.0
+"""Time between two looks at a Job without a pod (seconds): of the Job itself no watch tells."""
 LOOK_AGAIN_SECONDS = 5.0
 """When to look again for the end of a Job whose pod has ended, or whose time is over: no event of a pod tells it."""
 
@@ -167,17 +169,18 @@ def _doing(
     found: VerificationView, began_at: datetime, now: datetime, timeouts: Timeouts
 ) -> tuple[str, datetime | None]:
     """What the Job does or waits for, and when to look at that again."""
+    unseen = after(now, UNSEEN_SECONDS)
     if found.suspended:
         if found.queue:
-            return f"The Job {found.name} waits in the queue {found.queue} until Kueue admits it.", None
-        return f"The Job {found.name} was suspended by somebody else: set its spec.suspend to false.", None
+            return f"The Job {found.name} waits in the queue {found.queue} until Kueue admits it.", unseen
+        return f"The Job {found.name} was suspended by somebody else: set its spec.suspend to false.", unseen
     pod = found.pods[-1] if found.pods else None
     running = f"The Job {found.name} opens the adapter in a process of its own."
     if pod is None:
         expected = after(began_at, timeouts.pods_expected_seconds)
         if now < expected:
             return running, expected
-        return f"The Job {found.name} has no pod yet: `kubectl describe job {found.name}` says why.", None
+        return f"The Job {found.name} has no pod yet: `kubectl describe job {found.name}` says why.", unseen
     if pod.ended:
         return running, after(now, LOOK_AGAIN_SECONDS)
     if pod.unschedulable is not None:

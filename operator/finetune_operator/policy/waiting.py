@@ -52,6 +52,7 @@ def activity(
     since: datetime,
     pods_expected_seconds: float,
     phase: Phase,
+    before: str | None = None,
 ) -> Activity:
     """What the attempt does.
 
@@ -62,6 +63,7 @@ def activity(
         since: when it became active, by our own clock.
         pods_expected_seconds: how long pods may be missing before that is said (seconds).
         phase: the one that it is in once all pods run.
+        before: the reason that its condition has. What was said once is not taken back because of another clock.
     """
     what, nodes = f"Attempt {pytorch_job.attempt}", pytorch_job.nodes
     if pytorch_job.held:
@@ -87,12 +89,12 @@ def activity(
     if len(pods) >= nodes:
         due = {pod: _start_due(pod, since, now) for pod in pods if not (pod.running or pod.ended)}
         slowest = min(due, key=due.__getitem__, default=None)
-        if slowest is None or now < due[slowest]:
+        if slowest is None or (now < due[slowest] and before != OperatorReason.PODS_NOT_STARTED):
             again_at = due[slowest] if slowest is not None else None
             return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=again_at)
         return Activity(Phase.STARTING, OperatorReason.PODS_NOT_STARTED, _not_started(slowest))
     expected_at = after(since, pods_expected_seconds)
-    if now < expected_at:
+    if now < expected_at and before != OperatorReason.PODS_NOT_CREATED:
         return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=expected_at)
     return Activity(
         Phase.STARTING,
