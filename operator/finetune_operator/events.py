@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -20,11 +21,16 @@ from finetune_operator.errors import ApiError
 from finetune_operator.names import MANAGER
 from finetune_operator.policy.times import rfc3339
 from finetune_operator.policy.transitions import Event
+from finetune_operator.serving.budget import Budget
+from finetune_operator.serving.complaint import Complaint
 
 MESSAGE_LIMIT = 1024
 """Most characters that the API server takes in an event's message."""
 QUEUE_LIMIT = 2000
 """Events that may wait, of about 2 KB each."""
+JOB_BURST, JOB_PER_SECOND = 50, 0.1
+"""Events that a job may have at once, and then per second. Whoever edits a job all the time would have one sender and
+the store of all busy with what is wrong with it; what is left out stands in status, too."""
 TRIES = 3
 """Times that an event is posted while the API server asks to be left alone for a moment."""
 MOMENT_SECONDS = 10.0
@@ -42,15 +48,24 @@ class EventBroadcaster:
 
     Args:
         cluster: the API server.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster = cluster
+        self._left_out = Complaint(_log, "Events of %s/%s were left out: it has too many", clock=clock)
+        self._budget: Budget[str] = Budget(JOB_BURST, JOB_PER_SECOND, clock=clock)
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE_LIMIT)
 
     async def record(self, job: Mapping[str, Any], events: Iterable[Event], now: datetime) -> None:
         """Have `events` about `job` posted soon. Waits only while too many others do, and not for long."""
-        bodies = [_body(job, event, now) for event in events]
+        metadata = job["metadata"]
+        bodies = []
+        for event in events:
+            if self._budget.take(metadata["uid"]):
+                bodies.append(_body(job, event, now))
+            else:
+                self._left_out(metadata["namespace"], metadata["name"])
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while bodies:

@@ -27,6 +27,16 @@ def test_another_job_of_the_same_name_is_another_job() -> None:
     assert cache.children(KEY, "other").empty
 
 
+def test_what_was_read_is_not_put_over_what_a_watch_told_of_meanwhile() -> None:
+    cache = Cache()
+    cache.job_seen(job(version="10"))
+    edited = job(version="12")
+    cache.job_seen(edited)
+    for version, kept in (("11", edited), ("12", None), ("13", None)):
+        read = job(version=version)
+        assert cache.job_read(read).raw is (kept or read)
+
+
 def test_asking_for_what_is_known_of_a_child_keeps_nothing() -> None:
     cache = Cache()
     for raw in (job(finished()), job()):

@@ -12,7 +12,7 @@ import pytest
 from finetune_operator import events as events_module
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError, api_error
-from finetune_operator.events import MESSAGE_LIMIT, QUEUE_LIMIT, TRIES, EventBroadcaster
+from finetune_operator.events import JOB_BURST, JOB_PER_SECOND, MESSAGE_LIMIT, QUEUE_LIMIT, TRIES, EventBroadcaster
 from finetune_operator.policy.transitions import Event
 from finetune_operator.wire import Raw, Wire
 
@@ -95,8 +95,8 @@ def messages(taken: list[Mapping[str, Any]], name: str = "guard") -> list[str]:
 
 
 def test_events_of_a_job_come_in_their_order_however_many_wait() -> None:
-    count = QUEUE_LIMIT + 50
-    names = [f"job-{number}" for number in range(20)]
+    count = JOB_BURST
+    names = [f"job-{number}" for number in range(QUEUE_LIMIT // count + 5)]
     taken = posted(*((job(name), numbered(*range(count))) for name in names))
     for name in names:
         assert messages(taken, name) == [f"number {number}" for number in range(count)]
@@ -132,13 +132,34 @@ def test_an_end_waits_for_events_only_so_long_and_says_what_was_lost(
     assert "2 events were not posted" in caplog.text
 
 
-def test_who_records_more_than_can_be_posted_waits() -> None:
+def test_who_records_more_than_can_be_posted_waits_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events_module, "QUEUE_LIMIT", 3)
+    monkeypatch.setattr(events_module, "PATIENCE_SECONDS", 0.01)
+
     async def run() -> None:
         broadcaster = EventBroadcaster(Cluster(EventWire()))
-        await broadcaster.record(JOB, numbered(*range(QUEUE_LIMIT)), NOW)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await broadcaster.record(JOB, numbered(1), NOW)
+        await broadcaster.record(JOB, numbered(1, 2, 3), NOW)
+        assert not caplog.records
+        await broadcaster.record(JOB, numbered(4, 5), NOW)
+        assert broadcaster.waiting() == 3
+
+    asyncio.run(run())
+    assert caplog.text.count("team/guard could not be posted: 3 others wait") == 2
+
+
+def test_a_job_that_is_edited_all_the_time_leaves_room_for_others(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        wire, seconds = EventWire(), [0.0]
+        broadcaster = EventBroadcaster(Cluster(wire), clock=lambda: seconds[0])
+        await broadcast(broadcaster, (JOB, numbered(*range(1000))), (job("other"), numbered(1)))
+        assert len(messages(wire.taken)) == JOB_BURST
+        assert messages(wire.taken, "other") == ["number 1"]
+        seconds[0] += 1 / JOB_PER_SECOND
+        await broadcast(broadcaster, (JOB, numbered(7, 8)))
+        assert messages(wire.taken)[JOB_BURST:] == ["number 7"]
+        assert caplog.text.count("Events of team/guard were left out") == 1
 
     asyncio.run(run())
 

@@ -217,6 +217,20 @@ def test_no_spec_is_kept_of_a_job_that_has_ended(desk: Desk, how: End, ttl: int 
         assert desk.client.find(FINETUNE_PLURAL) == []
 
 
+def test_a_job_that_has_ended_is_looked_after_until_its_pytorchjob_is_over(desk: Desk) -> None:
+    """Its queue may have stopped it meanwhile, and may let it go on, with new pods."""
+    desk.apply()
+    desk.settle()
+    desk.kubelet.run(desk.pods()[0])
+    desk.kubelet.end(desk.pods()[0], End.ADAPTER)
+    for _ in range(3):
+        desk.reconcile()
+    assert desk.job()["status"]["phase"] == "Succeeded"
+    assert not desk.cached().done
+    desk.settle()
+    assert desk.cached().done
+
+
 def test_a_spec_is_kept_until_the_verdict_on_the_adapter(desk: Desk) -> None:
     desk.apply(output={"uri": "s3://models/team", "verify": True})
     desk.settle()

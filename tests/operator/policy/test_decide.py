@@ -277,11 +277,15 @@ def test_a_sidecar_that_outlives_the_trainer_goes_after_a_while() -> None:
         (pytorch_job(nodes=2), [ended(0, 11)], True),
         (pytorch_job(nodes=2), [ended(0, 11), ended(1, 0)], False),
         (pytorch_job(nodes=2, end="Failed"), [ended(0, 11)], False),
+        # One takes the place of a pod that goes.
+        (pytorch_job(), [ended(0, 0, deleting=True)], True),
+        (pytorch_job(end="Succeeded"), [ended(0, 0, deleting=True)], False),
+        # Its queue may let it go on.
+        (pytorch_job(suspended=True), [ended(0, 0)], True),
+        (pytorch_job(suspended=True, end="Succeeded"), [ended(0, 0)], False),
     ],
 )
-def test_a_pytorchjob_that_may_yet_make_a_pod_that_was_refused_goes_after_a_while(
-    found: Any, pods: Any, goes: bool
-) -> None:
+def test_a_pytorchjob_that_may_yet_make_pods_goes_after_a_while(found: Any, pods: Any, goes: bool) -> None:
     done = decide(observed(during(), pytorch_job(), [ended(0, 0, success())]), NOW, PATIENCE).status
     early = decide(observed(done, found, pods), NOW, PATIENCE)
     assert (early.release, early.again_at) == (False, later(30) if goes else None)

@@ -363,6 +363,14 @@ def test_an_end_after_a_suspension_while_no_pod_failed_is_nobodys_fault(pods: li
     assert verdict([bad], found).reason == "DataInvalid"
 
 
+@pytest.mark.parametrize(("ended_at", "reason"), [(-7200, "Disrupted"), (-6600, "Disrupted"), (-6599, "WorkersFailed")])
+def test_an_end_long_after_a_suspension_has_nothing_to_do_with_it(ended_at: float, reason: str) -> None:
+    """Under Kueue every PyTorchJob was suspended at first."""
+    found = pytorch_job(end="Failed", resumed_at=later(-7200), ended_at=later(ended_at))
+    made = verdict([running()], found)
+    assert (made.reason, made.counted) == (reason, reason == "WorkersFailed")
+
+
 @pytest.mark.parametrize(
     ("found", "reason", "counted"),
     [

@@ -204,12 +204,12 @@ def test_an_end_has_its_sentence(end: str) -> None:
 FULL: dict[str, Any] = {"unschedulable": "0/3 nodes: full"}
 NO_IMAGE: dict[str, Any] = {"waiting": "ErrImagePull", "waiting_message": "not found"}
 OVER = 7200 - 60 + 5
-ON_THE_WAY: dict[str, tuple[VerificationView, str, float | None]] = {
-    "queued": (job(suspended=True, queue="team"), "waits in the queue team until Kueue admits it", None),
-    "suspended by hand": (job(suspended=True), "set its spec.suspend to false", None),
+ON_THE_WAY: dict[str, tuple[VerificationView, str, float]] = {
+    "queued": (job(suspended=True, queue="team"), "waits in the queue team until Kueue admits it", 60),
+    "suspended by hand": (job(suspended=True), "set its spec.suspend to false", 60),
     "just made": (job(created_at=NOW, started_at=None), RUNS, 30),
     "no pods yet": (job(started_at=later(-10)), RUNS, 20),
-    "no pods at all": (job(), "has no pod yet: `kubectl describe job guard-verify` says why", OVER),
+    "no pods at all": (job(), "has no pod yet: `kubectl describe job guard-verify` says why", 60),
     "no room": (job(ended(0, 137, **LOST), replace(ended(), ended=False, **FULL)), "0/3 nodes: full", OVER),
     "no image": (job(replace(ended(), ended=False, **NO_IMAGE)), "(ErrImagePull: not found)", OVER),
     "running": (job(replace(ended(), ended=False, running=True)), RUNS, OVER),

@@ -10,9 +10,11 @@ import pytest
 
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.policy.conditions import ConditionWriter
+from finetune_operator.policy.decide import decide
 from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.times import rfc3339
 from finetune_operator.policy.waiting import Activity, activity, waits_for
-from tests.operator.policy.views import NOW, ended, later, pod, pytorch_job, running
+from tests.operator.policy.views import NOW, PATIENCE, ended, later, observed, pod, pytorch_job, running
 
 
 def doing(
@@ -182,3 +184,19 @@ def test_a_job_waits_for_the_reason_in_its_status_until_it_trains(phase: Phase, 
     assert waits_for(status) is None
     ConditionWriter(status, NOW, 1).progressing(phase, "Unschedulable", "No room.")
     assert waits_for(status) == ("Unschedulable" if waits else None)
+
+
+@pytest.mark.parametrize("skew", [1, 61, 3600])
+@pytest.mark.parametrize("pods", [[], [pod(created_at=later(-599))]])
+def test_two_operators_whose_clocks_differ_say_the_same_in_the_end(pods: list[PodView], skew: float) -> None:
+    since = later(-29 if not pods else -599)
+    status = FineTuneJobStatus(attempt=1, active_since=rfc3339(since), attempt_start_time=rfc3339(since))
+    told = []
+    for turn in range(6):
+        now = later(skew if turn % 2 == 0 else 0)
+        status = decide(observed(status, pytorch_job(), pods), now, PATIENCE).status
+        told.append(waits_for(status))
+    assert len(set(told)) == 1
+    # Pods that come or begin to run end it.
+    gone_on = decide(observed(status, pytorch_job(), [running()]), NOW, PATIENCE).status
+    assert waits_for(gone_on) is None
