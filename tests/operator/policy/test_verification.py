@@ -226,7 +226,7 @@ def test_what_it_does_is_said_once(doing: str) -> None:
     plan = look(before, found)
     assert told(plan)[:2] == ("Unknown", VERIFYING)
     assert message in told(plan)[2]
-    assert plan.again_at == (None if after is None else later(after))
+    assert plan.again_at == later(after)
     assert look(plan.status, found).status == plan.status
     assert events_between(before, plan.status) == []
 
