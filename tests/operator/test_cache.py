@@ -177,20 +177,20 @@ def forged(kind: str, named: str, uid: str, owner: str, version: int) -> dict[st
 REAL = st.builds(real, st.sampled_from(list(NAMES)), st.sampled_from([PYTORCH_PLURAL, PODS_PLURAL]), st.integers(1, 5))
 FORGED = st.one_of(
     st.builds(
-        lambda labels, owner, version: (PYTORCH_PLURAL, forged("train", *labels, owner, version)),
+        lambda labels, owner, version: (PYTORCH_PLURAL, forged("train", labels[0], labels[1], owner, version)),
         st.sampled_from([(name, uid) for name in (*NAMES, "nobody") for uid in (*NAMES.values(), "invented")]),
         st.sampled_from(["", "web"]),
         st.integers(1, 5),
     ),
     st.builds(
-        lambda labels, owner, version: (PODS_PLURAL, forged("pod", *labels, owner, version)),
+        lambda labels, owner, version: (PODS_PLURAL, forged("pod", labels[0], labels[1], owner, version)),
         st.sampled_from([(name, uid) for name in (*NAMES, "nobody") for uid in (*NAMES.values(), "invented")]),
         st.sampled_from(["", *NAMES.values(), "web"]),
         st.integers(1, 5),
     ),
     # It does say that the job controls it, and names another.
     st.builds(
-        lambda labels, version: (PYTORCH_PLURAL, forged("train", *labels, labels[1], version)),
+        lambda labels, version: (PYTORCH_PLURAL, forged("train", labels[0], labels[1], labels[1], version)),
         st.sampled_from([("nobody", UID), ("other", UID), ("guard", NAMES["other"]), ("nobody", "invented")]),
         st.integers(1, 5),
     ),

@@ -23,13 +23,13 @@ class Read:
 
     def __init__(self, meanwhile: Callable[[], object], found: Raw | None = None) -> None:
         self._meanwhile = meanwhile
-        self._found = found or pytorch_job("3")
+        self._found: Raw | None = found or pytorch_job("3")
 
     async def list_pods(self, namespace: str, *, job_uid: str, attempt: int) -> Any:
         """As Cluster's."""
         yield pod("4")
 
-    async def get_pytorch_job(self, namespace: str, name: str) -> Raw:
+    async def get_pytorch_job(self, namespace: str, name: str) -> Raw | None:
         """As Cluster's."""
         self._meanwhile()
         return self._found
