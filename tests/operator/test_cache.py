@@ -253,6 +253,27 @@ def test_a_job_hears_of_its_children_although_others_say_that_theirs_are_its_own
     assert cache.child_seen(PODS_PLURAL, pod(), deleted=False) == KEY
 
 
+def test_children_of_a_job_that_was_not_listed_are_kept_until_all_jobs_were() -> None:
+    cache = Cache()
+    cache.child_seen(PYTORCH_PLURAL, pytorch_job(), deleted=False)
+    listed = {("team", CHILD)}
+    for synced in (False, True):
+        cache.synced = synced
+        assert cache.keep_only(PYTORCH_PLURAL, ("team",), listed, "99") == set()
+        assert cache.size() == (0, 0 if synced else 1)
+
+
+def test_a_pod_of_another_pytorchjob_of_that_name_is_none_of_the_attempts() -> None:
+    cache = two_jobs()
+    other = pod()
+    other["metadata"]["ownerReferences"][0]["uid"] = "another"
+    cache.child_seen(PODS_PLURAL, other, deleted=False)
+    cache.child_seen(PYTORCH_PLURAL, pytorch_job(), deleted=False)
+    assert cache.children(KEY, UID).of_attempt(1)[1] == []
+    cache.child_seen(PODS_PLURAL, pod("2"), deleted=False)
+    assert len(cache.children(KEY, UID).of_attempt(1)[1]) == 1
+
+
 @pytest.mark.parametrize("kind", [PYTORCH_PLURAL, PODS_PLURAL])
 def test_what_ends_has_to_be_read_and_what_is_not_listed_any_more_too(kind: str) -> None:
     raw = pytorch_job() if kind == PYTORCH_PLURAL else pod()
