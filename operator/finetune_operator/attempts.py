@@ -25,7 +25,16 @@ from finetune_operator.names import (
     child_name,
     pod_name,
 )
-from finetune_operator.policy.observed import PodView, PyTorchJobView, is_owned, read_pod, read_pytorch_job
+from finetune_operator.policy.observed import (
+    PYTORCH_KIND,
+    PodView,
+    PyTorchJobView,
+    is_made_by,
+    is_orphan,
+    is_owned,
+    read_pod,
+    read_pytorch_job,
+)
 from finetune_operator.policy.refusals import PYTORCH_JOB
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.wire import Raw
@@ -69,6 +78,7 @@ class Attempts:
         else:
             raw = await self._pytorch_job(cached, name)
             raw_pods = await self._pods(cached, name, attempt) if raw is not None else []
+        raw_pods = [pod for pod in raw_pods if _is_of(pod, raw, cached, name, attempt)]
         found = read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
         pods = sorted((read_pod(pod) for pod in raw_pods), key=lambda pod: pod.index)
         if raw is not None and children.doubts == doubts:
@@ -216,6 +226,23 @@ def _recorded(config_map: Mapping[str, Any] | None, key: str) -> str | None:
 def _belongs(raw: Mapping[str, Any], uid: str, attempt: int) -> bool:
     labels = (raw.get("metadata") or {}).get("labels") or {}
     return labels.get(JOB_UID_LABEL) == uid and labels.get(ATTEMPT_LABEL) == str(attempt)
+
+
+def _is_of(pod: Raw, owner: Raw | None, cached: CachedJob, name: str, attempt: int) -> bool:
+    """Whether a pod that wears an attempt's labels, which anybody can write, is one of its pods.
+
+    Its PyTorchJob controls it, or controlled it before it went. An operator that has not seen that one, since it was
+    started later, goes by its name. One whose owner was deleted without it has none any more; it has a worker's name,
+    and the policies believe nothing that it says.
+    """
+    if owner is not None:
+        return is_owned(pod, owner["metadata"]["uid"])
+    if is_orphan(pod):
+        start, _, index = str(pod["metadata"]["name"]).rpartition("-")
+        return f"{start}-" == pod_name(name, 0)[:-1] and index.isdecimal()
+    if cached.workers is not None and cached.workers[0] == attempt:
+        return is_owned(pod, cached.workers[1])
+    return is_made_by(pod, PYTORCH_KIND, name)
 
 
 def name_taken(kind: str, namespace: str, name: str) -> NameTaken:

@@ -22,6 +22,8 @@ from finetune_operator.wire import Raw
 
 CREATION_BACKOFF_LIMIT_SECONDS = 30.0
 """Longest wait between two tries to create an attempt or a verification (seconds)."""
+BY_HAND_BACKOFF_LIMIT_SECONDS = 300.0
+"""The same where nothing helps but that somebody does something about it (seconds)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class CachedJob:
     """Number of the newest attempt that status knows, open or not."""
     pytorch_job_uid: str = ""
     """uid of its PyTorchJob."""
+    workers: tuple[int, str] | None = None
+    """Number of the newest attempt whose PyTorchJob was seen, and its uid: what its pods say is believed without it."""
     size: tuple[int, int] | None = None
     """Number of the newest attempt that was read, and of its pods."""
     ending_since: datetime | None = None
@@ -70,10 +74,10 @@ class CachedJob:
     done: bool = False
     """It has ended, and nothing is left to be done but to wait for its TTL."""
 
-    def creation_backoff_seconds(self) -> float:
-        """How long to wait after one more try in a row that created nothing (seconds)."""
+    def creation_backoff_seconds(self, limit: float = CREATION_BACKOFF_LIMIT_SECONDS) -> float:
+        """How long to wait after one more try in a row that created nothing, at most `limit` (seconds)."""
         self.creation_failures += 1
-        return min(CREATION_BACKOFF_LIMIT_SECONDS, 0.5 * 2.0 ** min(self.creation_failures, 10))
+        return min(limit, 0.5 * 2.0 ** min(self.creation_failures, 10))
 
     @property
     def ended(self) -> bool:
@@ -100,8 +104,11 @@ class Cache:
         self._jobs: dict[Key, CachedJob] = {}
         self._stems: dict[tuple[str, str], CachedJob] = {}
         """Namespace and what the names of a job's children begin with -> the job."""
-        self._children: dict[tuple[str, str], Children] = {}
-        """Namespace and the job's uid -> its children; they may be seen before their job is."""
+        self._children: dict[tuple[str, str, str], Children] = {}
+        """Namespace, the job's name and its uid -> its children; they may be seen before their job is.
+
+        Both, since anybody can write either on an object: what names another job tells nothing of this one.
+        """
         self._newest: dict[str, str] = {}
         """Kind -> the latest resourceVersion that was seen."""
         self.synced = False
@@ -136,24 +143,25 @@ class Cache:
         if children is None:
             return None
         news = children.seen(kind, raw, deleted=deleted)
+        # A job that is known has the uid that the object names.
         cached = self._jobs.get(children.key)
         if cached is None or cached.ended:
             # Of a job that has ended it only matters whether something still runs; of none, nothing does.
             news = cached is not None and children.living
             if cached is not None or children.empty:
-                self._children.pop((children.key.namespace, children.job_uid), None)
+                self._children.pop((*children.key, children.job_uid), None)
         return children.key if news else None
 
     def children(self, key: Key, uid: str) -> Children:
         """What is known of the children of the job with that name and uid."""
-        found = self._children.get((key.namespace, uid))
+        found = self._children.get((*key, uid))
         if found is None:
-            found = self._children[key.namespace, uid] = Children(key, uid)
+            found = self._children[*key, uid] = Children(key, uid)
         return found
 
     def release_children(self, cached: CachedJob) -> None:
         """Nothing is to be kept of a job's children any more."""
-        self._children.pop((cached.key.namespace, cached.uid), None)
+        self._children.pop((*cached.key, cached.uid), None)
 
     def find(self, key: Key) -> CachedJob | None:
         """What is kept of the job called `key`."""
@@ -210,8 +218,9 @@ class Cache:
             cached = self._jobs.get(Key(metadata["namespace"], metadata["name"]))
             known = cached.version if cached is not None and cached.uid == metadata["uid"] else None
         else:
-            uid = (metadata.get("labels") or {}).get(JOB_UID_LABEL, "")
-            children = self._children.get((metadata["namespace"], uid))
+            labels = metadata.get("labels") or {}
+            place = (metadata["namespace"], labels.get(JOB_NAME_LABEL, ""), labels.get(JOB_UID_LABEL, ""))
+            children = self._children.get(place)
             known = children.version_of(kind, metadata) if children is not None else None
         if not known or not (known.isdecimal() and newest.isdecimal()) or is_newer(known, newest):
             return False
@@ -234,10 +243,13 @@ class Cache:
         bereft = set()
         for place, children in list(self._children.items()):
             if None in namespaces or children.key.namespace in namespaces:
-                if children.keep_only(kind, names.get(children.key.namespace, set()), newest):
-                    bereft.add(children.key)
+                lost = children.keep_only(kind, names.get(children.key.namespace, set()), newest)
                 cached = self._jobs.get(children.key)
-                if children.empty and (cached is None or cached.uid != children.job_uid):
+                if cached is not None and cached.uid == children.job_uid:
+                    if lost:
+                        bereft.add(children.key)
+                elif children.empty or self.synced:
+                    # All jobs were listed: there is none, whatever labels and owners say.
                     del self._children[place]
         return bereft
 
@@ -291,6 +303,6 @@ class Cache:
         cached = self._jobs.get(Key(namespace, name))
         if cached is not None and (cached.uid != uid or cached.done):
             # Those of another job of that name, or of one of which nothing is awaited.
-            self._children.pop((namespace, uid), None)
+            self._children.pop((namespace, name, uid), None)
             return None
         return self.children(Key(namespace, name), uid)

@@ -13,8 +13,19 @@ from finetune_operator.names import (
     PYTORCH_CONTAINER,
     PYTORCH_PLURAL,
     VERIFICATION_CONTAINER,
+    child_name,
+    verification_name,
 )
-from finetune_operator.policy.observed import PodView, PyTorchJobView, is_owned, read_pod, read_pytorch_job
+from finetune_operator.policy.observed import (
+    BATCH_KIND,
+    PYTORCH_KIND,
+    PodView,
+    PyTorchJobView,
+    is_made_by,
+    is_owned,
+    read_pod,
+    read_pytorch_job,
+)
 from finetune_operator.queue import Key
 from finetune_operator.wire import Raw
 
@@ -47,7 +58,9 @@ class Children:
     def of_attempt(self, attempt: int) -> tuple[PyTorchJobView | None, Sequence[PodView]]:
         """The PyTorchJob of an attempt, if it is known, and its living pods in their order."""
         found = next((seen.view for seen in self._pytorch_jobs.values() if seen.attempt == attempt), None)
-        pods = (seen.view for seen in self._pods.values() if seen.attempt == attempt)
+        pods = [seen.view for seen in self._pods.values() if seen.attempt == attempt]
+        if found is not None:
+            pods = [pod for pod in pods if pod.owner_uid == found.uid]
         return found, sorted(pods, key=lambda pod: pod.index)
 
     @property
@@ -73,13 +86,20 @@ class Children:
         if kind == PYTORCH_PLURAL:
             return self._keep(self._pytorch_jobs, raw, attempt, self._pytorch_job_view, deleted=deleted)
         container = PYTORCH_CONTAINER if attempt else VERIFICATION_CONTAINER
-        return self._keep(self._pods, raw, attempt, lambda raw, _: read_pod(raw, container), deleted=deleted)
+        return self._keep(
+            self._pods,
+            raw,
+            attempt,
+            lambda raw, _: read_pod(raw, container) if self._is_own_pod(raw) else None,
+            deleted=deleted,
+        )
 
     def is_current(self, kind: str, metadata: Mapping[str, Any]) -> bool:
         """Whether nothing newer is listed than what is known."""
         kept = self._of(kind).get(metadata["name"])
         if kept is None:
-            return kind == PYTORCH_PLURAL and not is_owned({"metadata": metadata}, self.job_uid)
+            raw = {"metadata": metadata}
+            return not (is_owned(raw, self.job_uid) if kind == PYTORCH_PLURAL else self._is_own_pod(raw))
         return not is_newer(metadata["resourceVersion"], kept.version)
 
     def version_of(self, kind: str, metadata: Mapping[str, Any]) -> str | None:
@@ -118,7 +138,7 @@ class Children:
         name, uid = metadata["name"], metadata["uid"]
         before: _Seen[Any] | None = kept.get(name)
         if deleted:
-            if before is None or before.uid == uid:
+            if before.uid == uid if before is not None else view(raw, None) is not None:
                 kept.pop(name, None)
                 self.doubts += 1
                 return True
@@ -145,6 +165,16 @@ class Children:
         else:
             edited = is_edited(raw)
         return replace(view, edited=edited)
+
+    def _is_own_pod(self, raw: Raw) -> bool:
+        """Whether an attempt of the job, or its verification, controls the pod: anybody can write labels on theirs.
+
+        By the owner's name, since a pod may be seen before its owner is. The policies go by its uid.
+        """
+        attempt = _attempt(raw)
+        if attempt:
+            return is_made_by(raw, PYTORCH_KIND, child_name(self.key.name, self.job_uid, attempt))
+        return is_made_by(raw, BATCH_KIND, verification_name(self.key.name, self.job_uid))
 
     def _view(self, raw: Raw) -> PyTorchJobView | None:
         watched = (raw["metadata"].get("labels") or {}).get(JOB_UID_LABEL) == self.job_uid  # nothing is told of others

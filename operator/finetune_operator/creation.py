@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from finetune_api.status import Phase
 from finetune_operator.attempts import Attempts, NameTaken
-from finetune_operator.cache import CachedJob
+from finetune_operator.cache import BY_HAND_BACKOFF_LIMIT_SECONDS, CREATION_BACKOFF_LIMIT_SECONDS, CachedJob
 from finetune_operator.errors import ApiError, Conflict, Forbidden, NotFound, SetupProblem
 from finetune_operator.policy.decide import note_blocked, note_created
 from finetune_operator.policy.nodes import nodes_to_avoid
@@ -43,6 +43,7 @@ class Creation:
             ApiError: the API server does not answer.
         """
         cached, job = view.cached, view.spec.job
+        limit = CREATION_BACKOFF_LIMIT_SECONDS
         if job is None:
             raise Conflict(409, "Conflict", "The spec has to be read again.")
         avoid = nodes_to_avoid(view.observed.status.attempts)
@@ -51,18 +52,23 @@ class Creation:
             made = await self._attempts.create(job, cached, number, avoid=avoid, live=view.live)
         except NameTaken as error:
             note_blocked(plan, OperatorReason.NAME_TAKEN, str(error))
+            limit = BY_HAND_BACKOFF_LIMIT_SECONDS
         except ApiError as error:
             found = refusal(error)
             if found is None and not _namespace_goes(error):
                 raise
             if found is not None:
                 _enter(plan, found)
+                if found.final and not found.by_hand:
+                    cached.creation_failures = 0
+                    return None  # an edit wakes it, and so does the start of another operator
+                limit = BY_HAND_BACKOFF_LIMIT_SECONDS if found.by_hand else limit
             # else the namespace is being deleted, and the job with it
         else:
             cached.creation_failures = 0
             note_created(plan, made, view.observed, now, self._timeouts)
             return made
-        plan.again_at = now + timedelta(seconds=cached.creation_backoff_seconds())
+        plan.again_at = now + timedelta(seconds=cached.creation_backoff_seconds(limit))
         return None
 
     async def _trust(self, cached: CachedJob) -> None:

@@ -226,6 +226,7 @@ class Reconciler:
         cached.gpus = pytorch_job.nodes * view.spec.gpus_per_node if running and pytorch_job is not None else 0
         if pytorch_job is not None:
             cached.size = (pytorch_job.attempt, pytorch_job.nodes)
+            cached.workers = (pytorch_job.attempt, pytorch_job.uid)
         if not is_open:
             self._inbox.forget(cached.uid)
 

@@ -57,4 +57,12 @@ def pytorch_job(version: str = "1", attempt: str = "1", name: str = CHILD, **sta
 
 def pod(version: str = "1", phase: str = "Running", **status: Any) -> dict[str, Any]:
     """The only worker's pod; keywords are its status."""
-    return child(f"{CHILD}-worker-0", version, status={"phase": phase, **status})
+    return controlled(child(f"{CHILD}-worker-0", version, status={"phase": phase, **status}))
+
+
+def controlled(raw: dict[str, Any], name: str = CHILD, kind: str = "PyTorchJob") -> dict[str, Any]:
+    """The same, made by the PyTorchJob, or the Job, of that name."""
+    version = {"PyTorchJob": "kubeflow.org/v1", "Job": "batch/v1"}[kind]
+    owner = {"apiVersion": version, "kind": kind, "name": name, "uid": f"uid-of-{name}", "controller": True}
+    raw["metadata"]["ownerReferences"] = [owner]
+    return raw

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from finetune_operator.cache import Cache
 from finetune_operator.children import is_newer
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL, child_name, pod_name
-from tests.operator.raw import CHILD, KEY, UID, child, finished, job, pod, pytorch_job
+from finetune_operator.queue import Key
+from tests.operator.raw import CHILD, KEY, UID, child, controlled, finished, job, pod, pytorch_job
 
 
 def test_another_job_of_the_same_name_is_another_job() -> None:
@@ -150,7 +153,135 @@ def test_the_pod_of_a_verification_tells_of_its_own_container() -> None:
         raw = child(
             "guard-verify", version, attempt="", status={"containerStatuses": [{"name": "verify", "state": state}]}
         )
+        raw = controlled(raw, "guard-job-uid-verify", "Job")
         assert (cache.child_seen(PODS_PLURAL, raw, deleted=False) is not None) is news
+
+
+NAMES = {"guard": UID, "other": "uid-of-other"}
+"""Two jobs of one namespace."""
+
+
+def real(name: str, kind: str, version: int) -> dict[str, Any]:
+    """A PyTorchJob or pod of one of the jobs."""
+    uid = NAMES[name]
+    made = f"{name}-{uid[:8]}-1"
+    phase = "Running" if version > 2 else "Pending"
+    raw = pytorch_job(name=made) if kind == PYTORCH_PLURAL else child(f"{made}-worker-0", status={"phase": phase})
+    raw = controlled(raw, made) if kind == PODS_PLURAL else raw
+    raw["metadata"]["labels"] |= {"finetune.dev/job-name": name, "finetune.dev/job-uid": uid}
+    raw["metadata"]["resourceVersion"] = str(version)
+    if kind == PYTORCH_PLURAL:
+        raw["metadata"]["ownerReferences"] = [{"uid": uid, "controller": True}]
+    return raw
+
+
+def forged(kind: str, named: str, uid: str, owner: str, version: int) -> dict[str, Any]:
+    """An object of somebody else's that wears these labels, and says that it has that owner."""
+    raw = child(f"forged-{kind}-{named}-{uid}-{owner}", str(version), status={"phase": "Running"})
+    raw["metadata"]["labels"] |= {"finetune.dev/job-name": named, "finetune.dev/job-uid": uid}
+    owners = [{"uid": owner, "controller": True, "kind": "ReplicaSet", "apiVersion": "apps/v1", "name": "web"}]
+    raw["metadata"]["ownerReferences"] = owners if owner else []
+    return raw
+
+
+REAL = st.builds(real, st.sampled_from(list(NAMES)), st.sampled_from([PYTORCH_PLURAL, PODS_PLURAL]), st.integers(1, 5))
+FORGED = st.one_of(
+    st.builds(
+        lambda labels, owner, version: (PYTORCH_PLURAL, forged("train", labels[0], labels[1], owner, version)),
+        st.sampled_from([(name, uid) for name in (*NAMES, "nobody") for uid in (*NAMES.values(), "invented")]),
+        st.sampled_from(["", "web"]),
+        st.integers(1, 5),
+    ),
+    st.builds(
+        lambda labels, owner, version: (PODS_PLURAL, forged("pod", labels[0], labels[1], owner, version)),
+        st.sampled_from([(name, uid) for name in (*NAMES, "nobody") for uid in (*NAMES.values(), "invented")]),
+        st.sampled_from(["", *NAMES.values(), "web"]),
+        st.integers(1, 5),
+    ),
+    # It does say that the job controls it, and names another.
+    st.builds(
+        lambda labels, version: (PYTORCH_PLURAL, forged("train", labels[0], labels[1], labels[1], version)),
+        st.sampled_from([("nobody", UID), ("other", UID), ("guard", NAMES["other"]), ("nobody", "invented")]),
+        st.integers(1, 5),
+    ),
+)
+
+
+def kind_of(raw: dict[str, Any]) -> str:
+    """Which kind a real one is of."""
+    return PYTORCH_PLURAL if "spec" in raw else PODS_PLURAL
+
+
+def two_jobs() -> Cache:
+    """What is kept of the jobs, after all was listed."""
+    cache = Cache()
+    cache.synced = True
+    for name, uid in NAMES.items():
+        raw = job()
+        raw["metadata"] |= {"name": name, "uid": uid}
+        cache.job_seen(raw)
+    return cache
+
+
+@given(st.lists(st.tuples(st.one_of(REAL, FORGED), st.booleans()), max_size=30))
+def test_what_is_told_of_a_jobs_children_is_the_same_whatever_labels_others_wear(
+    events: list[tuple[Any, bool]],
+) -> None:
+    alone, among = two_jobs(), two_jobs()
+    for event, deleted in events:
+        if isinstance(event, tuple):
+            kind, raw = event
+            assert among.child_seen(kind, raw, deleted=deleted) is None
+            assert among.is_current(kind, raw), "each resync would read it anew"
+            continue
+        told = alone.child_seen(kind_of(event), event, deleted=deleted)
+        assert among.child_seen(kind_of(event), event, deleted=deleted) == told
+        for name, uid in NAMES.items():
+            key = Key("team", name)
+            assert among.children(key, uid) == alone.children(key, uid)
+    listed = {("team", event["metadata"]["name"]) for event, _ in events if not isinstance(event, tuple)}
+    for kind in (PYTORCH_PLURAL, PODS_PLURAL):
+        assert among.keep_only(kind, (None,), listed, "99") == alone.keep_only(kind, (None,), listed, "99")
+    assert set(among._children) - {(*Key("team", name), uid) for name, uid in NAMES.items()} == set()
+
+
+def test_nothing_is_kept_for_labels_that_somebody_invented() -> None:
+    cache = two_jobs()
+    for number in range(100):
+        cache.child_seen(PODS_PLURAL, forged("pod", "nobody", f"uid-{number}", "", 1), deleted=False)
+        cache.child_seen(PYTORCH_PLURAL, forged("train", "guard", f"uid-{number}", "", 1), deleted=False)
+    assert cache.size() == (2, 0)
+
+
+def test_a_job_hears_of_its_children_although_others_say_that_theirs_are_its_own() -> None:
+    """One names another job and this one's uid, the next nobody's name and this one's uid."""
+    cache = two_jobs()
+    cache.child_seen(PYTORCH_PLURAL, pytorch_job(), deleted=False)
+    for name in ("other", "nobody"):
+        cache.child_seen(PODS_PLURAL, forged("pod", name, UID, "", 1), deleted=False)
+    assert cache.children(KEY, UID).of_attempt(1)[0] is not None
+    assert cache.child_seen(PODS_PLURAL, pod(), deleted=False) == KEY
+
+
+def test_children_of_a_job_that_was_not_listed_are_kept_until_all_jobs_were() -> None:
+    cache = Cache()
+    cache.child_seen(PYTORCH_PLURAL, pytorch_job(), deleted=False)
+    listed = {("team", CHILD)}
+    for synced in (False, True):
+        cache.synced = synced
+        assert cache.keep_only(PYTORCH_PLURAL, ("team",), listed, "99") == set()
+        assert cache.size() == (0, 0 if synced else 1)
+
+
+def test_a_pod_of_another_pytorchjob_of_that_name_is_none_of_the_attempts() -> None:
+    cache = two_jobs()
+    other = pod()
+    other["metadata"]["ownerReferences"][0]["uid"] = "another"
+    cache.child_seen(PODS_PLURAL, other, deleted=False)
+    cache.child_seen(PYTORCH_PLURAL, pytorch_job(), deleted=False)
+    assert cache.children(KEY, UID).of_attempt(1)[1] == []
+    cache.child_seen(PODS_PLURAL, pod("2"), deleted=False)
+    assert len(cache.children(KEY, UID).of_attempt(1)[1]) == 1
 
 
 @pytest.mark.parametrize("kind", [PYTORCH_PLURAL, PODS_PLURAL])

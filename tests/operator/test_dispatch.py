@@ -11,9 +11,10 @@ from finetune_operator.dispatch import Dispatcher
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.queue import Key
 from finetune_operator.serving.health import Heartbeat
-from tests.operator.raw import KEY, NOW, child, finished, job, pod, pytorch_job
+from tests.operator.raw import KEY, NOW, child, controlled, finished, job, pod, pytorch_job
 
 VERIFY = {"verify": True}
+VERIFIER = controlled(child("guard-verify", attempt="", status={"phase": "Running"}), "guard-job-uid-verify", "Job")
 FAILED = pytorch_job(conditions=[{"type": "Failed", "status": "True"}])
 
 
@@ -143,8 +144,8 @@ def test_a_deleted_job_is_forgotten_and_the_late_news_of_an_earlier_one_is_not_a
         ("finished", PYTORCH_PLURAL, pytorch_job(), False, True),
         ("finished", PYTORCH_PLURAL, FAILED, False, False),
         ("finished", PYTORCH_PLURAL, pytorch_job(), True, False),
-        ("verifying", PODS_PLURAL, child("guard-verify", attempt="", status={"phase": "Running"}), False, True),
-        ("verifying", PODS_PLURAL, child("guard-verify", attempt="", status={"phase": "Running"}), True, True),
+        ("verifying", PODS_PLURAL, VERIFIER, False, True),
+        ("verifying", PODS_PLURAL, VERIFIER, True, True),
         ("done", PODS_PLURAL, pod(), False, False),
         ("done", PYTORCH_PLURAL, pytorch_job(), False, False),
     ],

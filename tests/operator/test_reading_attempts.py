@@ -12,7 +12,7 @@ from finetune_operator.attempts import Attempts
 from finetune_operator.cache import Cache
 from finetune_operator.names import PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.settings import OperatorSettings
-from tests.operator.raw import job, pod, pytorch_job
+from tests.operator.raw import CHILD, controlled, job, pod, pytorch_job
 
 Raw = dict[str, Any]
 Happens = Callable[[Cache], object]
@@ -23,13 +23,13 @@ class Read:
 
     def __init__(self, meanwhile: Callable[[], object], found: Raw | None = None) -> None:
         self._meanwhile = meanwhile
-        self._found = found or pytorch_job("3")
+        self._found: Raw | None = found or pytorch_job("3")
 
     async def list_pods(self, namespace: str, *, job_uid: str, attempt: int) -> Any:
         """As Cluster's."""
         yield pod("4")
 
-    async def get_pytorch_job(self, namespace: str, name: str) -> Raw:
+    async def get_pytorch_job(self, namespace: str, name: str) -> Raw | None:
         """As Cluster's."""
         self._meanwhile()
         return self._found
@@ -86,3 +86,91 @@ def test_what_was_read_is_known_as_it_is_listed_calm_or_not() -> None:
     assert must_be_read(cache)
     assert cache.is_current(PYTORCH_PLURAL, suspended)
     assert cache.is_current(PODS_PLURAL, pod("4"))
+
+
+class Left(Read):
+    """An API server with one pod of an attempt, with or without its PyTorchJob."""
+
+    def __init__(self, left: Raw, found: Raw | None) -> None:
+        super().__init__(lambda: None)
+        self._left, self._found = left, found
+
+    async def list_pods(self, namespace: str, *, job_uid: str, attempt: int) -> Any:
+        """As Cluster's."""
+        yield self._left
+
+
+def named(name: str, raw: Raw) -> Raw:
+    """The same under another name."""
+    raw["metadata"]["name"] = name
+    return raw
+
+
+def without_owner() -> Raw:
+    """A pod that nothing controls, although somebody says to own it."""
+    raw = pod()
+    raw["metadata"]["ownerReferences"] = [{"uid": f"uid-of-{CHILD}"}]
+    return raw
+
+
+def recreated() -> Raw:
+    """A pod of another PyTorchJob of the name."""
+    raw = pod()
+    raw["metadata"]["ownerReferences"][0]["uid"] = "another"
+    return raw
+
+
+def with_the_next_version() -> Raw:
+    """A pod of another kind of that name."""
+    raw = pod()
+    raw["metadata"]["ownerReferences"][0]["apiVersion"] = "trainer.kubeflow.org/v2"
+    return raw
+
+
+OURS = f"uid-of-{CHILD}"
+
+
+@pytest.mark.parametrize(
+    ("left", "there", "seen", "gone"),
+    [
+        (pod(), True, True, True),
+        (recreated(), False, False, True),
+        (with_the_next_version(), True, True, False),
+        (controlled(pod(), "somebodys"), False, False, False),
+        (controlled(pod(), CHILD, "Job"), True, True, False),
+        (without_owner(), False, True, True),
+        (named("innocent", without_owner()), False, False, False),
+        (named(f"{CHILD}-worker-x", without_owner()), False, False, False),
+        (named(f"{CHILD}-worker-", without_owner()), False, False, False),
+        (named(f"{CHILD}0-worker-0", without_owner()), False, False, False),
+    ],
+    ids=[
+        "its own",
+        "of another PyTorchJob of that name",
+        "of another kind's version",
+        "of another PyTorchJob",
+        "of a Job",
+        "its own that was orphaned",
+        "labels alone",
+        "no number",
+        "no number at all",
+        "of another attempt's name",
+    ],
+)
+def test_a_pod_is_an_attempts_if_its_pytorchjob_made_it(left: Raw, there: bool, seen: bool, gone: bool) -> None:
+    """While the PyTorchJob is there, when it has gone, and when it went before this operator was there."""
+    for found, workers, counts in (
+        (pytorch_job(), None, there),
+        (None, (1, OURS), seen),
+        (None, None, gone),
+        (None, (2, "of another attempt"), gone),
+    ):
+        cache = Cache()
+        cached = cache.job_read(job({"phase": "Running", "attempt": 1}))
+        cached.workers = workers
+        attempts = Attempts(Left(left, found), OperatorSettings(), cache)  # type: ignore[arg-type]
+        _, pods = asyncio.run(attempts.read(cached, 1))
+        assert bool(pods) is counts, (found, workers)
+        assert all(
+            bool(one.owner_uid) is (left["metadata"]["ownerReferences"][0].get("controller", False)) for one in pods
+        )

@@ -379,6 +379,34 @@ def test_a_config_map_of_ours_that_cannot_go_is_tried_less_and_less_often(desk: 
     assert desk.job()["status"]["attempt"] == 1
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("owner", ["none", "another", "another of that name", "its own"])
+def test_an_adapter_is_believed_of_a_pod_of_the_attempts_own_after_its_pytorchjob_has_gone(
+    desk: Desk, owner: str, restarted: bool
+) -> None:
+    """An operator that has not seen that one goes by its name."""
+    desk.apply()
+    desk.settle()
+    (pod,) = desk.pods()
+    desk.kubelet.run(pod)
+    owners = {
+        "none": None,
+        "another": [{**pod["metadata"]["ownerReferences"][0], "uid": "another", "name": "another"}],
+        "another of that name": [{**pod["metadata"]["ownerReferences"][0], "uid": "another"}],
+        "its own": pod["metadata"]["ownerReferences"],
+    }[owner]
+    desk.kubelet.end(desk.pods()[0], End.ADAPTER)
+    desk.client.patch(desk.pods()[0], {"metadata": {"ownerReferences": owners}})
+    desk.client.delete(desk.client.find(PYTORCH_PLURAL)[0])
+    if restarted:
+        desk.cache.forget(KEY)
+    desk.reconcile()
+    attempt = desk.job()["status"]["attempts"][-1]
+    believed = owner == "its own" or (owner == "another of that name" and restarted)
+    assert attempt["reason"] == ("Succeeded" if believed else "WorkersDeleted")
+    assert ("adapter" in desk.job()["status"]) is believed
+
+
 def test_a_report_of_before_a_suspension_is_not_shown_after_it(desk: Desk) -> None:
     desk.apply()
     desk.settle()

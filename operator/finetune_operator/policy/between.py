@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_api.outcome import Reason
-from finetune_api.status import Phase
+from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.policy import advance, deadline, endings, retry
 from finetune_operator.policy.failure_reason import newest_checkpoint
 from finetune_operator.policy.lifecycle import next_attempt
 from finetune_operator.policy.notes import note_created, note_retrying, problems_sentence
-from finetune_operator.policy.observed import PodView, PyTorchJobView
+from finetune_operator.policy.observed import PodView, PyTorchJobView, owned
 from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
-from finetune_operator.policy.times import after
+from finetune_operator.policy.times import after, moment, pause_seconds
 
 LOOK_AGAIN_SECONDS = 5.0
-"""When to look again for what an event should tell, in case it does not."""
+"""When to look again at first for what an event should tell, in case it does not."""
 
 
 def between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeouts: Timeouts) -> None:
@@ -31,8 +31,9 @@ def between_attempts(plan: Plan, observed: ObservedState, now: datetime, timeout
     if desired.suspend:
         advance.note_suspension(status)
     # The checkpoint of an attempt that was told to stop is known only now.
-    keep_checkpoint(status, newest_checkpoint(observed.pods))
-    left = [pod for pod in observed.pods if pod.holds_machine]
+    keep_checkpoint(status, newest_checkpoint(owned(observed.pods)))
+    ended_at = _ended_at(status)
+    left = [pod for pod in observed.pods if pod.holds_machine and _was_there(pod, ended_at)]
     if observed.pytorch_job is not None or left:
         _clear_away(plan, observed, left, now)
     elif desired.suspend:
@@ -49,7 +50,8 @@ def _clear_away(plan: Plan, observed: ObservedState, left: list[PodView], now: d
     """Let go of what there still is of the attempt that has ended."""
     suspend, pytorch_job = observed.desired.suspend, observed.pytorch_job
     plan.release = pytorch_job is not None and not pytorch_job.deleting
-    plan.again_at = after(now, LOOK_AGAIN_SECONDS)
+    # Somebody's finalizer may hold it for ever, and each look reads all of it.
+    plan.again_at = after(now, pause_seconds(_ended_at(plan.status), now, least=LOOK_AGAIN_SECONDS))
     rest: Sequence[PodView | PyTorchJobView | None] = left or [pytorch_job]
     names = ", ".join(item.name for item in rest[:3] if item is not None)
     going = f"what is left of it is on its way out: {names}."
@@ -61,6 +63,19 @@ def _clear_away(plan: Plan, observed: ObservedState, left: list[PodView], now: d
         OperatorReason.SUSPENDED if suspend else OperatorReason.PODS_STILL_ENDING,
         f"Attempt {plan.status.attempt} has ended; {going}",
     )
+
+
+def _ended_at(status: FineTuneJobStatus) -> datetime | None:
+    return moment(status.attempts[-1].completion_time) if status.attempts else None
+
+
+def _was_there(pod: PodView, ended_at: datetime | None) -> bool:
+    """Whether it is a pod of the attempt that ended then.
+
+    One without an owner is, if it was made before: the attempt's own pod had its name as long as it ran. One that came
+    later only looks like it.
+    """
+    return bool(pod.owner_uid) or pod.created_at is None or ended_at is None or pod.created_at <= ended_at
 
 
 def _rest(plan: Plan) -> None:

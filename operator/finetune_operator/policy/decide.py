@@ -21,6 +21,7 @@ from finetune_operator.policy.notes import (
     note_retrying,
     problems_sentence,
 )
+from finetune_operator.policy.observed import owned
 from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
 from finetune_operator.policy.reasons import OperatorReason
 from finetune_operator.policy.results import keep_checkpoint
@@ -87,7 +88,7 @@ def _during_an_attempt(plan: Plan, observed: ObservedState, now: datetime, timeo
     if observed.progress is not None:
         advance.note_report(status, observed.progress)
     if pytorch_job is None or pytorch_job.deleting:
-        _end(plan, endings.deleted(status.attempt, observed.pods), observed, now, timeouts)
+        _end(plan, endings.deleted(status.attempt, owned(observed.pods)), observed, now, timeouts)
         return
     deadline.note_suspension(status, pytorch_job, now)
     pods = [pod for pod in observed.pods if pod.owner_uid == pytorch_job.uid]

@@ -51,6 +51,8 @@ NAME_LIMIT = 253
 ITEMS_LIMIT = 1000
 """Items of a list that are looked at. Real pods have tens of containers, and everything has fewer conditions; whoever
 may write to an object can fill 1.4 MB with them, and all of it is read at every event."""
+PYTORCH_KIND, BATCH_KIND = ("kubeflow.org/v1", "PyTorchJob"), ("batch/v1", "Job")
+"""apiVersion and kind of what makes the pods of attempts, and of verifications."""
 TEXT_LIMIT = 32 * 1024
 """Characters of a text that are kept: as many as the message of a condition may have."""
 
@@ -64,7 +66,7 @@ class PodView:
     name: str
     uid: str
     owner_uid: str = ""
-    """uid of the PyTorchJob that it belongs to."""
+    """uid of the PyTorchJob or Job that controls it; empty for none."""
     phase: str
     created_at: datetime | None = None
     deleting: bool = False
@@ -206,7 +208,7 @@ def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) ->
         index=_number(_map(metadata, "labels").get(REPLICA_INDEX_LABEL)),
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
-        owner_uid=next((_text(owner, "uid") for owner in _maps(metadata, "ownerReferences")), ""),
+        owner_uid=_text(_controller(raw), "uid"),
         phase=phase,
         created_at=_time(metadata, "creationTimestamp"),
         deleting="deletionTimestamp" in metadata,
@@ -315,10 +317,30 @@ def read_verification(raw: Mapping[str, Any], pods: Iterable[Mapping[str, Any]])
 
 
 def is_owned(raw: Mapping[str, Any], uid: str) -> bool:
-    """Whether the object in `raw` is controlled by the job with that uid."""
-    return any(
-        owner.get("controller") and owner.get("uid") == uid for owner in _maps(_map(raw, "metadata"), "ownerReferences")
-    )
+    """Whether the object in `raw` is controlled by the one with that uid."""
+    return _controller(raw).get("uid") == uid
+
+
+def owned(pods: Iterable[PodView]) -> Sequence[PodView]:
+    """Those that something controls. Of the others nobody knows who made them, so nothing that they say counts."""
+    return [pod for pod in pods if pod.owner_uid]
+
+
+def is_made_by(raw: Mapping[str, Any], kind: tuple[str, str], name: str) -> bool:
+    """Whether the object in `raw` is controlled by one of that apiVersion, kind and name, whatever its uid."""
+    owner = _controller(raw)
+    return (owner.get("apiVersion"), owner.get("kind")) == kind and owner.get("name") == name
+
+
+def is_orphan(raw: Mapping[str, Any]) -> bool:
+    """Whether nothing controls the object in `raw`: its owner was deleted without it, or it never had one."""
+    return not _controller(raw)
+
+
+def _controller(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The reference to the owner that controls an object; the API server allows for one."""
+    owners = _maps(_map(raw, "metadata"), "ownerReferences")
+    return next((owner for owner in owners if owner.get("controller")), {})
 
 
 def _named(containers: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any]:

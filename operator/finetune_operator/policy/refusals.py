@@ -20,6 +20,8 @@ class Refusal(NamedTuple):
     sentence: str
     final: bool = False
     """Only a change of the job helps."""
+    by_hand: bool = False
+    """Only somebody's hand helps, which is not told of: nothing comes or goes by itself."""
 
 
 def refusal(error: ApiError) -> Refusal | None:
@@ -30,18 +32,21 @@ def refusal(error: ApiError) -> Refusal | None:
     kind, text = error.kind, error.message
     if isinstance(error, Invalid):
         sentence = f"The API server refuses the {kind} of this job: {text}. Change workers, or report it."
-        return Refusal(Reason.INVALID_SPEC, sentence, final=True)
+        # A webhook objects by rules of its own, and those may be changed as well.
+        return Refusal(Reason.INVALID_SPEC, sentence, final=True, by_hand="webhook" in text)
     if isinstance(error, NotFound) and kind == PYTORCH_JOB:
         return Refusal(
             OperatorReason.TRAINING_OPERATOR_MISSING,
             "The cluster has no PyTorchJob kind: have Kubeflow's training operator (v1) installed, and the job starts "
             "by itself.",
+            by_hand=True,
         )
     if isinstance(error, Forbidden) and "being terminated" not in text:
         sentence = (
             f"The {kind} of this job may not be created ({text}): {_permission(text)}; the job starts by itself then."
         )
-        return Refusal(OperatorReason.CREATION_FORBIDDEN, sentence)
+        # Of a quota something is free again as soon as another job ends.
+        return Refusal(OperatorReason.CREATION_FORBIDDEN, sentence, by_hand="quota" not in text)
     if isinstance(error, Unavailable) and "webhook" in text:
         return _without_answer(kind, text)
     return None

@@ -7,6 +7,11 @@ from datetime import UTC, datetime, timedelta
 CLOCK_TOLERANCE = timedelta(minutes=10)
 """How long ago something may have happened by another machine's clock that was noticed just now."""
 
+LONGEST_PAUSE_SECONDS = 300.0
+"""Longest time between two looks at what an event tells as a rule (seconds)."""
+PAUSE_SHARE = 0.1
+"""The next look comes after this share of the time that something has lasted."""
+
 
 def rfc3339(moment: datetime) -> str:
     """`moment` in UTC to the second, as in 2026-01-31T12:00:00Z."""
@@ -35,6 +40,22 @@ def after(start: datetime, seconds: float) -> datetime:
 def seconds_between(start: datetime, end: datetime) -> float:
     """Seconds from `start` to `end`, never negative: clocks of several machines differ."""
     return max(0.0, (end - start).total_seconds())
+
+
+def pause_seconds(since: datetime | None, now: datetime, *, least: float) -> float:
+    """How long to wait for the next look at something that lasts since then: the longer, the more seldom (seconds).
+
+    It is for what an event tells as a rule. What lasts for days must not cost a request every few seconds.
+
+    Args:
+        since: when it began. Where that is unknown, or in the future and so by a clock that is wrong, it may last
+            for long already.
+        now: the present.
+        least: the wait at first.
+    """
+    if since is None or since > after(now, CLOCK_TOLERANCE.total_seconds()):
+        return LONGEST_PAUSE_SECONDS
+    return min(LONGEST_PAUSE_SECONDS, max(least, PAUSE_SHARE * seconds_between(since, now)))
 
 
 def believed(foreign: datetime | None, *, earliest: datetime, now: datetime, otherwise: datetime) -> datetime:

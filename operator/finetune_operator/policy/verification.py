@@ -19,13 +19,13 @@ from finetune_operator.policy.plan import ObservedState, Plan, Timeouts
 from finetune_operator.policy.pod_ends import disk_full, never_started, out_of_memory, quoted
 from finetune_operator.policy.reasons import VerificationReason
 from finetune_operator.policy.start_errors import NEVER_STARTED
-from finetune_operator.policy.times import after, believed, moment, seconds_between
+from finetune_operator.policy.times import after, believed, moment, pause_seconds, seconds_between
 from finetune_operator.policy.waiting import STUCK
 
 UNSEEN_SECONDS = 60.0
-"""Time between two looks at a Job without a pod (seconds): of the Job itself no watch tells."""
+"""Time at first between two looks at a Job without a pod (seconds): of the Job itself no watch tells."""
 LOOK_AGAIN_SECONDS = 5.0
-"""When to look again for the end of a Job whose pod has ended, or whose time is over: no event of a pod tells it."""
+"""When to look again, at first, for the end of a Job whose pod has ended, or whose time is over: no pod tells of it."""
 
 BY_HAND = "`finetune verify` does the same by hand."
 
@@ -160,7 +160,8 @@ def _note_progress(plan: Plan, found: VerificationView, now: datetime, timeouts:
         if now >= over and before is not None:
             # Its pod is taken away now; what that waited for is the cause.
             sentence = before.message
-        plan.look_again(after(max(over, now), LOOK_AGAIN_SECONDS))
+        pause = pause_seconds(over, now, least=LOOK_AGAIN_SECONDS) if now > over else LOOK_AGAIN_SECONDS
+        plan.look_again(after(max(over, now), pause))
     plan.conditions.verified("Unknown", VerificationReason.VERIFYING, sentence)
     plan.look_again(again_at)
 
@@ -169,7 +170,7 @@ def _doing(
     found: VerificationView, began_at: datetime, now: datetime, timeouts: Timeouts
 ) -> tuple[str, datetime | None]:
     """What the Job does or waits for, and when to look at that again."""
-    unseen = after(now, UNSEEN_SECONDS)
+    unseen = after(now, pause_seconds(began_at, now, least=UNSEEN_SECONDS))
     if found.suspended:
         if found.queue:
             return f"The Job {found.name} waits in the queue {found.queue} until Kueue admits it.", unseen
@@ -182,7 +183,9 @@ def _doing(
             return running, expected
         return f"The Job {found.name} has no pod yet: `kubectl describe job {found.name}` says why.", unseen
     if pod.ended:
-        return running, after(now, LOOK_AGAIN_SECONDS)
+        # By the clock of a node. It cannot have ended before the Job began.
+        ended_at = believed(pod.ended_at, earliest=began_at, now=now, otherwise=began_at)
+        return running, after(now, pause_seconds(ended_at, now, least=LOOK_AGAIN_SECONDS))
     if pod.unschedulable is not None:
         return f"No machine can take the pod of the Job {found.name} at present: {quoted(pod.unschedulable)}", None
     if pod.waiting in STUCK:

@@ -17,7 +17,7 @@ from finetune_operator.policy import deadline, retry, ttl
 from finetune_operator.policy.conditions import condition, is_finished
 from finetune_operator.policy.decide import decide, note_created
 from finetune_operator.policy.observed import VerificationView
-from finetune_operator.policy.times import after, believed, moment, rfc3339, seconds_between
+from finetune_operator.policy.times import after, believed, moment, pause_seconds, rfc3339, seconds_between
 from finetune_operator.policy.waiting import waits_for
 from tests.operator.policy.views import NOW, PATIENCE, ended, later, observed, pytorch_job, running, success
 
@@ -187,6 +187,21 @@ def test_time_between_two_machines_is_never_negative() -> None:
     assert seconds_between(later(5), NOW) == 0
 
 
+@given(st.datetimes(timezones=st.just(UTC)), st.datetimes(timezones=st.just(UTC)), st.floats(1, 60))
+def test_a_pause_grows_within_its_bounds_whatever_the_clocks_say(since: datetime, now: datetime, least: float) -> None:
+    pause = pause_seconds(since, now, least=least)
+    assert least <= pause <= 300
+    assert pause_seconds(since, after(now, 60), least=least) >= pause or since > now
+
+
+@pytest.mark.parametrize(
+    ("since", "pause"), [(0, 5), (-50, 5), (-51, 5.1), (-2999, 299.9), (-3001, 300), (600, 5), (601, 300), (None, 300)]
+)
+def test_the_longer_something_lasts_the_more_seldom_it_is_looked_at(since: float | None, pause: float) -> None:
+    begun = later(since) if since is not None else None
+    assert pause_seconds(begun, NOW, least=5) == pytest.approx(pause)
+
+
 @pytest.mark.parametrize(("foreign", "told"), [(None, -5), (-10, -5), (-9, -9), (0, 0), (1, -5)])
 def test_another_clock_is_believed_where_it_can_be_right(foreign: float | None, told: float) -> None:
     time = later(foreign) if foreign is not None else None
@@ -299,4 +314,4 @@ def test_the_jobs_clock_neither_shortens_nor_lengthens_a_verification(clock: flo
     # An hour ahead is believed once that hour is over; it does not matter any more then.
     assert [missing for missing, _ in told] == [False, True, True, True, True]
     assert [again for _, again in told][:2] == [1, 60]
-    assert told[-1][1] == (5 if clock <= 0 else 60)
+    assert told[-1][1] == (10 if clock <= 0 else 300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -211,6 +212,47 @@ def test_a_deleted_pytorchjob_is_no_failure() -> None:
     assert (plan.status.attempts[-1].reason, plan.status.attempts[-1].counted) == ("WorkersDeleted", False)
     late = decide(observed(during(), None, [ended(0, 0, success())]), NOW, PATIENCE)
     assert reason(late.status) == "Succeeded"
+
+
+def test_nothing_is_believed_of_a_pod_that_nobody_owns() -> None:
+    forged = [replace(ended(0, 0, success(checkpoint=checkpoint(9))), owner_uid="")]
+    plan = decide(observed(during(), None, forged), NOW, PATIENCE)
+    assert plan.status.attempts[-1].reason == "WorkersDeleted"
+    assert (plan.status.adapter, plan.status.checkpoint) == (None, None)
+    assert decide(observed(between(), None, forged), NOW, PATIENCE).status.checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("owner", "ago", "waits"),
+    [
+        ("workers-uid", 3601, True),
+        ("workers-uid", 0, True),
+        # Its owner was deleted without it: it trains on beside the next attempt.
+        ("", 3601, True),
+        ("", 3600, True),
+        ("", None, True),
+        ("", 3599, False),
+        ("", 0, False),
+    ],
+)
+def test_a_pod_without_an_owner_is_waited_for_if_it_was_there_before_its_attempt_ended(
+    owner: str, ago: float | None, waits: bool
+) -> None:
+    made = later(-ago) if ago is not None else None
+    plan = decide(observed(between(), None, [replace(running(), owner_uid=owner, created_at=made)]), NOW, PATIENCE)
+    assert (plan.create is None) is waits
+
+
+@pytest.mark.parametrize(
+    ("ago", "again"), [(0, 5), (50, 5), (60, 6), (600, 60), (3000, 300), (86400, 300), (-600, 5), (-601, 300)]
+)
+@pytest.mark.parametrize("suspend", [False, True])
+def test_what_somebodys_finalizer_holds_is_looked_at_more_and_more_seldom(
+    ago: float, again: float, suspend: bool
+) -> None:
+    for found, pods in ((pytorch_job(deleting=True), []), (None, [running(0, deleting=True)])):
+        plan = decide(observed(between(ago=ago), found, pods, suspend=suspend), NOW, PATIENCE)
+        assert plan.again_at == later(again)
 
 
 BAD = Problem("spec.output", "output is required.")

@@ -30,7 +30,7 @@ def raw_pod(**status: Any) -> dict[str, Any]:
             "deletionTimestamp": AT[9],
             "deletionGracePeriodSeconds": 1,
             "labels": {"training.kubeflow.org/replica-index": "1"},
-            "ownerReferences": [{"uid": "owner-uid"}, {"uid": "another"}],
+            "ownerReferences": [{"uid": "another"}, {"uid": "owner-uid", "controller": True}],
         },
         "spec": {
             "nodeName": "node-7",
@@ -250,7 +250,7 @@ def test_a_pytorchjob_of_which_nothing_is_known() -> None:
 
 def verifying(name: str, owner: str, created: str | None) -> dict[str, Any]:
     """A pod of a verification."""
-    metadata = {"name": name, "ownerReferences": [{"uid": owner}], "creationTimestamp": created}
+    metadata = {"name": name, "ownerReferences": [{"uid": owner, "controller": True}], "creationTimestamp": created}
     return {"metadata": metadata, "status": {"containerStatuses": [state("verify", running={})]}}
 
 

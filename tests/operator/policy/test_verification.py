@@ -210,19 +210,24 @@ ON_THE_WAY: dict[str, tuple[VerificationView, str, float]] = {
     "just made": (job(created_at=NOW, started_at=None), RUNS, 30),
     "no pods yet": (job(started_at=later(-10)), RUNS, 20),
     "no pods at all": (job(), "has no pod yet: `kubectl describe job guard-verify` says why", 60),
+    "no pods for hours": (job(started_at=later(-4000)), "has no pod yet", 300),
     "no room": (job(ended(0, 137, **LOST), replace(ended(), ended=False, **FULL)), "0/3 nodes: full", OVER),
     "no image": (job(replace(ended(), ended=False, **NO_IMAGE)), "(ErrImagePull: not found)", OVER),
     "running": (job(replace(ended(), ended=False, running=True)), RUNS, OVER),
     "a pod has crashed and the Job may try again": (job(ended(0, 139)), RUNS, 5),
     "a pod was taken away, whatever it said": (job(says(None, **LOST)), RUNS, 5),
+    "a pod has ended and nobody ends the Job": (job(ended(0, 139, ago=40)), RUNS, 5),
+    "nor has for an hour": (job(ended(0, 139, ago=3600), started_at=later(-3700)), RUNS, 300),
+    "by a clock that is wrong": (job(ended(0, 139, ago=-3600), started_at=later(-1000)), RUNS, 100),
     "its time is over and its pod gone": (job(started_at=later(-7200)), "no room", 5),
+    "its time has long been over": (job(started_at=later(-8200)), "no room", 100),
 }
 
 
 @pytest.mark.parametrize("doing", ON_THE_WAY)
 def test_what_it_does_is_said_once(doing: str) -> None:
     found, message, after = ON_THE_WAY[doing]
-    before = succeeded(message="no room", ago=7300) if message == "no room" else succeeded()
+    before = succeeded(message="no room", ago=8200) if message == "no room" else succeeded(ago=4000)
     plan = look(before, found)
     assert told(plan)[:2] == ("Unknown", VERIFYING)
     assert message in told(plan)[2]
@@ -276,7 +281,12 @@ def raw(uid: str, name: str, container: str, code: int) -> dict[str, Any]:
     """A pod that ended."""
     ended_state = {"exitCode": code, "message": "word"}
     return {
-        "metadata": {"name": name, "uid": name, "ownerReferences": [{"uid": uid}], "creationTimestamp": name},
+        "metadata": {
+            "name": name,
+            "uid": name,
+            "ownerReferences": [{"uid": uid, "controller": True}],
+            "creationTimestamp": name,
+        },
         "status": {"phase": "Failed", "containerStatuses": [{"name": container, "state": {"terminated": ended_state}}]},
     }
 
