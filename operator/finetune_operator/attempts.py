@@ -64,16 +64,14 @@ class Attempts:
         children = self._cache.children(cached.key, cached.uid)
         doubts = children.doubts
         if pods_of_finished:
-            raw_pods = await self._pods(cached, name, attempt)
+            pods = await self._pods(cached, name, attempt)
             raw = await self._pytorch_job(cached, name)
         else:
             raw = await self._pytorch_job(cached, name)
-            raw_pods = await self._pods(cached, name, attempt) if raw is not None else []
+            pods = await self._pods(cached, name, attempt) if raw is not None else []
         found = read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
-        pods = sorted((read_pod(pod) for pod in raw_pods), key=lambda pod: pod.index)
         if raw is not None and children.doubts == doubts:
             children.seen(PYTORCH_PLURAL, raw)
-            self.note_pods(cached, raw_pods)
         if raw is None or not is_calm(found, pods):
             children.doubts += 1
         elif children.doubts == doubts:
@@ -81,12 +79,10 @@ class Attempts:
         # else something ended while this was read, which may show it as it was before.
         return found, pods
 
-    def note_pods(self, cached: CachedJob, pods: Sequence[Raw]) -> None:
-        """Keep those pods of a job, read just now, that live: what is known as it is listed is not read again."""
-        children = self._cache.children(cached.key, cached.uid)
-        for pod in pods:
-            if read_pod(pod).holds_machine:
-                children.seen(PODS_PLURAL, pod)
+    def note_pod(self, cached: CachedJob, raw: Raw) -> None:
+        """Keep a pod of a job, read just now, if it lives: what is known as it is listed is not read again."""
+        if read_pod(raw).holds_machine:
+            self._cache.children(cached.key, cached.uid).seen(PODS_PLURAL, raw)
 
     async def find(self, cached: CachedJob, attempt: int) -> PyTorchJobView | None:
         """The PyTorchJob of an attempt, if there is one of ours."""
@@ -186,16 +182,30 @@ class Attempts:
         found = await self._cluster.get_pytorch_job(cached.key.namespace, name)
         return found if found is not None and is_owned(found, cached.uid) else None
 
-    async def _pods(self, cached: CachedJob, name: str, attempt: int) -> list[Raw]:
+    async def _pods(self, cached: CachedJob, name: str, attempt: int) -> Sequence[PodView]:
+        """The pods of an attempt in their order. Anybody can label others as its own, of 1.4 MB each: none is kept as
+        it was read, and none that has another name than a worker's."""
         namespace = cached.key.namespace
-        raws: list[Raw]
+        doubts = self._cache.children(cached.key, cached.uid).doubts
+
+        def viewed(raw: Raw | None) -> PodView | None:
+            if raw is None or not _belongs(raw, cached.uid, attempt, name):
+                return None
+            if self._cache.children(cached.key, cached.uid).doubts == doubts:  # else it may have ended meanwhile
+                self.note_pod(cached, raw)
+            return read_pod(raw)
+
+        async def asked(index: int) -> PodView | None:
+            return viewed(await self._cluster.get_pod(namespace, pod_name(name, index)))
+
+        views: list[PodView | None]
         size = cached.size[1] if cached.size is not None and cached.size[0] == attempt else None
         if size is not None and size <= FEW_PODS:
-            asked = (self._cluster.get_pod(namespace, pod_name(name, index)) for index in range(size))
-            raws = [found for found in await asyncio.gather(*asked) if found is not None]
+            views = await asyncio.gather(*(asked(index) for index in range(size)))
         else:
-            raws = [found async for found in self._cluster.list_pods(namespace, job_uid=cached.uid, attempt=attempt)]
-        return [raw for raw in raws if _belongs(raw, cached.uid, attempt)]
+            listed = self._cluster.list_pods(namespace, job_uid=cached.uid, attempt=attempt)
+            views = [view async for raw in listed if (view := viewed(raw)) is not None]
+        return sorted((view for view in views if view is not None), key=lambda pod: pod.index)
 
 
 @contextmanager
@@ -213,9 +223,13 @@ def _recorded(config_map: Mapping[str, Any] | None, key: str) -> str | None:
     return data.get(key) if isinstance(data, Mapping) else None
 
 
-def _belongs(raw: Mapping[str, Any], uid: str, attempt: int) -> bool:
-    labels = (raw.get("metadata") or {}).get("labels") or {}
-    return labels.get(JOB_UID_LABEL) == uid and labels.get(ATTEMPT_LABEL) == str(attempt)
+def _belongs(raw: Raw, uid: str, attempt: int, pytorch_job: str) -> bool:
+    """Whether a pod may be a worker of the PyTorchJob of that name."""
+    labels = raw["metadata"].get("labels") or {}
+    if labels.get(JOB_UID_LABEL) != uid or labels.get(ATTEMPT_LABEL) != str(attempt):
+        return False
+    index = raw["metadata"]["name"].rpartition("-")[2]
+    return len(index) < 5 and index.isdecimal() and raw["metadata"]["name"] == pod_name(pytorch_job, int(index))
 
 
 def name_taken(kind: str, namespace: str, name: str) -> NameTaken:
