@@ -63,16 +63,22 @@ class Attempts:
         name = child_name(cached.key.name, cached.uid, attempt)
         children = self._cache.children(cached.key, cached.uid)
         doubts = children.doubts
+
+        async def pytorch_job() -> PyTorchJobView | None:
+            raw = await self._pytorch_job(cached, name)
+            if raw is not None and children.doubts == doubts:
+                children.seen(PYTORCH_PLURAL, raw)
+            return read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
+
+        pods: Sequence[PodView] = ()
         if pods_of_finished:
             pods = await self._pods(cached, name, attempt)
-            raw = await self._pytorch_job(cached, name)
+            found = await pytorch_job()
         else:
-            raw = await self._pytorch_job(cached, name)
-            pods = await self._pods(cached, name, attempt) if raw is not None else []
-        found = read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
-        if raw is not None and children.doubts == doubts:
-            children.seen(PYTORCH_PLURAL, raw)
-        if raw is None or not is_calm(found, pods):
+            found = await pytorch_job()
+            if found is not None:
+                pods = await self._pods(cached, name, attempt)
+        if not is_calm(found, pods):
             children.doubts += 1
         elif children.doubts == doubts:
             children.settled = doubts
@@ -149,8 +155,10 @@ class Attempts:
         """Whether what is trained is no longer what the first attempt was made of, and whether where it runs is no
         longer what attempt number `attempt` was made of."""
         first = await self.first_config_map(cached)
-        current = first if attempt == 1 else await self.config_map(cached, attempt)
-        trained, placed = _recorded(first, SPEC_KEY), _recorded(current, PLACEMENT_KEY)
+        trained, placed = _recorded(first, SPEC_KEY), _recorded(first, PLACEMENT_KEY)
+        del first  # somebody may have filled it
+        if attempt != 1:
+            placed = _recorded(await self.config_map(cached, attempt), PLACEMENT_KEY)
         return not same_training(trained, job), not same_placement(placed, job)
 
     async def config_map(self, cached: CachedJob, attempt: int) -> Raw | None:

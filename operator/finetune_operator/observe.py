@@ -19,7 +19,7 @@ from finetune_operator.cache import Cache, CachedJob, ParsedSpec
 from finetune_operator.children import is_calm
 from finetune_operator.cluster import Cluster
 from finetune_operator.desired import cluster_notices, job_problems
-from finetune_operator.kept import kept_metadata, queue_labels
+from finetune_operator.kept import kept, kept_metadata, queue_labels
 from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.decide import attempt_is_open, holds_back, next_attempt
@@ -118,10 +118,13 @@ class Observer:
             return None
         cached = self._cache.job_read(raw)
         status = _status(raw)
+        # Not as it was read: many are read at the same time, and held while the API server is asked for more.
+        raw = {**kept(raw), "spec": raw.get("spec")}
         if cached.spec is not None and cached.spec.job is None and not attempt_is_open(status):
             cached.spec = None  # an attempt, or a verification, is to be made of it
         spec = await self._spec(raw, cached, status)
         assert spec is not None  # noqa: S101  what was read has a spec
+        del raw["spec"]
         pytorch_job: PyTorchJobView | None = None
         pods: Sequence[PodView] = ()
         if status.attempt is not None:

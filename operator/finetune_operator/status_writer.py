@@ -12,7 +12,7 @@ from finetune_operator.children import is_newer
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import Conflict, NotFound
 from finetune_operator.events import EventBroadcaster
-from finetune_operator.kept import kept_metadata, queue_labels
+from finetune_operator.kept import kept, kept_metadata, queue_labels
 from finetune_operator.policy.transitions import events_between
 from finetune_operator.view import View
 from finetune_operator.wire import Raw
@@ -66,7 +66,8 @@ class StatusWriter:
                 newest = await self._cluster.get_job(*view.cached.key)
                 if newest is None or _decided_by(newest) != _decided_by(view.raw):
                     raise
-                raw = newest
+                raw = kept(newest)
+                del newest
         return await self._cluster.update_job_status(raw, body)
 
 

@@ -13,10 +13,10 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.desired import verification_job
 from finetune_operator.desired.continuation import continued
 from finetune_operator.errors import ApiError, Conflict, Forbidden, Invalid, Unavailable
-from finetune_operator.names import verification_name
+from finetune_operator.names import VERIFICATION_CONTAINER, verification_name
 from finetune_operator.policy.decide import problems_sentence
 from finetune_operator.policy.nodes import nodes_to_avoid
-from finetune_operator.policy.observed import PodView, VerificationView, is_owned, read_verification
+from finetune_operator.policy.observed import PodView, VerificationView, is_owned, read_pod, read_verification
 from finetune_operator.policy.plan import Plan, Timeouts
 from finetune_operator.policy.verification import give_up, is_under_way, note_blocked, note_created
 from finetune_operator.settings import OperatorSettings
@@ -47,13 +47,16 @@ class Verifications:
             return None
         if found is None or not is_owned(found, cached.uid):
             return None
+        view = read_verification(found, ())
+        del found  # somebody may have filled it
         pods: list[PodView] = []
-        async for raw in self._cluster.list_batch_job_pods(namespace, uid=found["metadata"]["uid"]):
+        async for raw in self._cluster.list_batch_job_pods(namespace, uid=view.uid):
             # Anybody can label others as its own, of 1.4 MB each: none is kept as it was read.
-            if own := read_verification(found, [raw]).pods:
-                pods = _youngest([*pods, *own]) if len(pods) >= 2 * MOST_PODS else [*pods, *own]
+            pod = read_pod(raw, VERIFICATION_CONTAINER)
+            if pod.owner_uid == view.uid:
+                pods = _youngest([*pods, pod]) if len(pods) >= 2 * MOST_PODS else [*pods, pod]
                 self._attempts.note_pod(cached, raw)
-        return replace(read_verification(found, ()), pods=_youngest(pods))
+        return replace(view, pods=_youngest(pods))
 
     async def begin(self, plan: Plan, view: View, now: datetime) -> None:
         """Create the Job and enter it into the plan's status, or what hinders that.
@@ -62,8 +65,7 @@ class Verifications:
             ApiError: the API server does not answer, or somebody else was faster.
         """
         cached, attempt = view.cached, plan.status.attempt
-        last = await self._attempts.config_map(cached, attempt) if attempt is not None else None
-        if attempt is None or last is None:
+        if attempt is None or await self._attempts.config_map(cached, attempt) is None:
             give_up(plan, "The ConfigMap of the last attempt is gone, and with it the job to verify by.")
             return
         try:
