@@ -23,10 +23,10 @@ REQUEST_TIMEOUT_SECONDS = 30.0
 CONNECTIONS = 32
 RETRY_AFTER_LIMIT_SECONDS = 300.0
 """However long a server asks to be left alone, nobody waits longer (seconds)."""
-PAGE_BYTES = 2 * 2**20
+PAGE_BYTES = 2**20
 """Size that a page of a list is to have: what is read at once holds up everything else."""
-READ_BYTES = 3 * 2**20
-"""Most that is read of a page of several objects: it takes 30 ms to parse, and becomes 25 MB of Python's objects; twice
+READ_BYTES = 2 * 2**20
+"""Most that is read of a page of several objects: it takes 20 ms to parse, and becomes 20 MB of Python's objects; twice
 that where it is made of nothing but empty lists."""
 FIRST_PAGE, MOST_PAGE = 25, 500
 """Objects per page: the first page shows how large they are, which says little of those that come after it."""

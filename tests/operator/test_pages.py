@@ -65,7 +65,7 @@ def listed(sizes: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
     return asked, parsed
 
 
-@pytest.mark.parametrize(("size", "least", "most"), [(10, MOST_PAGE, MOST_PAGE), (100_000, 15, 30), (1_400_000, 1, 2)])
+@pytest.mark.parametrize(("size", "least", "most"), [(10, MOST_PAGE, MOST_PAGE), (100_000, 7, 15), (1_400_000, 1, 1)])
 def test_a_page_has_as_many_objects_as_fit(size: int, least: int, most: int) -> None:
     asked, _ = listed([size] * (2000 if size < 1000 else 120))
     assert least <= asked[-1] <= most
@@ -79,7 +79,7 @@ SMALL, BIG, WHOLE = 500, 1_400_000, 4_000_000
     [
         ([BIG] * 25, 30),
         ([BIG] * 25 + [SMALL] * 500, 45),
-        ([SMALL] * 500 + [BIG] * 50, 65),
+        ([SMALL] * 500 + [BIG] * 50, 75),
         ([SMALL] * 499 + [WHOLE] + [SMALL] * 500, 30),
         (([SMALL] * 20 + [BIG] * 3) * 3, 30),
         ([WHOLE] * 3, 6),
