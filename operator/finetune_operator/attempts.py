@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune_api.job import FineTuneJob
 from finetune_operator.cache import Cache, CachedJob
@@ -30,7 +30,6 @@ from finetune_operator.policy.observed import (
     PodView,
     PyTorchJobView,
     is_made_by,
-    is_orphan,
     is_owned,
     read_pod,
     read_pytorch_job,
@@ -42,6 +41,14 @@ from finetune_operator.wire import Raw
 FEW_PODS = 8
 """Up to so many pods are read one by one: a list makes the API server look at every pod of the namespace."""
 CONFIG_MAP = "ConfigMap"
+
+
+class _Worker(NamedTuple):
+    """What has the labels and the name of a worker's pod."""
+
+    view: PodView
+    is_by_name: bool
+    """Whether a PyTorchJob of the attempt's name controls it, whatever its uid."""
 
 
 class NameTaken(Exception):  # noqa: N818  the condition reason that it becomes
@@ -72,31 +79,33 @@ class Attempts:
         name = child_name(cached.key.name, cached.uid, attempt)
         children = self._cache.children(cached.key, cached.uid)
         doubts = children.doubts
+
+        async def pytorch_job() -> PyTorchJobView | None:
+            raw = await self._pytorch_job(cached, name)
+            if raw is not None and children.doubts == doubts:
+                children.seen(PYTORCH_PLURAL, raw)
+            return read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
+
+        pods: Sequence[_Worker] = ()
         if pods_of_finished:
-            raw_pods = await self._pods(cached, name, attempt)
-            raw = await self._pytorch_job(cached, name)
+            pods = await self._pods(cached, name, attempt)
+            found = await pytorch_job()
         else:
-            raw = await self._pytorch_job(cached, name)
-            raw_pods = await self._pods(cached, name, attempt) if raw is not None else []
-        raw_pods = [pod for pod in raw_pods if _is_of(pod, raw, cached, name, attempt)]
-        found = read_pytorch_job(raw, attempt, edited=is_edited(raw)) if raw is not None else None
-        pods = sorted((read_pod(pod) for pod in raw_pods), key=lambda pod: pod.index)
-        if raw is not None and children.doubts == doubts:
-            children.seen(PYTORCH_PLURAL, raw)
-            self.note_pods(cached, raw_pods)
-        if raw is None or not is_calm(found, pods):
+            found = await pytorch_job()
+            if found is not None:
+                pods = await self._pods(cached, name, attempt)
+        views = [pod.view for pod in pods if _is_of(pod, found, cached, attempt)]
+        if found is None or not is_calm(found, views):
             children.doubts += 1
         elif children.doubts == doubts:
             children.settled = doubts
         # else something ended while this was read, which may show it as it was before.
-        return found, pods
+        return found, views
 
-    def note_pods(self, cached: CachedJob, pods: Sequence[Raw]) -> None:
-        """Keep those pods of a job, read just now, that live: what is known as it is listed is not read again."""
-        children = self._cache.children(cached.key, cached.uid)
-        for pod in pods:
-            if read_pod(pod).holds_machine:
-                children.seen(PODS_PLURAL, pod)
+    def note_pod(self, cached: CachedJob, raw: Raw) -> None:
+        """Keep a pod of a job, read just now, if it lives: what is known as it is listed is not read again."""
+        if read_pod(raw).holds_machine:
+            self._cache.children(cached.key, cached.uid).seen(PODS_PLURAL, raw)
 
     async def find(self, cached: CachedJob, attempt: int) -> PyTorchJobView | None:
         """The PyTorchJob of an attempt, if there is one of ours."""
@@ -163,8 +172,10 @@ class Attempts:
         """Whether what is trained is no longer what the first attempt was made of, and whether where it runs is no
         longer what attempt number `attempt` was made of."""
         first = await self.first_config_map(cached)
-        current = first if attempt == 1 else await self.config_map(cached, attempt)
-        trained, placed = _recorded(first, SPEC_KEY), _recorded(current, PLACEMENT_KEY)
+        trained, placed = _recorded(first, SPEC_KEY), _recorded(first, PLACEMENT_KEY)
+        del first  # somebody may have filled it
+        if attempt != 1:
+            placed = _recorded(await self.config_map(cached, attempt), PLACEMENT_KEY)
         return not same_training(trained, job), not same_placement(placed, job)
 
     async def config_map(self, cached: CachedJob, attempt: int) -> Raw | None:
@@ -196,16 +207,30 @@ class Attempts:
         found = await self._cluster.get_pytorch_job(cached.key.namespace, name)
         return found if found is not None and is_owned(found, cached.uid) else None
 
-    async def _pods(self, cached: CachedJob, name: str, attempt: int) -> list[Raw]:
+    async def _pods(self, cached: CachedJob, name: str, attempt: int) -> Sequence[_Worker]:
+        """What may be pods of an attempt, in their order. Anybody can label others as its own, of 1.4 MB each: none is
+        kept as it was read, and none that has another name than a worker's."""
         namespace = cached.key.namespace
-        raws: list[Raw]
+        doubts = self._cache.children(cached.key, cached.uid).doubts
+
+        def viewed(raw: Raw | None) -> _Worker | None:
+            if raw is None or not _belongs(raw, cached.uid, attempt, name):
+                return None
+            if self._cache.children(cached.key, cached.uid).doubts == doubts:  # else it may have ended meanwhile
+                self.note_pod(cached, raw)
+            return _Worker(read_pod(raw), is_made_by(raw, PYTORCH_KIND, name))
+
+        async def asked(index: int) -> _Worker | None:
+            return viewed(await self._cluster.get_pod(namespace, pod_name(name, index)))
+
+        found: list[_Worker | None]
         size = cached.size[1] if cached.size is not None and cached.size[0] == attempt else None
         if size is not None and size <= FEW_PODS:
-            asked = (self._cluster.get_pod(namespace, pod_name(name, index)) for index in range(size))
-            raws = [found for found in await asyncio.gather(*asked) if found is not None]
+            found = await asyncio.gather(*(asked(index) for index in range(size)))
         else:
-            raws = [found async for found in self._cluster.list_pods(namespace, job_uid=cached.uid, attempt=attempt)]
-        return [raw for raw in raws if _belongs(raw, cached.uid, attempt)]
+            listed = self._cluster.list_pods(namespace, job_uid=cached.uid, attempt=attempt)
+            found = [worker async for raw in listed if (worker := viewed(raw)) is not None]
+        return sorted((worker for worker in found if worker is not None), key=lambda worker: worker.view.index)
 
 
 @contextmanager
@@ -223,26 +248,28 @@ def _recorded(config_map: Mapping[str, Any] | None, key: str) -> str | None:
     return data.get(key) if isinstance(data, Mapping) else None
 
 
-def _belongs(raw: Mapping[str, Any], uid: str, attempt: int) -> bool:
-    labels = (raw.get("metadata") or {}).get("labels") or {}
-    return labels.get(JOB_UID_LABEL) == uid and labels.get(ATTEMPT_LABEL) == str(attempt)
+def _belongs(raw: Raw, uid: str, attempt: int, pytorch_job: str) -> bool:
+    """Whether a pod may be a worker of the PyTorchJob of that name."""
+    labels = raw["metadata"].get("labels") or {}
+    if labels.get(JOB_UID_LABEL) != uid or labels.get(ATTEMPT_LABEL) != str(attempt):
+        return False
+    index = raw["metadata"]["name"].rpartition("-")[2]
+    return len(index) < 5 and index.isdecimal() and raw["metadata"]["name"] == pod_name(pytorch_job, int(index))
 
 
-def _is_of(pod: Raw, owner: Raw | None, cached: CachedJob, name: str, attempt: int) -> bool:
-    """Whether a pod that wears an attempt's labels, which anybody can write, is one of its pods.
+def _is_of(pod: _Worker, owner: PyTorchJobView | None, cached: CachedJob, attempt: int) -> bool:
+    """Whether a pod that wears an attempt's labels and a worker's name, which anybody can write, is one of its pods.
 
     Its PyTorchJob controls it, or controlled it before it went. An operator that has not seen that one, since it was
-    started later, goes by its name. One whose owner was deleted without it has none any more; it has a worker's name,
-    and the policies believe nothing that it says.
+    started later, goes by its name. One whose owner was deleted without it has none any more, and the policies believe
+    nothing that it says.
     """
+    owner_uid = pod.view.owner_uid
     if owner is not None:
-        return is_owned(pod, owner["metadata"]["uid"])
-    if is_orphan(pod):
-        start, _, index = str(pod["metadata"]["name"]).rpartition("-")
-        return f"{start}-" == pod_name(name, 0)[:-1] and index.isdecimal()
-    if cached.workers is not None and cached.workers[0] == attempt:
-        return is_owned(pod, cached.workers[1])
-    return is_made_by(pod, PYTORCH_KIND, name)
+        return owner_uid == owner.uid
+    if cached.workers is not None and cached.workers[0] == attempt and owner_uid:
+        return owner_uid == cached.workers[1]
+    return pod.is_by_name or not owner_uid
 
 
 def name_taken(kind: str, namespace: str, name: str) -> NameTaken:

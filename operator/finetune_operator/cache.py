@@ -15,6 +15,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Phase
 from finetune_operator.children import Children, is_newer
+from finetune_operator.kept import kept
 from finetune_operator.names import FINETUNE_PLURAL, JOB_NAME_LABEL, JOB_UID_LABEL, child_name, pod_name, stem
 from finetune_operator.policy.plan import DesiredState
 from finetune_operator.queue import Key
@@ -48,7 +49,7 @@ class CachedJob:
     version: str = ""
     """resourceVersion of the newest object that was seen, or of our own last write."""
     raw: Raw | None = None
-    """That object, without its spec once that is parsed; None where it has to be read."""
+    """What is kept of that object, without its spec once that is parsed; None where it has to be read."""
     spec: ParsedSpec | None = None
     phase: Phase | None = None
     gpus: int = 0
@@ -126,14 +127,14 @@ class Cache:
             self._stems[key.namespace, stem(key.name, cached.uid)] = cached
         elif not is_newer(metadata["resourceVersion"], cached.version):
             return None
-        cached.version, cached.raw = metadata["resourceVersion"], raw
+        cached.version, cached.raw = metadata["resourceVersion"], kept(raw)
         return cached
 
     def job_read(self, raw: Raw) -> CachedJob:
         """Keep a FineTuneJob that was read just now, unless a watch has told of a newer one while it was on its way."""
         cached = self.job_seen(raw) or self._jobs[Key(raw["metadata"]["namespace"], raw["metadata"]["name"])]
         if not is_newer(cached.version, raw["metadata"]["resourceVersion"]):
-            cached.raw = raw
+            cached.raw = kept(raw)
         return cached
 
     def child_seen(self, kind: str, raw: Raw, *, deleted: bool) -> Key | None:

@@ -15,6 +15,7 @@ from finetune_operator.names import (
     FINETUNE_GROUP,
     FINETUNE_PLURAL,
     FINETUNE_VERSION,
+    JOB_NAME_LABEL,
     JOB_UID_LABEL,
     PODS_PLURAL,
     PYTORCH_GROUP,
@@ -187,12 +188,15 @@ class Cluster:
         """
         api, query = _WATCHED[kind]
         async for page in self.wire.pages(api_path(api, namespace, kind), query, accept=METADATA_LIST):
-            yield page
+            compared = [_compared(item) for item in page]
+            page.clear()
+            yield compared
 
     async def _list(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Raw]:
         async for page in self.wire.pages(path, query, accept="application/json"):
-            for item in page:
-                yield item
+            page.reverse()
+            while page:  # nothing holds what was handed over
+                yield page.pop()
 
     async def _get(self, path: str) -> Raw | None:
         try:
@@ -217,6 +221,21 @@ class Cluster:
             return
 
 
+def _compared(item: Raw) -> Raw:
+    """What a resync looks at. It keeps those that are not known, and labels and annotations may be 1.4 MB of each."""
+    metadata = item["metadata"]
+    kept = {key: metadata[key] for key in _COMPARED_METADATA if key in metadata}
+    labels, owners = metadata.get("labels"), metadata.get("ownerReferences")
+    if isinstance(labels, dict):
+        kept["labels"] = {key: labels[key] for key in _COMPARED_LABELS if key in labels}
+    if isinstance(owners, list):
+        controllers = (owner for owner in owners if isinstance(owner, dict) and owner.get("controller"))
+        kept["ownerReferences"] = [{key: owner.get(key) for key in ("controller", "uid")} for owner in controllers][:1]
+    return {"metadata": kept}
+
+
+_COMPARED_METADATA = ("namespace", "name", "uid", "resourceVersion", "generation", "deletionTimestamp")
+_COMPARED_LABELS = (JOB_NAME_LABEL, JOB_UID_LABEL, ATTEMPT_LABEL)
 _WATCHED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     FINETUNE_PLURAL: (FINETUNE_API, {}),
     PYTORCH_PLURAL: (PYTORCH_API, {"labelSelector": JOB_UID_LABEL}),

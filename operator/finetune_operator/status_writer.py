@@ -12,14 +12,13 @@ from finetune_operator.children import is_newer
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import Conflict, NotFound
 from finetune_operator.events import EventBroadcaster
-from finetune_operator.observe import queue_labels
+from finetune_operator.kept import kept, kept_metadata, queue_labels
 from finetune_operator.policy.transitions import events_between
 from finetune_operator.view import View
 from finetune_operator.wire import Raw
 
 TRIES = 5
 """Times that a status is written while others write the same object."""
-_KEPT_METADATA = ("name", "namespace", "uid", "generation", "creationTimestamp")
 
 
 class StatusWriter:
@@ -67,7 +66,8 @@ class StatusWriter:
                 newest = await self._cluster.get_job(*view.cached.key)
                 if newest is None or _decided_by(newest) != _decided_by(view.raw):
                     raise
-                raw = newest
+                raw = kept(newest)
+                del newest
         return await self._cluster.update_job_status(raw, body)
 
 
@@ -83,7 +83,6 @@ def _keep(cached: CachedJob, raw: Raw, status: Mapping[str, Any], version: str) 
     if is_newer(cached.version, version):
         return  # a watch has told of something newer meanwhile
     cached.version = version
-    metadata = {key: raw["metadata"].get(key) for key in _KEPT_METADATA}
-    metadata |= {"labels": queue_labels(raw), "resourceVersion": version}
+    metadata = {**kept_metadata(raw), "resourceVersion": version}
     kept = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": metadata, "status": status}
     cached.raw = None if cached.ended and cached.done else kept

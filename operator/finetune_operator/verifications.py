@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.attempts import Attempts, NameTaken, name_taken
@@ -11,14 +13,17 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.desired import verification_job
 from finetune_operator.desired.continuation import continued
 from finetune_operator.errors import ApiError, Conflict, Forbidden, Invalid, Unavailable
-from finetune_operator.names import verification_name
+from finetune_operator.names import VERIFICATION_CONTAINER, verification_name
 from finetune_operator.policy.decide import problems_sentence
 from finetune_operator.policy.nodes import nodes_to_avoid
-from finetune_operator.policy.observed import VerificationView, is_owned, read_verification
+from finetune_operator.policy.observed import PodView, VerificationView, is_owned, read_pod, read_verification
 from finetune_operator.policy.plan import Plan, Timeouts
 from finetune_operator.policy.verification import give_up, is_under_way, note_blocked, note_created
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.view import View
+
+MOST_PODS = 100
+"""So many pods of a verification are looked at, the youngest: each follows one that was taken away."""
 
 
 class Verifications:
@@ -42,9 +47,16 @@ class Verifications:
             return None
         if found is None or not is_owned(found, cached.uid):
             return None
-        pods = [pod async for pod in self._cluster.list_batch_job_pods(namespace, uid=found["metadata"]["uid"])]
-        self._attempts.note_pods(cached, pods)
-        return read_verification(found, pods)
+        view = read_verification(found, ())
+        del found  # somebody may have filled it
+        pods: list[PodView] = []
+        async for raw in self._cluster.list_batch_job_pods(namespace, uid=view.uid):
+            # Anybody can label others as its own, of 1.4 MB each: none is kept as it was read.
+            pod = read_pod(raw, VERIFICATION_CONTAINER)
+            if pod.owner_uid == view.uid:
+                pods = _youngest([*pods, pod]) if len(pods) >= 2 * MOST_PODS else [*pods, pod]
+                self._attempts.note_pod(cached, raw)
+        return replace(view, pods=_youngest(pods))
 
     async def begin(self, plan: Plan, view: View, now: datetime) -> None:
         """Create the Job and enter it into the plan's status, or what hinders that.
@@ -53,8 +65,7 @@ class Verifications:
             ApiError: the API server does not answer, or somebody else was faster.
         """
         cached, attempt = view.cached, plan.status.attempt
-        last = await self._attempts.config_map(cached, attempt) if attempt is not None else None
-        if attempt is None or last is None:
+        if attempt is None or await self._attempts.config_map(cached, attempt) is None:
             give_up(plan, "The ConfigMap of the last attempt is gone, and with it the job to verify by.")
             return
         try:
@@ -87,6 +98,12 @@ class Verifications:
                 raise name_taken("Job", namespace, name) from None
             made = found
         return read_verification(made, ())
+
+
+def _youngest(pods: Iterable[PodView]) -> list[PodView]:
+    """At most MOST_PODS of them, oldest first."""
+    order = sorted(pods, key=lambda pod: (pod.created_at or datetime.max.replace(tzinfo=UTC), pod.name))
+    return order[-MOST_PODS:]
 
 
 class _Hindered(Exception):  # noqa: N818

@@ -23,10 +23,15 @@ REQUEST_TIMEOUT_SECONDS = 30.0
 CONNECTIONS = 32
 RETRY_AFTER_LIMIT_SECONDS = 300.0
 """However long a server asks to be left alone, nobody waits longer (seconds)."""
-PAGE_BYTES = 2 * 2**20
+PAGE_BYTES = 2**20
 """Size that a page of a list is to have: what is read at once holds up everything else."""
-FIRST_PAGE, LEAST_PAGE, MOST_PAGE = 25, 5, 500
-"""Objects per page: the first page shows how large they are."""
+READ_BYTES = 2 * 2**20
+"""Most that is read of a page of several objects: it takes 20 ms to parse, and becomes 20 MB of Python's objects; twice
+that where it is made of nothing but empty lists."""
+FIRST_PAGE, MOST_PAGE = 25, 500
+"""Objects per page: the first page shows how large they are, which says little of those that come after it."""
+SHRINKING = 4
+"""A page that is too large is asked for again with so many times fewer objects."""
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 """Answers without spec and status."""
@@ -116,17 +121,28 @@ class Wire:
         return answer
 
     async def pages(self, path: str, query: Mapping[str, str], *, accept: str) -> AsyncIterator[list[Raw]]:
-        """The objects of a list, page by page. Pages become smaller where objects are large."""
+        """The objects of a list, page by page. Pages become smaller where objects are large.
+
+        Any tenant can fill objects with 1.5 MB each, and what comes next is only known once it is there: a page that
+        is too large is dropped unparsed. One object is read whatever its size, so a list always comes to its end.
+        """
         token, limit = "", FIRST_PAGE
         while True:
             page = {**query, "limit": str(limit)} | ({"continue": token} if token else {})
-            size, answer = await self._exchange("GET", path, query=page, accept=accept)
+            at_most = READ_BYTES if limit > 1 else None
+            try:
+                size, answer = await self._exchange("GET", path, query=page, accept=accept, at_most=at_most)
+            except _TooLarge:
+                limit = max(1, limit // SHRINKING)
+                continue
             items, token = _page(answer)
+            del answer  # or it is held, with all that the one who asked has dropped of it, until the next has come
+            fitting = PAGE_BYTES * max(1, len(items)) // max(1, size)
+            limit = max(1, min(MOST_PAGE, 2 * limit, fitting))
             yield items
+            del items
             if not token:
                 return
-            fitting = PAGE_BYTES * max(1, len(items)) // max(1, size)
-            limit = max(LEAST_PAGE, min(MOST_PAGE, 2 * limit, fitting))
 
     async def _exchange(
         self,
@@ -136,7 +152,13 @@ class Wire:
         accept: str,
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
+        at_most: int | None = None,
     ) -> tuple[int, Raw]:
+        """Size of the answer (bytes), and the answer.
+
+        Raises:
+            _TooLarge: it is larger than `at_most`.
+        """
         if self._pool is None:
             raise RuntimeError("The wire is used outside of `async with`.")
         url = f"{self.server}/{path}" + (f"?{urlencode(query)}" if query else "")
@@ -147,7 +169,7 @@ class Wire:
         try:
             request = self._pool.request(method, url, data=content, headers=headers, timeout=self._timeout)
             async with request as answer:
-                content = await answer.read()
+                content = await _read(answer, at_most)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             text = str(error) or type(error).__name__
             raise api_error(None, type(error).__name__, f"The API server gave no answer ({text}).") from error
@@ -160,6 +182,27 @@ class Wire:
         if not isinstance(found, dict):
             raise _garbled()
         return len(content), found
+
+
+class _TooLarge(Exception):  # noqa: N818  what the answer is
+    """An answer is larger than what is read of it."""
+
+
+async def _read(answer: aiohttp.ClientResponse, at_most: int | None) -> bytes:
+    """The content.
+
+    Raises:
+        _TooLarge: it is larger than `at_most` bytes; the connection goes, with all that is still to come.
+    """
+    if at_most is None:
+        return await answer.read()
+    content = bytearray()
+    async for piece in answer.content.iter_any():
+        content += piece
+        if len(content) > at_most:
+            answer.close()
+            raise _TooLarge
+    return bytes(content)
 
 
 def api_path(api: str, namespace: str | None, *parts: str) -> str:

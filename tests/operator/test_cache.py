@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 
 from finetune_operator.cache import Cache
 from finetune_operator.children import is_newer
-from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL, child_name, pod_name
+from finetune_operator.kept import SPEC_BYTES
+from finetune_operator.names import (
+    FINETUNE_PLURAL,
+    KUEUE_PRIORITY_LABEL,
+    KUEUE_QUEUE_LABEL,
+    PODS_PLURAL,
+    PYTORCH_PLURAL,
+    child_name,
+    pod_name,
+)
 from finetune_operator.queue import Key
 from tests.operator.raw import CHILD, KEY, UID, child, controlled, finished, job, pod, pytorch_job
 
@@ -30,14 +40,15 @@ def test_another_job_of_the_same_name_is_another_job() -> None:
     assert cache.children(KEY, "other").empty
 
 
-def test_what_was_read_is_not_put_over_what_a_watch_told_of_meanwhile() -> None:
+@pytest.mark.parametrize(("read", "kept"), [("11", "12"), ("12", "12"), ("13", "13")])
+def test_what_was_read_is_not_put_over_what_a_watch_told_of_meanwhile(read: str, kept: str) -> None:
     cache = Cache()
     cache.job_seen(job(version="10"))
-    edited = job(version="12")
-    cache.job_seen(edited)
-    for version, kept in (("11", edited), ("12", None), ("13", None)):
-        read = job(version=version)
-        assert cache.job_read(read).raw is (kept or read)
+    cache.job_seen(job(version="12"))
+    cached = cache.job_read(job(version=read))
+    assert cached.version == kept
+    assert cached.raw is not None
+    assert cached.raw["metadata"]["resourceVersion"] == kept
 
 
 def test_asking_for_what_is_known_of_a_child_keeps_nothing() -> None:
@@ -350,3 +361,35 @@ def test_whatever_was_seen_nothing_is_left_of_a_job_that_is_gone_and_whose_child
     for kind in (PODS_PLURAL, PYTORCH_PLURAL):
         cache.keep_only(kind, (None,), set(), "999999")
     assert cache.size() == (0, 0)
+
+
+FILLED = {f"label-{number}": "x" for number in range(1000)}
+"""What a tenant can write into an object, up to 1.4 MB of it."""
+
+
+@pytest.mark.parametrize("keep", [Cache.job_seen, Cache.job_read])
+@pytest.mark.parametrize("length", [0, 1_000, SPEC_BYTES, 1_000_000])
+def test_of_a_job_only_what_is_decided_by_is_kept(keep: Callable[[Cache, Any], Any], length: int) -> None:
+    raw = job({"phase": "Suspended", "attempt": 1}, base_model="x" * length)
+    told = {"creationTimestamp": "2026-01-31T12:00:00Z", "deletionTimestamp": "2026-01-31T12:00:00Z"}
+    kueue = {KUEUE_QUEUE_LABEL: "queue", KUEUE_PRIORITY_LABEL: "high"}
+    expected = {**raw, "metadata": {**raw["metadata"], **told, "labels": kueue}}
+    filled = {"annotations": FILLED, "finalizers": [*FILLED], "managedFields": [FILLED], "ownerReferences": [FILLED]}
+    raw["metadata"] |= {**told, **filled, "labels": FILLED | kueue}
+    if length >= SPEC_BYTES:
+        del expected["spec"]
+    cache = Cache()
+    keep(cache, raw)
+    found = cache.find(KEY)
+    assert found is not None
+    assert found.raw == expected
+
+
+def test_a_spec_that_cannot_be_written_is_read_again() -> None:
+    spec: dict[str, Any] = {}
+    for _ in range(400):
+        spec = {"deeper": spec}
+    found = Cache().job_seen(job(deep=spec))
+    assert found is not None
+    assert found.raw is not None
+    assert "spec" not in found.raw

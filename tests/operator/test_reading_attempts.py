@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import random
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.attempts import Attempts
 from finetune_operator.cache import Cache
 from finetune_operator.names import PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.settings import OperatorSettings
-from tests.operator.raw import CHILD, controlled, job, pod, pytorch_job
+from finetune_operator.verifications import MOST_PODS, Verifications
+from tests.operator.policy.views import PATIENCE
+from tests.operator.raw import CHILD, UID, child, controlled, job, pod, pytorch_job
 
 Raw = dict[str, Any]
 Happens = Callable[[Cache], object]
@@ -174,3 +179,72 @@ def test_a_pod_is_an_attempts_if_its_pytorchjob_made_it(left: Raw, there: bool, 
         assert all(
             bool(one.owner_uid) is (left["metadata"]["ownerReferences"][0].get("controller", False)) for one in pods
         )
+
+
+class Filled(dict[str, Any]):
+    """A pod of 1.4 MB, of which it can be told whether it is held."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # only by which it is
+        return id(self)
+
+
+class Listed(Read):
+    """An API server that lists these pods; the most of them that were held at a time."""
+
+    def __init__(self, pods: Iterable[Raw]) -> None:
+        super().__init__(lambda: None)
+        self._pods = pods
+        self.held = 0
+
+    async def list_pods(self, namespace: str, *, job_uid: str, attempt: int) -> Any:
+        """As Cluster's."""
+        alive: weakref.WeakSet[Filled] = weakref.WeakSet()
+        for raw in self._pods:
+            filled = Filled(raw)
+            alive.add(filled)
+            yield filled
+            del filled
+            self.held = max(self.held, len(alive))
+
+    def list_batch_job_pods(self, namespace: str, *, uid: str) -> Any:
+        """As Cluster's."""
+        return self.list_pods(namespace, job_uid="", attempt=0)
+
+    async def get_batch_job(self, namespace: str, name: str) -> Raw:
+        """As Cluster's."""
+        return child("guard-verify")
+
+
+def test_no_pod_of_an_attempt_is_held_whole_and_none_kept_that_has_no_workers_name() -> None:
+    """Anybody can label pods as a job's, of 1.4 MB each."""
+    names = [
+        CHILD,
+        *(f"{CHILD}-worker-{index}" for index in (*range(20), "", "x", "007", "²", 10**9)),
+        "other-worker-1",
+    ]
+    labels = {"finetune.dev/job-uid": UID, "finetune.dev/attempt": "1"}
+    foreign = {**pod(), "metadata": {**pod()["metadata"], "labels": {**labels, "finetune.dev/attempt": "2"}}}
+    cluster, cache = Listed([*(controlled(child(name)) for name in names), foreign]), Cache()
+    cached = cache.job_read(job({"phase": "Running", "attempt": 1}))
+    _, pods = asyncio.run(Attempts(cluster, OperatorSettings(), cache).read(cached, 1))  # type: ignore[arg-type]
+    assert sorted(pod.name for pod in pods) == sorted(f"{CHILD}-worker-{index}" for index in range(20))
+    assert cluster.held <= 2
+
+
+def test_no_pod_of_a_verification_is_held_whole_and_the_youngest_of_its_own_are_kept() -> None:
+    owner = {"ownerReferences": [{"uid": "uid-of-guard-verify", "controller": True}]}
+    raws = []
+    for number in range(500):
+        raw = child(f"verify-{number}", attempt="")
+        raw["metadata"] |= {"creationTimestamp": f"2026-01-31T12:{number // 60:02}:{number % 60:02}Z"}
+        raw["metadata"] |= owner if number % 2 else {}
+        raws.append(raw)
+    random.Random(1).shuffle(raws)
+    cluster, cache, settings = Listed(raws), Cache(), OperatorSettings()
+    cached = cache.job_read(job({"phase": "Succeeded", "attempt": 1}))
+    attempts = Attempts(cluster, settings, cache)  # type: ignore[arg-type]
+    reading = Verifications(cluster, settings, attempts, PATIENCE)  # type: ignore[arg-type]
+    view = asyncio.run(reading.read(cached, FineTuneJobStatus()))
+    assert view is not None
+    assert [pod.name for pod in view.pods] == [f"verify-{number}" for number in range(501 - 2 * MOST_PODS, 500, 2)]
+    assert cluster.held <= 2

@@ -175,6 +175,34 @@ def test_a_label_that_nobody_copies_costs_no_parse(desk: Desk, monkeypatch: pyte
     assert len(parsed) == 2
 
 
+def test_of_a_job_that_is_suspended_nothing_is_kept_that_its_author_can_fill(desk: Desk) -> None:
+    raw = desk.apply(suspend=True)
+    filled = {f"label-{number}": "x" for number in range(1000)}
+    desk.client.patch(raw, {"metadata": {"labels": {**filled, KUEUE_QUEUE_LABEL: "other"}, "annotations": filled}})
+    desk.settle()
+    cached = desk.cached()
+    assert cached.raw is not None
+    assert cached.raw["metadata"]["labels"] == {KUEUE_QUEUE_LABEL: "other"}
+    assert cached.spec is not None
+    assert cached.spec.job is not None
+    assert (cached.spec.job.metadata.labels, cached.spec.job.metadata.annotations) == ({KUEUE_QUEUE_LABEL: "other"}, {})
+    desk.client.patch(raw, {"spec": {"suspend": False}})
+    desk.settle()
+    (made,) = desk.client.find(PYTORCH_PLURAL)
+    assert made["metadata"]["labels"][KUEUE_QUEUE_LABEL] == "other"
+    assert not made["metadata"]["labels"].keys() & filled.keys()
+
+
+def test_a_spec_that_is_too_large_to_be_kept_is_read_when_it_is_its_turn(desk: Desk) -> None:
+    raw = desk.apply(workers={"env": [{"name": f"NAME_{number}", "value": "x" * 1000} for number in range(30)]})
+    desk.cache.job_seen(raw)
+    kept = desk.cached().raw
+    assert kept is not None
+    assert "spec" not in kept
+    desk.settle()
+    assert [made["metadata"]["name"] for made in desk.client.find(PYTORCH_PLURAL)]
+
+
 def test_a_spec_is_not_kept_once_its_attempt_is_there(desk: Desk) -> None:
     desk.apply()
     desk.settle()

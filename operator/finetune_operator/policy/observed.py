@@ -332,11 +332,6 @@ def is_made_by(raw: Mapping[str, Any], kind: tuple[str, str], name: str) -> bool
     return (owner.get("apiVersion"), owner.get("kind")) == kind and owner.get("name") == name
 
 
-def is_orphan(raw: Mapping[str, Any]) -> bool:
-    """Whether nothing controls the object in `raw`: its owner was deleted without it, or it never had one."""
-    return not _controller(raw)
-
-
 def _controller(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The reference to the owner that controls an object; the API server allows for one."""
     owners = _maps(_map(raw, "metadata"), "ownerReferences")
