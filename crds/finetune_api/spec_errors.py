@@ -18,6 +18,9 @@ from finetune_api.llmforge import REFUSED_PEFT_KEYS
 from finetune_api.problem import Problem
 from finetune_api.prompt_format import HuggingFaceChatTemplate, PromptFormat
 
+LOOKED_AT = 1000
+"""Findings that are put in order; of more, those that pydantic names first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -36,16 +39,20 @@ class Finding:
         return Problem(self.path, _sentence(self._detail, self._where, self._known))
 
 
-def findings_of(error: ValidationError, document: Mapping[str, Any]) -> list[Finding]:
-    """One finding per place, in the order of the document; paths start at the top of the manifest."""
+def findings_of(error: ValidationError, document: Mapping[str, Any]) -> tuple[list[Finding], int]:
+    """One finding per place, in the order of the document, and how many more there are that were not looked at.
+
+    Paths start at the top of the manifest.
+    """
     found: dict[str, Finding] = {}
     orders: dict[int, dict[str, int]] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details[:LOOKED_AT]:
         where, known = _locate(detail["loc"])
         path = dotted(where)
         if path not in found:
             found[path] = Finding(path, _place(document, where, orders), detail, where, known)
-    return sorted(found.values(), key=lambda finding: finding.place)
+    return sorted(found.values(), key=lambda finding: finding.place), len(details[LOOKED_AT:])
 
 
 def dotted(keys: Sequence[str | int]) -> str:

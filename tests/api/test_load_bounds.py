@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from finetune_api import spec_errors
 from finetune_api.answer_literals import MOST_BORDERS, answer_literals, borders
 from finetune_api.load import LoadResult, load_job, load_manifest
 from finetune_api.problem import MOST, Problem, first_ones
 from finetune_api.prompt_format import TEMPLATE_LIMIT, PromptFormat
-from finetune_api.spec_errors import Finding
+from finetune_api.spec_errors import LOOKED_AT, Finding
 from tests.api.extremes import nested
 from tests.api.jobs import manifest, spec
 
@@ -55,6 +57,21 @@ def test_mistakes_are_named_up_to_a_number_and_in_the_order_of_the_file(monkeypa
     assert [problem.path for problem in result.errors[:2]] == ["spec.no_key_0000", "spec.no_key_0001"]
     # Each sentence is a search for what was meant.
     assert len(made) == MOST
+
+
+@pytest.mark.parametrize("count", [LOOKED_AT, LOOKED_AT + 1, 9 * LOOKED_AT])
+def test_of_very_many_mistakes_the_rest_is_only_counted(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    dotted = spec_errors.dotted
+
+    def noted(keys: Sequence[str | int]) -> str:
+        looked.append(dotted(keys))
+        return looked[-1]
+
+    monkeypatch.setattr(spec_errors, "dotted", noted)
+    result = load_manifest(manifest(**{f"{number}": 1 for number in range(count)}))
+    assert _last(result.errors) == MORE.format(count - MOST)
+    assert len(looked) == LOOKED_AT
 
 
 def test_a_few_are_all_named() -> None:
