@@ -157,6 +157,9 @@ def test_a_huge_number_from_elsewhere_gets_a_sentence() -> None:
             assert problem.path == f"spec.{key}"
 
 
+BEYOND_ASCII = "as a regular expression is in ASCII"
+"""Each range up to U+FFFF takes 5 ms where case is ignored, and what any module's name may be has few characters."""
+
 PATTERNS = {
     "a{99999999999999999999}": "the repetition number is too large",
     "(" * 200 + ")" * 50: "is not a regular expression",
@@ -165,13 +168,23 @@ PATTERNS = {
     "(" * 128 + ")" * 128: None,
     "(a+)+$": None,
     "\\": "bad escape",
+    "(?i)[" + "".join(f"{chr(0xA1 + number)}-\uffff" for number in range(83)) + "]": BEYOND_ASCII,
+    "(?i)[" + "".join(rf"{chr(0x41 + number)}-\uffff" for number in range(26)) + "]": BEYOND_ASCII,
+    r"[!-\U0010ffff]": BEYOND_ASCII,
+    r"a\\\N{LATIN SMALL LETTER A}": BEYOND_ASCII,
+    "couché": BEYOND_ASCII,
+    r"(?i)[\x00-\xff]\\u": None,
 }
 
 
-@pytest.mark.parametrize(("pattern", "part"), PATTERNS.items(), ids=str)
+def _layers(pattern: str) -> dict[str, Any]:
+    return {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": pattern}
+
+
+@pytest.mark.parametrize(("pattern", "part"), PATTERNS.items(), ids=ascii)
 def test_whatever_a_regular_expression_is_there_is_a_job_or_a_sentence(pattern: str, part: str | None) -> None:
-    for key in ("target_modules", "exclude_modules"):
-        result = load_manifest(manifest(lora_config={key: pattern}))
+    for config in ({"target_modules": pattern}, {"exclude_modules": pattern}, _layers(pattern)):
+        result = load_manifest(manifest(lora_config=config))
         assert (result.job is None) == (part is not None)
         assert part is None or part in result.errors[0].message
 
