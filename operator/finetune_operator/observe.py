@@ -6,9 +6,10 @@ first. A first attempt is the exception, since the name of its ConfigMap tells a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from finetune_api.load import load_manifest
 from finetune_api.problem import Problem
@@ -178,7 +179,7 @@ class Observer:
     async def _parse(self, raw: Raw, cached: CachedJob, status: FineTuneJobStatus) -> ParsedSpec:
         metadata, spec = raw["metadata"], raw["spec"]
         generation, labels = int(metadata.get("generation") or 0), queue_labels(raw)
-        result = load_manifest({key: value for key, value in raw.items() if key != "status"})
+        result = load_manifest({**raw, "metadata": _named(raw, labels), "status": None})
         job, problems, notices = result.job, list(result.errors), list(result.warnings)
         if job is not None:
             problems = job_problems(job, self._settings)
@@ -214,6 +215,12 @@ def queue_labels(raw: Raw) -> dict[str, str]:
     """Those labels of a job that are copied to its PyTorchJob."""
     labels = raw["metadata"].get("labels") or {}
     return {key: labels[key] for key in (KUEUE_QUEUE_LABEL, KUEUE_PRIORITY_LABEL) if key in labels}
+
+
+def _named(raw: Raw, labels: Mapping[str, str]) -> dict[str, Any]:
+    """What is used of a job's metadata: the rest may be a hundred thousand labels or finalizers."""
+    metadata = raw["metadata"]
+    return {key: metadata[key] for key in ("name", "namespace", "uid") if key in metadata} | {"labels": labels}
 
 
 def _status(raw: Raw) -> FineTuneJobStatus:

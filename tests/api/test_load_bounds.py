@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -87,6 +88,21 @@ def test_what_is_quoted_is_short_and_does_nothing_to_a_terminal() -> None:
     assert problem.path.endswith("…")
     assert (problem.path + problem.message).isprintable()
     assert len(problem.message) < 5000
+
+
+def test_of_a_long_key_or_word_the_beginning_is_compared_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    near = difflib.get_close_matches
+
+    def noted(word: str, *arguments: Any, **more: Any) -> list[str]:
+        compared.append(word)
+        return near(word, *arguments, **more)
+
+    monkeypatch.setattr(difflib, "get_close_matches", noted)
+    for made in ({"lora" * 10_000: 1}, {"lora_config": {"bias": "none" * 10_000}}):
+        assert load_manifest(manifest(**made)).job is None
+    assert compared
+    assert max(map(len, compared)) <= 64
 
 
 LONG = TEMPLATE_LIMIT - len("{instruction}")

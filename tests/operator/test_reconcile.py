@@ -159,7 +159,7 @@ def test_a_label_that_nobody_copies_costs_no_parse(desk: Desk, monkeypatch: pyte
     load = load_manifest
 
     def counting(raw: Mapping[str, Any]) -> Any:
-        parsed.append(raw["metadata"]["resourceVersion"])
+        parsed.append(raw["metadata"]["uid"])
         return load(raw)
 
     monkeypatch.setattr(observe, "load_manifest", counting)
@@ -173,6 +173,26 @@ def test_a_label_that_nobody_copies_costs_no_parse(desk: Desk, monkeypatch: pyte
     desk.client.patch(raw, {"metadata": {"labels": {KUEUE_QUEUE_LABEL: "other"}}})
     desk.reconcile()
     assert len(parsed) == 2
+
+
+def test_of_a_jobs_metadata_only_what_is_used_is_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.4 MB hold a hundred thousand labels, or finalizers."""
+    parsed: list[Mapping[str, Any]] = []
+    load = load_manifest
+
+    def noting(raw: Mapping[str, Any]) -> Any:
+        parsed.append(raw["metadata"])
+        return load(raw)
+
+    monkeypatch.setattr(observe, "load_manifest", noting)
+    raw = desk.apply(suspend=True)
+    many = {f"label-{number}": "" for number in range(1000)}
+    metadata = {"labels": {KUEUE_QUEUE_LABEL: "a", **many}, "annotations": many, "finalizers": ["a/b"] * 1000}
+    desk.client.patch(raw, {"metadata": metadata})
+    desk.reconcile()
+    (read,) = parsed
+    labels = {KUEUE_QUEUE_LABEL: "a"}
+    assert read == {"name": NAME, "namespace": NAMESPACE, "uid": raw["metadata"]["uid"], "labels": labels}
 
 
 def test_a_spec_is_not_kept_once_its_attempt_is_there(desk: Desk) -> None:
