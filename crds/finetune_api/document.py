@@ -143,7 +143,8 @@ def parse_mapping(text: str, source: str, patience: float = math.inf) -> dict[st
     Args:
         text: YAML or JSON.
         source: names it in messages.
-        patience: how many tokens of YAML are read, of which those within brackets count more.
+        patience: how many tokens of YAML are read, of which those within brackets count more, and how many values are
+            made of them.
 
     Raises:
         DocumentError: neither YAML nor JSON, a repeated key, no or several documents, not a mapping, or too much YAML.
@@ -215,7 +216,7 @@ def _yaml(text: str, source: str, patience: float = math.inf) -> Any:
         node = _only_node(loader, source)
         if node is None:
             return None
-        _check_size(node, source)
+        _check_size(node, source, min(_NODE_LIMIT, patience))
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         raise DocumentError(_sentence(error, source)) from error
@@ -255,7 +256,7 @@ def _sentence(error: yaml.MarkedYAMLError, source: str) -> str:
     return f"{source} is not YAML that can be read: {where}{problem}{hint}."
 
 
-def _check_size(root: yaml.Node, source: str) -> None:
+def _check_size(root: yaml.Node, source: str, limit: float) -> None:
     """Refuse a document that its aliases make huge or endless, before it is built."""
     sizes: dict[int, int | None] = {}
 
@@ -272,8 +273,8 @@ def _check_size(root: yaml.Node, source: str) -> None:
         sizes[id(node)] = None
         children = [child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,))]
         total = 1 + sum(size(child, depth + 1) for child in children)
-        if total > _NODE_LIMIT:
-            raise DocumentError(f"{source} has more than {_NODE_LIMIT} values once its aliases (*) are written out.")
+        if total > limit:
+            raise DocumentError(f"{source} has more than {limit} values once its aliases (*) are written out.")
         sizes[id(node)] = total
         return total
 

@@ -119,6 +119,9 @@ def test_who_has_little_patience_reads_short_yaml_alone() -> None:
     assert "model_id" in load_job("a: 1, 2, 3, 4", source="job.yaml", patience=10).errors[0].message
     (problem,) = load_job("a: [1, 2, 3, 4]", source="job.yaml", patience=10).errors
     assert "there is more than is read of YAML here" in problem.message
+    aliases = "a: &a [1, 1, 1]\nb: &b [*a, *a, *a, *a]\nc: [*b, *b, *b, *b]"
+    (problem,) = load_job(aliases, source="job.yaml", patience=80).errors
+    assert problem.message == "job.yaml has more than 80 values once its aliases (*) are written out."
 
 
 def test_json_in_a_json_file_is_reported_as_json() -> None:
