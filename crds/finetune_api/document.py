@@ -28,9 +28,22 @@ class DocumentError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with kubectl's idea of scalars, and without repeated keys."""
+    """SafeLoader with kubectl's idea of scalars, without repeated keys, and with an end to its patience."""
 
     bool_values: ClassVar[dict[str, bool]] = {**yaml.SafeLoader.bool_values, "y": True, "n": False}
+
+    def __init__(self, text: str, patience: float = math.inf) -> None:
+        self._patience = patience
+        super().__init__(text)
+
+    def fetch_more_tokens(self) -> None:
+        # For each token PyYAML looks at every bracket that is open: a few KiB of them would take a second.
+        self._patience -= 1 + self.flow_level
+        if self._patience < 0:
+            raise yaml.MarkedYAMLError(None, None, "there is more than is read of YAML here", self.get_mark())
+        if self.flow_level > _DEPTH_LIMIT:
+            raise RecursionError
+        super().fetch_more_tokens()
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -124,15 +137,21 @@ def decode(data: bytes, source: str) -> str:
         raise DocumentError(f"{source} is not UTF-8 text (line {line}): save it as UTF-8.") from error
 
 
-def parse_mapping(text: str, source: str) -> dict[str, Any]:
+def parse_mapping(text: str, source: str, patience: float = math.inf) -> dict[str, Any]:
     """The one mapping that `text` holds.
 
+    Args:
+        text: YAML or JSON.
+        source: names it in messages.
+        patience: how many tokens of YAML are read, of which those within brackets count more, and how many values are
+            made of them.
+
     Raises:
-        DocumentError: neither YAML nor JSON, a repeated key, no or several documents, or not a mapping.
+        DocumentError: neither YAML nor JSON, a repeated key, no or several documents, not a mapping, or too much YAML.
     """
     if len(text.encode("utf-8", "surrogatepass")) > SIZE_LIMIT_BYTES:
         raise DocumentError(f"{source} is larger than 1 MiB, so it is no job: is it the data?")
-    value = _parse(text, source)
+    value = _parse(text, source, patience)
     if isinstance(value, dict):
         return value
     if value is None:
@@ -150,7 +169,7 @@ def parse_value(text: str, source: str) -> Any:
     return _yaml(text, source)
 
 
-def _parse(text: str, source: str) -> Any:
+def _parse(text: str, source: str, patience: float) -> Any:
     if text.lstrip().startswith("{"):
         try:
             return json.loads(
@@ -169,7 +188,7 @@ def _parse(text: str, source: str) -> Any:
             raise DocumentError(f"{source} is nested too deeply to be a job.") from error
         except ValueError as error:
             raise DocumentError(f"{source} is not a job: {error}.") from error
-    return _yaml(text, source)
+    return _yaml(text, source, patience)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -190,14 +209,14 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no finite number")
 
 
-def _yaml(text: str, source: str) -> Any:
+def _yaml(text: str, source: str, patience: float = math.inf) -> Any:
     loader: _Loader | None = None
     try:
-        loader = _Loader(text)
+        loader = _Loader(text, patience)
         node = _only_node(loader, source)
         if node is None:
             return None
-        _check_size(node, source)
+        _check_size(node, source, min(_NODE_LIMIT, patience))
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         raise DocumentError(_sentence(error, source)) from error
@@ -237,7 +256,7 @@ def _sentence(error: yaml.MarkedYAMLError, source: str) -> str:
     return f"{source} is not YAML that can be read: {where}{problem}{hint}."
 
 
-def _check_size(root: yaml.Node, source: str) -> None:
+def _check_size(root: yaml.Node, source: str, limit: float) -> None:
     """Refuse a document that its aliases make huge or endless, before it is built."""
     sizes: dict[int, int | None] = {}
 
@@ -254,8 +273,8 @@ def _check_size(root: yaml.Node, source: str) -> None:
         sizes[id(node)] = None
         children = [child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,))]
         total = 1 + sum(size(child, depth + 1) for child in children)
-        if total > _NODE_LIMIT:
-            raise DocumentError(f"{source} has more than {_NODE_LIMIT} values once its aliases (*) are written out.")
+        if total > limit:
+            raise DocumentError(f"{source} has more than {limit} values once its aliases (*) are written out.")
         sizes[id(node)] = total
         return total
 

@@ -5,6 +5,7 @@ A FineTuneJob manifest and a bare LLMForge configuration (the spec's keys at the
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,10 +67,17 @@ def load_job_file(path: str | Path, overrides: Sequence[str] = ()) -> LoadResult
     return load_job(text, source=shown, overrides=overrides)
 
 
-def load_job(text: str, *, source: str, overrides: Sequence[str] = ()) -> LoadResult:
-    """The job in `text`. `source` names it in messages and, without metadata, gives the job its name."""
+def load_job(text: str, *, source: str, overrides: Sequence[str] = (), patience: float = math.inf) -> LoadResult:
+    """The job in `text`.
+
+    Args:
+        text: YAML or JSON.
+        source: names it in messages and, without metadata, gives the job its name.
+        overrides: as for `load_job_file`.
+        patience: as for `parse_mapping`.
+    """
     try:
-        document = parse_mapping(text, source)
+        document = parse_mapping(text, source, patience)
     except DocumentError as error:
         return _failed(str(error))
     is_manifest = any(key in document for key in _TOP_LEVEL)
@@ -118,12 +126,13 @@ def load_manifest(manifest: Mapping[str, Any]) -> LoadResult:
     try:
         job = FineTuneJob.model_validate(cleaned, by_alias=True, by_name=False)
     except ValidationError as error:
-        found = findings_of(error, manifest)
+        found, more = findings_of(error, manifest)
         other_kind = [finding.problem() for finding in found if finding.path in ("apiVersion", "kind")]
         if other_kind:
             return LoadResult(None, first_ones(other_kind))
         shown = [finding.problem() for finding in found[:MOST]]
-        return LoadResult(None, first_ones([*missing, *shown], len(found) - len(shown)), first_ones(warnings, unnamed))
+        more += len(found) - len(shown)
+        return LoadResult(None, first_ones([*missing, *shown], more), first_ones(warnings, unnamed))
     errors = [*missing, *(problem.below("spec") for problem in spec_problems(job.spec))]
     if errors:
         ignored = [problem.below("spec") for problem in keys_without_effect(job.spec)]

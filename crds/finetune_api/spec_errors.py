@@ -18,6 +18,12 @@ from finetune_api.llmforge import REFUSED_PEFT_KEYS
 from finetune_api.problem import Problem
 from finetune_api.prompt_format import HuggingFaceChatTemplate, PromptFormat
 
+LOOKED_AT = 1000
+"""Findings that are put in order; of more, those that pydantic names first."""
+
+_COMPARED = 64
+"""Characters of a key or a word that are compared with those that could be meant, which are shorter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -36,16 +42,20 @@ class Finding:
         return Problem(self.path, _sentence(self._detail, self._where, self._known))
 
 
-def findings_of(error: ValidationError, document: Mapping[str, Any]) -> list[Finding]:
-    """One finding per place, in the order of the document; paths start at the top of the manifest."""
+def findings_of(error: ValidationError, document: Mapping[str, Any]) -> tuple[list[Finding], int]:
+    """One finding per place, in the order of the document, and how many more there are that were not looked at.
+
+    Paths start at the top of the manifest.
+    """
     found: dict[str, Finding] = {}
     orders: dict[int, dict[str, int]] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details[:LOOKED_AT]:
         where, known = _locate(detail["loc"])
         path = dotted(where)
         if path not in found:
             found[path] = Finding(path, _place(document, where, orders), detail, where, known)
-    return sorted(found.values(), key=lambda finding: finding.place)
+    return sorted(found.values(), key=lambda finding: finding.place), len(details[LOOKED_AT:])
 
 
 def dotted(keys: Sequence[str | int]) -> str:
@@ -236,7 +246,7 @@ def _literal(name: str, value: Any, expected: str) -> str:
     if not isinstance(value, str):
         return f"{name} must be {choices}{_instead('literal', value)}."
     options = choices.replace(" or ", ", ").split(", ")
-    near = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value[:_COMPARED], options, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]}?" if near and len(options) > 1 else "."
     return f"{name} must be {choices}, not {value[:64]!r}{hint}"
 
@@ -247,13 +257,14 @@ def _unknown(where: Sequence[str | int], known: Sequence[str]) -> str:
         return f"{name} has no meaning beside use_hugging_face_chat_template: remove one of the two."
     if "lora_alpha" in known and name in REFUSED_PEFT_KEYS:
         return f"{name} of PEFT's LoraConfig is not supported ({REFUSED_PEFT_KEYS[name]}): remove it."
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7) or _ignoring_spelling(name, known)
+    like = name[:_COMPARED]
+    near = difflib.get_close_matches(like, known, n=1, cutoff=0.7) or _ignoring_spelling(like, known)
     if near:
         return f"{name} is not a known key: did you mean {near[0]}?"
     home = _homes().get(name)
     if home:
         return f"{name} is not a known key here: it belongs under {home.removeprefix('spec.')}; check the indentation."
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(like, known, n=1, cutoff=0.3)
     hint = f"; the nearest known one is {near[0]}" if near else f"; known here: {', '.join(sorted(known)[:12])}"
     return f"{name} is not a known key{hint}."
 

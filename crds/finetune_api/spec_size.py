@@ -7,7 +7,9 @@ no job. Whoever reads specs of others, as the operator does, has to be through w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 SPEC_LIMIT_BYTES = 128 * 1024
@@ -15,6 +17,12 @@ SPEC_LIMIT_BYTES = 128 * 1024
 
 SPEC_LIMIT_VALUES = 10_000
 """Texts, numbers, lists and mappings in a spec together: `[]` takes two bytes, and as long to read as any other."""
+
+_TOKENS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
+"""Texts, and what stands before a value. A text that does not end is one up to the end: nothing is looked at twice."""
+
+_TOKENS_OF_A_VALUE = 3
+"""At most: what stands before it, its key, and itself where it is a text."""
 
 
 def size_fault(spec: Any) -> str | None:
@@ -52,6 +60,14 @@ def has_more_values(value: Any, limit: int) -> bool:
         if count <= limit:
             waiting.extend(item for item in inner if isinstance(item, dict | list))
     return count > limit
+
+
+def may_have_more_values(text: str, limit: int) -> bool:
+    """Whether the JSON `text` is so long that it may hold more than `limit` values; False means that it does not.
+
+    Told without a reader, which makes an object of each value before anybody can count them.
+    """
+    return next(islice(_TOKENS.finditer(text), limit * _TOKENS_OF_A_VALUE, None), None) is not None
 
 
 def _largest(spec: Any) -> str:

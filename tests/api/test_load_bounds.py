@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from finetune_api import spec_errors
 from finetune_api.answer_literals import MOST_BORDERS, answer_literals, borders
 from finetune_api.load import LoadResult, load_job, load_manifest
 from finetune_api.problem import MOST, Problem, first_ones
 from finetune_api.prompt_format import TEMPLATE_LIMIT, PromptFormat
-from finetune_api.spec_errors import Finding
+from finetune_api.spec_errors import LOOKED_AT, Finding
 from tests.api.extremes import nested
 from tests.api.jobs import manifest, spec
 
@@ -57,6 +60,21 @@ def test_mistakes_are_named_up_to_a_number_and_in_the_order_of_the_file(monkeypa
     assert len(made) == MOST
 
 
+@pytest.mark.parametrize("count", [LOOKED_AT, LOOKED_AT + 1, 9 * LOOKED_AT])
+def test_of_very_many_mistakes_the_rest_is_only_counted(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    dotted = spec_errors.dotted
+
+    def noted(keys: Sequence[str | int]) -> str:
+        looked.append(dotted(keys))
+        return looked[-1]
+
+    monkeypatch.setattr(spec_errors, "dotted", noted)
+    result = load_manifest(manifest(**{f"{number}": 1 for number in range(count)}))
+    assert _last(result.errors) == MORE.format(count - MOST)
+    assert len(looked) == LOOKED_AT
+
+
 def test_a_few_are_all_named() -> None:
     few = [Problem(f"a{number}", "b") for number in range(MOST)]
     assert first_ones(few) == few
@@ -70,6 +88,21 @@ def test_what_is_quoted_is_short_and_does_nothing_to_a_terminal() -> None:
     assert problem.path.endswith("…")
     assert (problem.path + problem.message).isprintable()
     assert len(problem.message) < 5000
+
+
+def test_of_a_long_key_or_word_the_beginning_is_compared_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    near = difflib.get_close_matches
+
+    def noted(word: str, *arguments: Any, **more: Any) -> list[str]:
+        compared.append(word)
+        return near(word, *arguments, **more)
+
+    monkeypatch.setattr(difflib, "get_close_matches", noted)
+    for made in ({"lora" * 10_000: 1}, {"lora_config": {"bias": "none" * 10_000}}):
+        assert load_manifest(manifest(**made)).job is None
+    assert compared
+    assert max(map(len, compared)) <= 64
 
 
 LONG = TEMPLATE_LIMIT - len("{instruction}")
@@ -140,6 +173,9 @@ def test_a_huge_number_from_elsewhere_gets_a_sentence() -> None:
             assert problem.path == f"spec.{key}"
 
 
+BEYOND_ASCII = "as a regular expression is in ASCII"
+"""Each range up to U+FFFF takes 5 ms where case is ignored, and what any module's name may be has few characters."""
+
 PATTERNS = {
     "a{99999999999999999999}": "the repetition number is too large",
     "(" * 200 + ")" * 50: "is not a regular expression",
@@ -148,13 +184,23 @@ PATTERNS = {
     "(" * 128 + ")" * 128: None,
     "(a+)+$": None,
     "\\": "bad escape",
+    "(?i)[" + "".join(f"{chr(0xA1 + number)}-\uffff" for number in range(83)) + "]": BEYOND_ASCII,
+    "(?i)[" + "".join(rf"{chr(0x41 + number)}-\uffff" for number in range(26)) + "]": BEYOND_ASCII,
+    r"[!-\U0010ffff]": BEYOND_ASCII,
+    r"a\\\N{LATIN SMALL LETTER A}": BEYOND_ASCII,
+    "couché": BEYOND_ASCII,
+    r"(?i)[\x00-\xff]\\u": None,
 }
 
 
-@pytest.mark.parametrize(("pattern", "part"), PATTERNS.items(), ids=str)
+def _layers(pattern: str) -> dict[str, Any]:
+    return {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": pattern}
+
+
+@pytest.mark.parametrize(("pattern", "part"), PATTERNS.items(), ids=ascii)
 def test_whatever_a_regular_expression_is_there_is_a_job_or_a_sentence(pattern: str, part: str | None) -> None:
-    for key in ("target_modules", "exclude_modules"):
-        result = load_manifest(manifest(lora_config={key: pattern}))
+    for config in ({"target_modules": pattern}, {"exclude_modules": pattern}, _layers(pattern)):
+        result = load_manifest(manifest(lora_config=config))
         assert (result.job is None) == (part is not None)
         assert part is None or part in result.errors[0].message
 

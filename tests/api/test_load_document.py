@@ -93,6 +93,37 @@ def test_what_is_no_job_gets_one_sentence(text: str, part: str) -> None:
     assert "\n" not in problem.message
 
 
+@pytest.mark.parametrize("brackets", ["[" * 8000, ("[" * 120 + "]" * 120 + ",") * 4, "{" * 900, "[{" * 500])
+def test_open_brackets_are_read_to_a_depth_only(brackets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each token PyYAML looks at all that are open, so 8 KiB of them would take a second."""
+    tokens: list[int] = []
+    fetch = yaml.SafeLoader.fetch_more_tokens
+
+    def noted(loader: yaml.SafeLoader) -> None:
+        tokens.append(loader.flow_level)
+        fetch(loader)
+
+    monkeypatch.setattr(yaml.SafeLoader, "fetch_more_tokens", noted)
+    (problem,) = load_job("a: " + brackets, source="job.yaml").errors
+    assert problem.message == "job.yaml is nested too deeply to be a job."
+    assert len(tokens) < 150
+
+
+def test_who_has_little_patience_reads_short_yaml_alone() -> None:
+    assert load_job("model_id: a/b", source="job.yaml", patience=10).errors[0].path == "train_path"
+    (problem,) = load_job("model_id: a/b\ntrain_path: c", source="job.yaml", patience=5).errors
+    assert problem.message == (
+        "job.yaml is not YAML that can be read: line 2, column 12: there is more than is read of YAML here."
+    )
+    # What is in brackets counts more, since it takes longer.
+    assert "model_id" in load_job("a: 1, 2, 3, 4", source="job.yaml", patience=10).errors[0].message
+    (problem,) = load_job("a: [1, 2, 3, 4]", source="job.yaml", patience=10).errors
+    assert "there is more than is read of YAML here" in problem.message
+    aliases = "a: &a [1, 1, 1]\nb: &b [*a, *a, *a, *a]\nc: [*b, *b, *b, *b]"
+    (problem,) = load_job(aliases, source="job.yaml", patience=80).errors
+    assert problem.message == "job.yaml has more than 80 values once its aliases (*) are written out."
+
+
 def test_json_in_a_json_file_is_reported_as_json() -> None:
     (problem,) = load_job('{"a": \n 1,}', source="job.json").errors
     assert problem.message.startswith("job.json is not JSON: line 2, column")

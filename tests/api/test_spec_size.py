@@ -11,7 +11,7 @@ from finetune_api import load
 from finetune_api.crd import structural_schema
 from finetune_api.job import FineTuneJob
 from finetune_api.load import load_job, load_manifest
-from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES, size_fault
+from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES, may_have_more_values, size_fault
 from tests.api.extremes import nested, nodes
 from tests.api.jobs import manifest
 
@@ -106,3 +106,26 @@ def test_every_single_field_fits_at_its_longest() -> None:
         if node.get("type") == "array" and "maxLength" in node["items"]:
             assert node["maxItems"] * node["items"]["maxLength"] < 3 * SPEC_LIMIT_BYTES, path
         assert node.get("maxItems", 0) < SPEC_LIMIT_VALUES, path
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], [[]] * 50, [1.5, True, None, "a"] * 9, {f"{number}": "," * number for number in range(50)}, {"a": {"b": {}}}],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_no_text_of_few_values_is_taken_for_one_of_more(value: Any, indent: int | None) -> None:
+    held = [value]
+    for item in held:
+        held.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+    assert not may_have_more_values(json.dumps(value, indent=indent), len(held))
+
+
+@pytest.mark.parametrize("values", ["[]", "{}", "1", '""', '{"a":1}'])
+def test_a_text_of_more_values_than_may_be_is_told_without_a_reader(values: str) -> None:
+    assert may_have_more_values(f"[{','.join([values] * 400)}]", 100)
+
+
+def test_what_stands_in_a_text_is_no_value() -> None:
+    assert not may_have_more_values(json.dumps({"a": '[{,"\\' * 1000}), 2)
+    assert not may_have_more_values('{"' + '\\"[' * 1000, 2)
+    assert not may_have_more_values('{"a\\', 2)

@@ -159,7 +159,7 @@ def test_a_label_that_nobody_copies_costs_no_parse(desk: Desk, monkeypatch: pyte
     load = load_manifest
 
     def counting(raw: Mapping[str, Any]) -> Any:
-        parsed.append(raw["metadata"]["resourceVersion"])
+        parsed.append(raw["metadata"]["uid"])
         return load(raw)
 
     monkeypatch.setattr(observe, "load_manifest", counting)

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.job import FineTuneJob, Published, WhereItRuns
 from finetune_api.job_file import job_json
-from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES, has_more_values
+from finetune_api.spec_size import SPEC_LIMIT_BYTES, SPEC_LIMIT_VALUES, has_more_values, may_have_more_values
 from finetune_api.training import WhatToTrain
 from finetune_operator.desired.effective import effective_job
 from finetune_operator.desired.metadata import child_metadata
@@ -93,7 +93,7 @@ def _as_json(written: dict[str, Any]) -> str:
 
 
 def _same(recorded: str | None, written: dict[str, Any]) -> bool:
-    if recorded is None or len(recorded) > _RECORD_LIMIT:
+    if recorded is None or len(recorded) > _RECORD_LIMIT or may_have_more_values(recorded, SPEC_LIMIT_VALUES):
         return True
     try:
         record = json.loads(recorded)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from heapq import nsmallest
 from typing import Any
 
 from finetune_operator.names import CA_KEY
@@ -21,6 +22,8 @@ OTHERS = 8
 OTHER_CHARACTERS = 16 * 1024
 """Installations beside ours whose certificates are handed on, and how long each one's may be: anybody in the namespace
 can write there."""
+TRIED = 64
+"""Keys that are looked into for them, the first by name: a ConfigMap has room for a hundred thousand."""
 
 
 def bundle_key(namespace: str, secret: str) -> str:
@@ -39,8 +42,9 @@ def merged(found: Any, key: str, ours: str, now: datetime) -> dict[str, str]:
     """
     data: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     parts = {key: ours}
-    for name, value in sorted(data.items()):
-        if len(parts) <= OTHERS and name not in (CA_KEY, key) and name.endswith(SUFFIX) and isinstance(value, str):
+    for name in nsmallest(TRIED, (name for name in data if name.endswith(SUFFIX))):
+        value = data[name]
+        if len(parts) <= OTHERS and name not in (CA_KEY, key) and isinstance(value, str):
             certificates = valid_certificates(value.encode(), now) if len(value) <= OTHER_CHARACTERS else b""
             if certificates:
                 parts[name] = certificates.decode()

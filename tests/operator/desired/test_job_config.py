@@ -140,6 +140,16 @@ def test_a_record_that_is_too_large_to_be_ours_tells_nothing_and_costs_little(
     assert steps < STEPS
 
 
+@pytest.mark.parametrize("inner", ["[],", "1,", '"a":{},'])
+def test_of_a_record_with_more_values_than_a_spec_none_is_read(inner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a MiB of empty lists is 50 ms of reading, and another 50 in the record beside it."""
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it is read"))
+    ends = "{}" if ":" in inner else "[]"
+    record = f"{ends[0]}{(inner * (4 * SPEC_LIMIT_BYTES // len(inner) - 1))[:-1]}{ends[1]}"
+    assert same_training(record, stored())
+    assert same_placement(record, stored())
+
+
 def test_an_empty_record_is_one() -> None:
     assert not same_training("{}", stored())
     assert same_placement("{}", stored())

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from finetune_operator.errors import SetupProblem, api_error
 from finetune_operator.names import CA_KEY, MANAGED_BY_LABEL, MANAGER
+from finetune_operator.progress import bundle
 from finetune_operator.progress.authority import CertificateAuthority
-from finetune_operator.progress.bundle import OTHER_CHARACTERS, OTHERS, bundle_key, merged
-from finetune_operator.progress.certificates import AUTHORITY_LIFE, Authorities
+from finetune_operator.progress.bundle import OTHER_CHARACTERS, OTHERS, TRIED, bundle_key, merged
+from finetune_operator.progress.certificates import AUTHORITY_LIFE, Authorities, valid_certificates
 from finetune_operator.progress.trust import CHECK_SECONDS, RETRY_SECONDS
 from tests.operator.progress.fake_cluster import FakeCluster
 
@@ -183,6 +184,23 @@ def test_what_is_no_installations_certificate_is_not_handed_on(found: Any) -> No
 def test_of_any_number_of_others_a_few_are_handed_on() -> None:
     data = merged({f"{number:04}.crt": OTHER for number in range(1000)}, KEY, "ours", NOW)
     assert len(data) == OTHERS + 2
+
+
+@pytest.mark.parametrize("value", ["", "-----BEGIN CERTIFICATE-----", None])
+def test_of_very_many_keys_few_are_looked_into(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ConfigMap has room for a hundred thousand that hold no certificate."""
+    looked: list[bytes] = []
+
+    def noted(pem: bytes, now: datetime) -> bytes:
+        looked.append(pem)
+        return valid_certificates(pem, now)
+
+    monkeypatch.setattr(bundle, "valid_certificates", noted)
+    junk = {f"{number:05}.crt": value for number in range(TRIED - 1)}
+    later = {f"{number:05}.crt": value for number in range(TRIED, 5000)}
+    data = merged({**later, **junk, f"{TRIED - 1:05}.crt": OTHER}, KEY, "ours", NOW)
+    assert data.keys() == {CA_KEY, KEY, f"{TRIED - 1:05}.crt"}
+    assert len(looked) <= TRIED
 
 
 @given(st.dictionaries(st.text(max_size=20) | st.just("a.crt"), st.text() | st.just(OTHER), max_size=5))
