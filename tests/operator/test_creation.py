@@ -7,8 +7,8 @@ import pytest
 from finetune_operator.errors import api_error
 from finetune_operator.names import PYTORCH_PLURAL, child_name
 from finetune_operator.reconcile import FIRST_CONFLICT_SECONDS
+from tests.operator.desk import Desk, always
 from tests.operator.simulation.author import NAME, foreign
-from tests.operator.test_reconcile import Desk, always
 
 QUOTA = 'pytorchjobs.kubeflow.org "a" is forbidden: exceeded quota: jobs, requested: 1, used: 4, limited: 4'
 DENIED = 'admission webhook "policy.example.com" denied the request: no GPUs for you'

@@ -13,8 +13,8 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ApiError
 from finetune_operator.names import PYTORCH_PLURAL
 from finetune_operator.wire import Raw
+from tests.operator.desk import Desk
 from tests.operator.simulation.actors import End
-from tests.operator.test_reconcile import Desk
 
 
 class Read(dict[str, Any]):
