@@ -59,9 +59,6 @@ class Creation:
                 raise
             if found is not None:
                 _enter(plan, found)
-                if found.final and not found.by_hand:
-                    cached.creation_failures = 0
-                    return None  # an edit wakes it, and so does the start of another operator
                 limit = BY_HAND_BACKOFF_LIMIT_SECONDS if found.by_hand else limit
             # else the namespace is being deleted, and the job with it
         else:

@@ -32,8 +32,8 @@ def refusal(error: ApiError) -> Refusal | None:
     kind, text = error.kind, error.message
     if isinstance(error, Invalid):
         sentence = f"The API server refuses the {kind} of this job: {text}. Change workers, or report it."
-        # A webhook objects by rules of its own, and those may be changed as well.
-        return Refusal(Reason.INVALID_SPEC, sentence, final=True, by_hand="webhook" in text)
+        # Webhooks and admission policies object by rules of their own, and those may be changed as well.
+        return Refusal(Reason.INVALID_SPEC, sentence, final=True, by_hand=True)
     if isinstance(error, NotFound) and kind == PYTORCH_JOB:
         return Refusal(
             OperatorReason.TRAINING_OPERATOR_MISSING,
