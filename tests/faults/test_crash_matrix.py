@@ -22,6 +22,9 @@ from tests.faults.theatre import Life, Theatre
 SAMPLE = ("retry", "suspend and resume", "deletion held up", "preemption by a queue")
 """Stories that are played when not every fault is asked for: between them they make every kind of write."""
 MATRIX = tuple(STORIES) if ALL_FAULTS else SAMPLE
+UNRECORDED = ("workers deleted", "create", "pytorchjobs", 1)
+"""Nobody but the cluster knows yet of the PyTorchJob that somebody deletes while no operator is there: it is made again
+as the same attempt, which is right, and another history."""
 
 
 class Write(NamedTuple):
@@ -86,6 +89,7 @@ def cases(lives: Mapping[str, Life], worlds: Sequence[str]) -> list[Case]:
             chosen = worlds if ALL_FAULTS else [worlds[place % len(worlds)]]
             if len(worlds) == 1 and not ALL_FAULTS and place % 2 and write.number > 1:
                 continue
+            chosen = [world for world in chosen if world != "goes-on" or (story, *write) != UNRECORDED]
             found += [Case(f"{world}-{number}-{place}", story, write) for world in chosen]
     return found
 
