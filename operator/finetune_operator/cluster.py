@@ -22,6 +22,7 @@ from finetune_operator.names import (
     PYTORCH_PLURAL,
     PYTORCH_VERSION,
 )
+from finetune_operator.policy.observed import controller_of
 from finetune_operator.wire import METADATA, METADATA_LIST, Raw, Wire, api_path, checked
 
 FINETUNE_API = f"apis/{FINETUNE_GROUP}/{FINETUNE_VERSION}"
@@ -225,16 +226,16 @@ def _compared(item: Raw) -> Raw:
     """What a resync looks at. It keeps those that are not known, and labels and annotations may be 1.4 MB of each."""
     metadata = item["metadata"]
     kept = {key: metadata[key] for key in _COMPARED_METADATA if key in metadata}
-    labels, owners = metadata.get("labels"), metadata.get("ownerReferences")
+    labels, owner = metadata.get("labels"), controller_of(item)
     if isinstance(labels, dict):
         kept["labels"] = {key: labels[key] for key in _COMPARED_LABELS if key in labels}
-    if isinstance(owners, list):
-        controllers = (owner for owner in owners if isinstance(owner, dict) and owner.get("controller"))
-        kept["ownerReferences"] = [{key: owner.get(key) for key in ("controller", "uid")} for owner in controllers][:1]
+    if owner:
+        kept["ownerReferences"] = [{key: owner[key] for key in _COMPARED_OWNER if key in owner}]
     return {"metadata": kept}
 
 
 _COMPARED_METADATA = ("namespace", "name", "uid", "resourceVersion", "generation", "deletionTimestamp")
+_COMPARED_OWNER = ("apiVersion", "kind", "name", "uid", "controller")
 _COMPARED_LABELS = (JOB_NAME_LABEL, JOB_UID_LABEL, ATTEMPT_LABEL)
 _WATCHED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     FINETUNE_PLURAL: (FINETUNE_API, {}),

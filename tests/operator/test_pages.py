@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from kubernetes.aio.client import Configuration
 
 from finetune_operator import decoding, wire
+from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.names import FINETUNE_PLURAL, PODS_PLURAL, PYTORCH_PLURAL
 from finetune_operator.wire import MOST_PAGE, READ_BYTES, Wire
 from tests.operator.loopback import answering
-from tests.operator.raw import pytorch_job
+from tests.operator.raw import child, controlled, job, pod, pytorch_job
 
 
 def named(number: int) -> dict[str, Any]:
@@ -103,6 +104,39 @@ def test_every_object_is_read_once_whatever_the_sizes(sizes: list[int]) -> None:
     assert len(asked) <= 5 + 4 * len(sizes)
 
 
+def compared(kind: str, *items: Any) -> list[Any]:
+    """What a resync is given of a list."""
+
+    async def serve(_: web.Request) -> web.Response:
+        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": items})
+
+    async def run() -> list[Any]:
+        async with answering(serve) as url, Cluster(Wire(Configuration(host=url))) as cluster:
+            return [item async for page in cluster.list_metadata(kind, None) for item in page]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "is_missed"),
+    [
+        (FINETUNE_PLURAL, job(), True),
+        (PYTORCH_PLURAL, pytorch_job(), True),
+        (PODS_PLURAL, pod(), True),
+        (PODS_PLURAL, controlled(child("guard-verify-x", attempt=""), "guard-job-uid-verify", "Job"), True),
+        (PODS_PLURAL, controlled(pod(), "somebodys"), False),
+        (PYTORCH_PLURAL, controlled(pytorch_job()), False),
+    ],
+)
+def test_what_no_event_told_of_is_missed_as_it_is_listed_if_it_is_ours(kind: str, raw: Any, is_missed: bool) -> None:
+    cache = Cache()
+    if kind != FINETUNE_PLURAL:
+        cache.job_read(job({"attempt": 1}))
+    (listed,) = compared(kind, raw)
+    assert cache.is_current(kind, raw) is not is_missed
+    assert cache.is_current(kind, listed) is not is_missed
+
+
 @pytest.mark.parametrize("kind", [FINETUNE_PLURAL, PYTORCH_PLURAL, PODS_PLURAL])
 def test_of_what_is_compared_nothing_is_kept_that_tenants_can_fill(kind: str) -> None:
     """Those that no watch has told of wait for its event, all at once."""
@@ -110,14 +144,6 @@ def test_of_what_is_compared_nothing_is_kept_that_tenants_can_fill(kind: str) ->
     filled["metadata"]["labels"] |= {f"label-{number}": "x" for number in range(1000)}
     filled["metadata"]["annotations"] = {"text": "x" * 1000}
     filled["metadata"]["ownerReferences"] += [{"uid": str(number), "text": "x"} for number in range(1000)]
-
-    async def serve(_: web.Request) -> web.Response:
-        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": [filled, named(1)]})
-
-    async def run() -> list[Any]:
-        async with answering(serve) as url, Cluster(Wire(Configuration(host=url))) as cluster:
-            return [item async for page in cluster.list_metadata(kind, None) for item in page]
-
-    whole, bare = asyncio.run(run())
+    whole, bare = compared(kind, filled, named(1))
     assert whole == {"metadata": pytorch_job()["metadata"]}
     assert bare["metadata"].keys() == {"namespace", "name", "uid", "resourceVersion"}

@@ -208,7 +208,7 @@ def read_pod(raw: Mapping[str, Any], container_name: str = PYTORCH_CONTAINER) ->
         index=_number(_map(metadata, "labels").get(REPLICA_INDEX_LABEL)),
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
-        owner_uid=_text(_controller(raw), "uid"),
+        owner_uid=_text(controller_of(raw), "uid"),
         phase=phase,
         created_at=_time(metadata, "creationTimestamp"),
         deleting="deletionTimestamp" in metadata,
@@ -318,7 +318,7 @@ def read_verification(raw: Mapping[str, Any], pods: Iterable[Mapping[str, Any]])
 
 def is_owned(raw: Mapping[str, Any], uid: str) -> bool:
     """Whether the object in `raw` is controlled by the one with that uid."""
-    return _controller(raw).get("uid") == uid
+    return controller_of(raw).get("uid") == uid
 
 
 def owned(pods: Iterable[PodView]) -> Sequence[PodView]:
@@ -328,11 +328,11 @@ def owned(pods: Iterable[PodView]) -> Sequence[PodView]:
 
 def is_made_by(raw: Mapping[str, Any], kind: tuple[str, str], name: str) -> bool:
     """Whether the object in `raw` is controlled by one of that apiVersion, kind and name, whatever its uid."""
-    owner = _controller(raw)
+    owner = controller_of(raw)
     return (owner.get("apiVersion"), owner.get("kind")) == kind and owner.get("name") == name
 
 
-def _controller(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+def controller_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The reference to the owner that controls an object; the API server allows for one."""
     owners = _maps(_map(raw, "metadata"), "ownerReferences")
     return next((owner for owner in owners if owner.get("controller")), {})
