@@ -95,16 +95,16 @@ class Attempts:
             if found is not None:
                 pods = await self._pods(cached, name, attempt)
         views = [pod.view for pod in pods if _is_of(pod, found, cached, attempt)]
-        if found is None or not is_calm(found, views):
+        if not is_calm(found, views):
             children.doubts += 1
         elif children.doubts == doubts:
             children.settled = doubts
         # else something ended while this was read, which may show it as it was before.
         return found, views
 
-    def note_pod(self, cached: CachedJob, raw: Raw) -> None:
+    def note_pod(self, cached: CachedJob, raw: Raw, view: PodView) -> None:
         """Keep a pod of a job, read just now, if it lives: what is known as it is listed is not read again."""
-        if read_pod(raw).holds_machine:
+        if view.holds_machine:
             self._cache.children(cached.key, cached.uid).seen(PODS_PLURAL, raw)
 
     async def find(self, cached: CachedJob, attempt: int) -> PyTorchJobView | None:
@@ -216,9 +216,10 @@ class Attempts:
         def viewed(raw: Raw | None) -> _Worker | None:
             if raw is None or not _belongs(raw, cached.uid, attempt, name):
                 return None
+            view = read_pod(raw)
             if self._cache.children(cached.key, cached.uid).doubts == doubts:  # else it may have ended meanwhile
-                self.note_pod(cached, raw)
-            return _Worker(read_pod(raw), is_made_by(raw, PYTORCH_KIND, name))
+                self.note_pod(cached, raw, view)
+            return _Worker(view, is_made_by(raw, PYTORCH_KIND, name))
 
         async def asked(index: int) -> _Worker | None:
             return viewed(await self._cluster.get_pod(namespace, pod_name(name, index)))

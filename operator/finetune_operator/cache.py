@@ -132,7 +132,10 @@ class Cache:
 
     def job_read(self, raw: Raw) -> CachedJob:
         """Keep a FineTuneJob that was read just now, unless a watch has told of a newer one while it was on its way."""
-        cached = self.job_seen(raw) or self._jobs[Key(raw["metadata"]["namespace"], raw["metadata"]["name"])]
+        seen = self.job_seen(raw)
+        if seen is not None:
+            return seen
+        cached = self._jobs[Key(raw["metadata"]["namespace"], raw["metadata"]["name"])]
         if not is_newer(cached.version, raw["metadata"]["resourceVersion"]):
             cached.raw = kept(raw)
         return cached

@@ -19,7 +19,7 @@ from finetune_operator.cache import Cache, CachedJob, ParsedSpec
 from finetune_operator.children import is_calm
 from finetune_operator.cluster import Cluster
 from finetune_operator.desired import cluster_notices, job_problems
-from finetune_operator.kept import kept, kept_metadata, queue_labels
+from finetune_operator.kept import kept_metadata, queue_labels
 from finetune_operator.names import KUEUE_QUEUE_LABEL
 from finetune_operator.policy.conditions import is_finished
 from finetune_operator.policy.decide import attempt_is_open, holds_back, next_attempt
@@ -119,7 +119,7 @@ class Observer:
         cached = self._cache.job_read(raw)
         status = _status(raw)
         # Not as it was read: many are read at the same time, and held while the API server is asked for more.
-        raw = {**kept(raw), "spec": raw.get("spec")}
+        raw = {**raw, "metadata": kept_metadata(raw)}
         if cached.spec is not None and cached.spec.job is None and not attempt_is_open(status):
             cached.spec = None  # an attempt, or a verification, is to be made of it
         spec = await self._spec(raw, cached, status)
@@ -182,9 +182,7 @@ class Observer:
     async def _parse(self, raw: Raw, cached: CachedJob, status: FineTuneJobStatus) -> ParsedSpec:
         metadata, spec = raw["metadata"], raw["spec"]
         generation, labels = int(metadata.get("generation") or 0), queue_labels(raw)
-        # The rest of its metadata goes into nothing that is made, and would be kept with the job.
-        read = {key: value for key, value in raw.items() if key != "status"} | {"metadata": kept_metadata(raw)}
-        result = load_manifest(read)
+        result = load_manifest({key: value for key, value in raw.items() if key != "status"})
         job, problems, notices = result.job, list(result.errors), list(result.warnings)
         if job is not None:
             problems = job_problems(job, self._settings)

@@ -55,7 +55,7 @@ class Verifications:
             pod = read_pod(raw, VERIFICATION_CONTAINER)
             if pod.owner_uid == view.uid:
                 pods = _youngest([*pods, pod]) if len(pods) >= 2 * MOST_PODS else [*pods, pod]
-                self._attempts.note_pod(cached, raw)
+                self._attempts.note_pod(cached, raw, pod)
         return replace(view, pods=_youngest(pods))
 
     async def begin(self, plan: Plan, view: View, now: datetime) -> None:
