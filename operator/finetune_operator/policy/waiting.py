@@ -87,11 +87,13 @@ def activity(
         f"{what}: {started} of {nodes} workers run so far." if nodes > 1 else f"{what}: the worker is being started."
     )
     if len(pods) >= nodes:
-        due = {pod: _start_due(pod, since, now) for pod in pods if not (pod.running or pod.ended)}
-        slowest = min(due, key=due.__getitem__, default=None)
-        if slowest is None or (now < due[slowest] and before != OperatorReason.PODS_NOT_STARTED):
-            again_at = due[slowest] if slowest is not None else None
-            return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=again_at)
+        waiting = [pod for pod in pods if not (pod.running or pod.ended)]
+        slowest = min(waiting, key=lambda pod: _start_due(pod, since, now), default=None)
+        if slowest is None:  # an edited PyTorchJob of no pods
+            return Activity(Phase.STARTING, Phase.STARTING, so_far)
+        due = _start_due(slowest, since, now)
+        if now < due and before != OperatorReason.PODS_NOT_STARTED:
+            return Activity(Phase.STARTING, Phase.STARTING, so_far, again_at=due)
         return Activity(Phase.STARTING, OperatorReason.PODS_NOT_STARTED, _not_started(slowest))
     expected_at = after(since, pods_expected_seconds)
     if now < expected_at and before != OperatorReason.PODS_NOT_CREATED:
