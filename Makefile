@@ -63,7 +63,7 @@ check: setup check-generated ## lint, types, layers, generated files
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/lint-imports --no-cache
-	@$(VENV)/bin/mypy $(CHECKED)
+	@$(VENV)/bin/mypy --cache-dir "$${FINETUNE_CACHE_DIR:-$$HOME/.cache/finetune-operator}/mypy" $(CHECKED)
 
 generate: setup ## write the files that are generated from the contract, and the values in the chart's README
 	@mkdir -p $(dir $(JOB_REFERENCE))
@@ -92,5 +92,5 @@ scan: ## for releases: bills of materials of the images, and their known vulnera
 	@scripts/scan.sh
 
 clean: ## remove .venv and what the tools leave behind; the cache stays
-	@rm -rf $(VENV) finetune-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) finetune-output .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find crds operator trainer cli tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
-"""Runs what `make test` proves: checks, and the tests in three lanes, while the Go programs that they need are built.
+"""Runs what `make test` proves: checks, and the tests in five lanes, while the Go programs that they need are built.
 
 Tests on a control plane wait for it most of the time, each lane for its own, and the others compute: side by side they
 take little longer than the work in them. Lines come as they are written, with the lane's name in front, and a test
-that fails is shown at once. Whatever fails before the tests ends the run.
+that fails is shown at once. A check or a build that fails ends the run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ("tests/cluster", "tests/chart")
 FAULTS = ("tests/faults", "tests/integrations")
+MODELS = ("tests/architectures", "tests/trainer/data", "tests/trainer/model", "tests/trainer/merge")
+RUNS = (
+    "tests/cli",
+    "tests/examples",
+    *(f"tests/trainer/{name}" for name in ("faults", "launch", "publish", "run", "storage", "train", "verify")),
+)
 WITH_TARGETS_OF_THEIR_OWN = ("tests/node", "tests/serving")
 PYTEST = (sys.executable, "-m", "pytest", "--durations=10")
 BUILD = (sys.executable, "tests/tools/build.py", "--for")
@@ -55,10 +61,14 @@ STEPS = (
     Step("check", (os.environ.get("MAKE", "make"), "check")),
     Step("cluster", (*PYTEST, *CLUSTER), after="build", is_lane=True, environment=THREADS),
     Step("faults", (*PYTEST, *FAULTS), after="build", is_lane=True, environment=THREADS),
+    Step("models", (*PYTEST, *MODELS), is_lane=True, environment=THREADS),
+    Step("runs", (*PYTEST, *RUNS), is_lane=True, environment=THREADS),
     Step(
         "others",
-        (*PYTEST, *(f"--ignore={folder}" for folder in (*CLUSTER, *FAULTS, *WITH_TARGETS_OF_THEIR_OWN))),
-        after="check",
+        (
+            *PYTEST,
+            *(f"--ignore={folder}" for folder in (*CLUSTER, *FAULTS, *MODELS, *RUNS, *WITH_TARGETS_OF_THEIR_OWN)),
+        ),
         is_lane=True,
         environment=THREADS,
     ),

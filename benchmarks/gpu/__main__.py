@@ -15,17 +15,23 @@ _LLAMA_3_8B = "32,4096,14336,32,8,128256"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print the report; 0, or 2 after a sentence about what cannot be measured."""
+    """Measure and print the report; 0, 1 after a first contact with faults, 2 where it cannot be done."""
     options = vars(_options(arguments))
-    kind = options.pop("device")
+    kind, first = options.pop("device"), options.pop("first_contact")
     if kind != "cpu":
         # Of several GPUs transformers would use all at once, which no job does. Read when CUDA is first asked.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     from benchmarks.gpu.devices import NotMeasurableError, chosen_device
-    from benchmarks.gpu.measure import Settings, measure
 
     try:
-        measure(Settings(device=chosen_device(kind), **options))
+        device = chosen_device(kind)
+        if first:
+            from benchmarks.gpu.first_contact import first_contact
+
+            return 0 if first_contact(device) else 1
+        from benchmarks.gpu.measure import Settings, measure
+
+        measure(Settings(device=device, **options))
     except NotMeasurableError as error:
         print(error, file=sys.stderr)
         return 2
@@ -34,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument(
+        "--first-contact", action="store_true", help="check in five minutes what was never run on a GPU, and no more"
+    )
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", help="a folder or a name on the Hugging Face Hub (default: SmolLM2-135M-Instruct)")
     model.add_argument(

@@ -1,25 +1,28 @@
-"""Takes the time of steps while transformers' own loop runs them.
+"""Takes the time of steps while the trainer's own loop runs them.
 
-The loop is the one that a job runs, so autocast, clipping, the optimizer, the schedule, logging and the making of
-batches ahead of time are all in the figures. A step lasts from the end of the one before to its own, the device's work
-included.
+The loop is the one that a job runs, so autocast, clipping, the optimizer, the schedule, reports and the making of
+batches ahead of time are all in the figures; saving is not. A step lasts until the device has done all of it.
 """
 
 from __future__ import annotations
 
+import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
-from transformers import TrainerCallback
 from typing_extensions import override
 
 from benchmarks.gpu.devices import Memory, give_back, peak_memory, reset_peak, wait_for
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.choice import Choice
+from finetune_trainer.train.console import Console
+from finetune_trainer.train.loop import Loop
+from finetune_trainer.train.observer import StepFigures, TrainingObserver
+from finetune_trainer.train.progress import ProgressReporter
 
 _TURNS = 2
 """How often each layout has its turn."""
@@ -64,60 +67,105 @@ class TimedStep:
     """Graphs that torch.compile made in it."""
 
 
-class StepClock(TrainerCallback):
-    """Watches one run of a trainer, and tells it which layout comes next.
+class StepClock(TrainingObserver):
+    """Watches one run of the training loop, and switches it to the layout that comes next.
 
     Args:
         planned: the steps of the run.
         device: what is trained on.
         padded_rows: rows of a padded batch.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, planned: list[Stage], device: torch.device, padded_rows: int) -> None:
+    def __init__(
+        self,
+        planned: list[Stage],
+        device: torch.device,
+        padded_rows: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__(
+            reporter=ProgressReporter(None), console=Console(io.StringIO()), metrics_log=None, total_steps=len(planned)
+        )
         self.timed: list[TimedStep] = []
         self.choice: Choice | None = None
         self.choosing_seconds = 0.0
-        """From the start of the loop to the choice: measuring what a row takes, the gate, compilation."""
+        """From the start to the choice: measuring what a row takes, the gate, compilation."""
         self.halvings: list[str] = []
         """Sentences about memory that ran out."""
         self._planned = planned
         self._device = device
         self._padded_rows = padded_rows
-        self._data: Any = None  # the trainer's StepDataset
+        self._seconds_now = clock
+        self._loop: Loop | None = None
         self._batchings: dict[bool, Batching] = {}
         self._last = 0.0
         self._graphs = 0
+        self._begun = 0
+        """Steps."""
+
+    def watch(self, make_loop: Callable[[TrainingObserver], Loop]) -> Loop:
+        """The loop that is made for this observer; how rows become batches is decided in `make_loop`.
+
+        Raises:
+            JobError: as `make_loop` does.
+        """
+        self._graphs = counters["stats"]["unique_graphs"]
+        self._last = self._seconds_now()
+        self._loop = make_loop(self)
+        return self._loop
 
     @override
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._data = kwargs["train_dataloader"].dataset
-        self._graphs = counters["stats"]["unique_graphs"]
-        self._last = time.perf_counter()
-
-    def batching_chosen(self, choice: Choice, step: int) -> None:  # noqa: ARG002  the protocol's
-        """As `BatchingObserver`."""
+    def batching_chosen(self, choice: Choice, step: int) -> None:
         wait_for(self._device)
-        self.choosing_seconds = time.perf_counter() - self._last
+        self.choosing_seconds = self._seconds_now() - self._last
+        super().batching_chosen(choice, step)
         self.choice = choice
         padded = replace(choice.batching, layout=BatchLayout.PADDED, rows_per_batch=self._padded_rows)
         self._batchings = {False: choice.batching, True: padded}
 
+    @override
     def batches_halved(self, sentence: str) -> None:
-        """As `BatchingObserver`."""
+        super().batches_halved(sentence)
         self.halvings.append(sentence)
 
     @override
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def step_begins(self) -> None:
+        super().step_begins()
+        # On a GPU the loop hears of a step only when it has given the next one away.
+        self._end_step()
+        self._begun += 1
+        self._last = self._seconds_now()
+
+    @override
+    def step_ends(self, figures: StepFigures, loss: float, grad_norm: float) -> None:
+        super().step_ends(figures, loss, grad_norm)
+        if figures.step == self._begun:
+            self._end_step()
+
+    def _end_step(self) -> None:
+        """Note the step under way, if there is one, and make ready for the next."""
+        if len(self.timed) == self._begun or self._loop is None:
+            return
         wait_for(self._device)
-        seconds = time.perf_counter() - self._last
-        number, stage, batching = len(self.timed), self._planned[len(self.timed)], self._data.batching
-        graphs = counters["stats"]["unique_graphs"]
+        seconds = self._seconds_now() - self._last
+        number, graphs = len(self.timed), counters["stats"]["unique_graphs"]
+        stage, batching = self._planned[number], self._loop.runner.choice.batching
         self.timed.append(TimedStep(number, stage, seconds, batching, peak_memory(self._device), graphs - self._graphs))
         self._graphs = graphs
         # Where memory ran out, smaller batches stay.
         self._batchings[stage.padded] = batching
         if number + 1 < len(self._planned) and self._planned[number + 1].padded != stage.padded:
-            self._data.batching = self._batchings[not stage.padded]
+            _lay_out(self._loop, self._batchings[not stage.padded])
             give_back(self._device)
         reset_peak(self._device)
-        self._last = time.perf_counter()
+
+
+def _lay_out(loop: Loop, batching: Batching) -> None:
+    """Let rows become batches so from the next step on; the layout is not the one before."""
+    loop.runner.choice = replace(loop.runner.choice, batching=batching)
+    # Attention that is made for packs takes nothing else.
+    if batching.packs:
+        loop.model.take_packs()
+    else:
+        loop.model.leave_packs()

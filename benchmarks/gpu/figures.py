@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.model.prefix_tree import Pack
-from finetune_trainer.train.batching import StepBatches
+from finetune_trainer.train.steps import StepBatches
 
 FORMULA = (
     "MFU = 4 x (N x computed tokens + H x predicted positions) / (seconds x peak). N is the parameters of the frozen "

@@ -8,12 +8,9 @@ from pathlib import Path
 import torch
 from typing_extensions import override
 
-from benchmarks.gpu.clock import StepClock
 from benchmarks.trainer.job import BenchmarkJob
 from benchmarks.trainer.shapes import Row
-from finetune_trainer.run import assemble
 from finetune_trainer.train.plan import Array, TrainingPlan
-from finetune_trainer.train.trainer import StepTrainer
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,3 @@ class GpuJob(BenchmarkJob):
         plan = self.prepared.plan
         repeated = RepeatedPlan(plan.rows, plan.rows_per_step, plan.epochs, plan.seed, order)
         self.prepared = replace(self.prepared, plan=repeated)
-
-    def trainer(self, clock: StepClock) -> StepTrainer:
-        """Our trainer for this job, its model freshly loaded; `clock` watches it."""
-        return assemble(self._job, self.prepared, self._around, self._device, [clock], clock)

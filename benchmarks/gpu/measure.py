@@ -8,17 +8,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
 import transformers
 
 from benchmarks.console import say
-from benchmarks.gpu.clock import StepClock, stages
+from benchmarks.gpu.clock import StepClock, TimedStep, stages
 from benchmarks.gpu.devices import NotMeasurableError, device_name, give_back, peak_tflops
-from benchmarks.gpu.figures import parameters_of, work_of
+from benchmarks.gpu.figures import Work, parameters_of, work_of
 from benchmarks.gpu.job import GpuJob
 from benchmarks.gpu.kernels import compare_kernels
 from benchmarks.gpu.models import existing_model, random_model
@@ -29,8 +29,9 @@ from finetune_api.outcome import BatchLayout
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import training_dtype
 from finetune_trainer.model.prefix_tree import Pack
-from finetune_trainer.train.choice import Choice
-from finetune_trainer.train.trainer import StepTrainer
+from finetune_trainer.train.batching import Batching
+from finetune_trainer.train.loop import Loop, train
+from finetune_trainer.train.steps import StepBatches
 
 
 @dataclass(frozen=True)
@@ -115,45 +116,47 @@ def _measure_shape(model: Path, shape: str, settings: Settings, peak: float | No
             device=settings.device,
         )
         say(f"{shape}: loading the model")
-        trainer = job.trainer(clock)
+        adapted = job.load()
         say(f"{shape}: {len(planned)} steps of {settings.rows} rows")
-        failure = ""
+        loop, failures = None, []
         try:
-            trainer.train()
+            loop = clock.watch(partial(job.loop, adapted))
+            train(loop)
         except JobError as error:
-            failure = error.message
-        print(case_markdown(_case(shape, settings.rows, trainer, clock, peak, failure)), flush=True)
-        if settings.kernels and clock.choice is not None:
+            failures.append(error.message)
+        case = Case(
+            shape=shape,
+            rows=settings.rows,
+            choice=clock.choice,
+            choosing_seconds=clock.choosing_seconds,
+            steps=_works(clock, loop) if loop is not None else [],
+            parameters=parameters_of(adapted.peft),
+            peak_tflops=peak,
+            graphs_before=sum(step.graphs for step in clock.timed if not step.stage.measured),
+            remarks=[*clock.halvings, *failures],
+        )
+        print(case_markdown(case), flush=True)
+        if settings.kernels and loop is not None:
             say(f"{shape}: kernels")
-            _measure_kernels(trainer, clock.choice, settings.device)
+            _measure_kernels(loop, settings.device)
 
 
-def _case(shape: str, rows: int, trainer: StepTrainer, clock: StepClock, peak: float | None, failure: str) -> Case:
-    data: Any = trainer.train_dataset  # our StepDataset
-    works = []
+def _works(clock: StepClock, loop: Loop) -> list[tuple[TimedStep, Work]]:
+    """The measured steps, and what each computed."""
     timed = [step for step in clock.timed if step.stage.measured]
-    for step in timed:
-        data.batching = step.batching
-        works.append(work_of(data[step.number]))
-    before = sum(step.graphs for step in clock.timed if not step.stage.measured)
-    return Case(
-        shape=shape,
-        rows=rows,
-        choice=clock.choice,
-        choosing_seconds=clock.choosing_seconds,
-        steps=list(zip(timed, works, strict=True)),
-        parameters=parameters_of(trainer.peft_model),
-        peak_tflops=peak,
-        graphs_before=before,
-        remarks=[*clock.halvings, *([failure] if failure else [])],
-    )
+    return [(step, work_of(_batches(loop, step.number, step.batching))) for step in timed]
 
 
-def _measure_kernels(trainer: StepTrainer, choice: Choice, device: torch.device) -> None:
-    data: Any = trainer.train_dataset
-    config = trainer.peft_model.get_base_model().config.get_text_config()
-    data.batching = replace(choice.batching, layout=BatchLayout.SHARED_PREFIX)
-    pack = next(batch for batch in data[0].batches if isinstance(batch, Pack))
+def _batches(loop: Loop, step: int, batching: Batching) -> StepBatches:
+    """What `step` computes where rows become batches so."""
+    loop.runner.choice = replace(loop.runner.choice, batching=batching)
+    return loop.runner.batches(step)
+
+
+def _measure_kernels(loop: Loop, device: torch.device) -> None:
+    config = loop.model.base.config.get_text_config()
+    found = _batches(loop, 0, replace(loop.runner.choice.batching, layout=BatchLayout.SHARED_PREFIX)).batches
+    pack = next(batch for batch in found if isinstance(batch, Pack))
     print(kernels_markdown(compare_kernels(pack, config, device, training_dtype(device))), flush=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from benchmarks.gpu.contact_models import llama_config
 from benchmarks.gpu.devices import NotMeasurableError
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage import fetch_model
@@ -53,18 +54,13 @@ def random_model(folder: Path, sizes: list[int], device: torch.device) -> Path:
 def _config(sizes: list[int], tokenizer: Any) -> LlamaConfig:
     if len(sizes) != len(_SIZES) or min(sizes) < 1:
         raise NotMeasurableError(f"--random wants {len(_SIZES)} positive numbers: {', '.join(_SIZES)}.")
-    layers, hidden, intermediate, heads, kv_heads, vocab = sizes
+    _, hidden, _, heads, kv_heads, vocab = sizes
     if hidden % heads or heads % kv_heads or hidden // heads % 2:
         raise NotMeasurableError("--random: heads must divide hidden into even parts, and kv_heads must divide heads.")
     if vocab < len(tokenizer):
         raise NotMeasurableError(f"--random: SmolLM2's tokenizer needs a vocab of at least {len(tokenizer)}.")
-    return LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+    return llama_config(
+        sizes,
         max_position_embeddings=8192,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -63,7 +63,7 @@ def _lines(case: Case) -> Iterator[str]:
         verdict, batching = case.choice.verdict, case.choice.batching
         yield (
             f"Layout: {verdict.layout.value}, packs of at most {batching.tokens_per_pack:,} tokens, activations "
-            f"{'checkpointed' if case.choice.checkpointing else 'kept'}. The gate took {verdict.seconds:.2f} s of the "
+            f"{'checkpointed' if case.choice.checkpointed else 'kept'}. The gate took {verdict.seconds:.2f} s of the "
             f"{case.choosing_seconds:.2f} s before the first step. {case.choice.sentence()}\n"
         )
         warning = case.choice.warning()

@@ -1,32 +1,19 @@
-"""The contestants: our trainer, TRL's as shipped, and TRL's with what holds it back on a CPU put right.
+"""What a contestant is, and ours: a step is a step of its own loop: data, forward, backward, clipping, AdamW.
 
-All train the same tokens from the same LoRA weights, and a step is a step of each one's own Trainer: data, forward,
-backward, clipping, AdamW.
+All contestants train the same tokens from the same LoRA weights.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import torch
-from datasets import Dataset  # type: ignore[import-untyped]
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 from typing_extensions import override
 
-from benchmarks.trainer.job import ALPHA, LEARNING_RATE, MAX_GRAD_NORM, RANK, ROWS_PER_DEVICE, BenchmarkJob
-from finetune_trainer.data.dataset import TokenizedData
-from finetune_trainer.model.batch import IGNORED
-from finetune_trainer.train.plan import TrainingPlan
+from benchmarks.trainer.job import BenchmarkJob
+from finetune_trainer.train.loop import Loop
 
 
 @dataclass(frozen=True)
@@ -46,18 +33,17 @@ class Contestant(ABC):
 
     Args:
         name: in the report.
-        trainer: a transformers Trainer, its model on the CPU.
+        model: a PeftModel on the CPU; others may use its frozen weights.
     """
 
-    def __init__(self, name: str, trainer: Any) -> None:
+    def __init__(self, name: str, model: Any) -> None:
         self.name = name
-        self.trainer = trainer
-        self.trainable = {key: value for key, value in trainer.model.named_parameters() if value.requires_grad}
-        trainer.create_optimizer()
+        self.model = model
+        self.trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
 
     @abstractmethod
-    def backward(self, number: int) -> float:
-        """The loss of step `number`; its gradients are left in the model."""
+    def train(self, number: int) -> tuple[float, float]:
+        """Make optimizer step `number`; its loss, and the norm of its gradient before clipping."""
 
     def prepare(self) -> str:
         """What the trainer does once, before its first step; a sentence about it, or nothing."""
@@ -68,20 +54,21 @@ class Contestant(ABC):
         return None
 
     def step(self, number: int) -> Step:
-        """Run optimizer step `number` as the Trainer's own loop does."""
+        """Make optimizer step `number` and take its time."""
         wall, cpu = time.perf_counter(), time.process_time()
-        loss = self.backward(number)
-        norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), MAX_GRAD_NORM)
-        self.trainer.optimizer.step()
-        self.trainer.model.zero_grad()
-        return Step(time.perf_counter() - wall, time.process_time() - cpu, loss, float(norm))
+        loss, norm = self.train(number)
+        return Step(time.perf_counter() - wall, time.process_time() - cpu, loss, norm)
 
     def begin_as(self, other: Contestant) -> None:
-        """Take `other`'s LoRA weights, and its frozen ones in place of an equal copy, which saves memory."""
+        """Take `other`'s LoRA weights, and its frozen ones in place of an equal copy, which saves memory.
+
+        Raises:
+            ValueError: they do not train the same parameters.
+        """
         if self.trainable.keys() != other.trainable.keys():
             raise ValueError(f"{self.name} and {other.name} do not train the same parameters.")
-        frozen = dict(other.trainer.model.named_parameters())
-        for name, parameter in self.trainer.model.named_parameters():
+        frozen = dict(other.model.named_parameters())
+        for name, parameter in self.model.named_parameters():
             if name in self.trainable:
                 parameter.data.copy_(other.trainable[name].data)
             elif name in frozen:
@@ -92,13 +79,18 @@ class Ours(Contestant):
     """The trainer of this repository, assembled as a job assembles it."""
 
     def __init__(self, name: str, job: BenchmarkJob) -> None:
-        super().__init__(name, job.assemble())
+        self._job = job
+        self._adapted = job.load()
+        self._loop: Loop | None = None
+        super().__init__(name, self._adapted.peft)
 
     @override
     def prepare(self) -> str:
         began, cpu = time.perf_counter(), time.process_time()
-        choice = self.trainer.choose_batching()
+        self._loop = self._job.loop(self._adapted)
         wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+        self.model.train()
+        choice = self._loop.runner.choice
         layout, packs = choice.batching.layout.value, choice.batching.tokens_per_pack
         return (
             f"Ours: layout {layout}, packs of at most {packs:,} tokens; before the first step the gate and what it "
@@ -107,113 +99,14 @@ class Ours(Contestant):
         )
 
     @override
-    def backward(self, number: int) -> float:
-        item = self.trainer.train_dataset[number]
-        return float(self.trainer.training_step(self.trainer.model, item))
-
-
-class Trl(Contestant):
-    """TRL's SFTTrainer on the rows of our plan.
-
-    Args:
-        name: in the report.
-        job: its data and plan are used.
-        model: folder of the base model.
-        scratch: an empty folder.
-        rows_per_device: rows of a micro-batch; the rest of a step is accumulated.
-        fair: sort a step's rows by length before they are cut into micro-batches, and run the output head where CUDA
-            would run it.
-        padding_free: TRL's own switch: the rows of a micro-batch in one sequence. TRL recommends flash attention for
-            it, which no CPU has; without it transformers masks the rows from each other by their position ids, densely.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        job: BenchmarkJob,
-        model: Path,
-        scratch: Path,
-        *,
-        rows_per_device: int = ROWS_PER_DEVICE,
-        fair: bool = False,
-        padding_free: bool = False,
-    ) -> None:
-        self._plan: TrainingPlan = job.prepared.plan
-        self._lengths = job.prepared.train.row_tokens
-        self._rows_per_device, self._fair = rows_per_device, fair
-        arguments = SFTConfig(
-            output_dir=str(scratch),
-            per_device_train_batch_size=rows_per_device,
-            gradient_accumulation_steps=max(1, self._plan.rows_per_step // rows_per_device),
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            max_grad_norm=MAX_GRAD_NORM,
-            # The defaults are bfloat16, which is slow on CPUs, and checkpointing, which computes twice.
-            bf16=False,
-            gradient_checkpointing=False,
-            padding_free=padding_free,
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-        )
-        trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-            args=arguments,
-            train_dataset=_dataset(job.prepared.train),
-            processing_class=job.prepared.model.tokenizer.tokenizer,
-            peft_config=LoraConfig(
-                r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-            ),
-        )
-        super().__init__(name, trainer)
-
-    @override
-    def shrink(self) -> int | None:
-        if self._rows_per_device == 1:
-            return None
-        self._rows_per_device //= 2
-        return self._rows_per_device
-
-    @override
-    def backward(self, number: int) -> float:
-        with _head_as_on_cuda(self._fair):
-            return self._backward(number)
-
-    def _backward(self, number: int) -> float:
-        rows = [int(row) for row in self._plan.rows_of_step(number)]
-        if self._fair:
-            rows.sort(key=lambda row: -int(self._lengths[row]))
-        size, dataset = self._rows_per_device, self.trainer.train_dataset
-        batches = [
-            self.trainer.data_collator([dataset[row] for row in rows[start : start + size]])
-            for start in range(0, len(rows), size)
-        ]
-        # As Trainer's loop does before the first micro-batch of a step.
-        self.trainer.current_gradient_accumulation_steps = len(batches)
-        count = sum(batch["labels"][..., 1:].ne(IGNORED).sum() for batch in batches)
-        losses = [self.trainer.training_step(self.trainer.model, batch, count) for batch in batches]
-        return float(sum(losses))
-
-
-def _dataset(data: TokenizedData) -> Dataset:
-    """Our tokens in TRL's columns."""
-
-    def columns() -> Iterator[tuple[list[int], list[int]]]:
-        for row in range(len(data)):
-            ((ids, trained),) = data.sequences(row)  # ChatML makes one sequence of a conversation
-            yield ids.tolist(), [token if mark else IGNORED for token, mark in zip(ids.tolist(), trained, strict=True)]
-
-    ids, labels = zip(*columns(), strict=True)
-    return Dataset.from_dict({"input_ids": list(ids), "labels": list(labels)})
-
-
-def _head_as_on_cuda(on: bool) -> AbstractContextManager[object]:
-    """Let TRL run the output head on supervised positions only.
-
-    TRL 1.16 does so where Triton runs; elsewhere (`compact = _use_triton(...)` in `add_fused_lm_head`) it scores every
-    position, so that tile shapes stay the same for compilers that want that. Only that question, asked under the name
-    that trl.trainer.utils imports, gets another answer; the kernels ask in a module of their own and stay in torch.
-    """
-    return patch("trl.trainer.utils._use_triton", return_value=True) if on else nullcontext()
+    def train(self, number: int) -> tuple[float, float]:
+        """As `finetune_trainer.train.loop.train`, which makes all steps in one go."""
+        if self._loop is None:
+            raise RuntimeError("a step before prepare")
+        loop = self._loop
+        loss = loop.gradients.reduce(loop.runner.run(number).loss)
+        norm = loop.gradients.clip(loop.max_grad_norm)
+        for group in loop.optimizer.param_groups:
+            group["lr"] = loop.learning_rate * loop.schedule.share(number)
+        loop.optimizer.step()
+        return float(loss), float(norm)

@@ -13,13 +13,16 @@ from benchmarks.trainer.shapes import Row
 from finetune_api.defaults import effective_job
 from finetune_api.load import load_job
 from finetune_api.outcome import TerminationMessage
+from finetune_trainer.assemble import make_loop
 from finetune_trainer.job_output import open_output
-from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
-from finetune_trainer.run import assemble
+from finetune_trainer.load_adapted import load_adapted
+from finetune_trainer.model.adapted_model import AdaptedModel
+from finetune_trainer.preparation import Prepared, RunContext, prepare_run
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
+from finetune_trainer.train.loop import Loop
+from finetune_trainer.train.observer import TrainingObserver
 from finetune_trainer.train.progress import ProgressReporter
-from finetune_trainer.train.trainer import StepTrainer
 from tests.trainer.run.tiny_job import CHATML, write_rows
 
 RANK = 8
@@ -66,7 +69,7 @@ class BenchmarkJob:
         self._device = torch.device("cpu")
         scratch, ranks = folder / "scratch", Ranks()
         scratch.mkdir()
-        self._around = Surroundings(
+        self._around = RunContext(
             ranks, Console(io.StringIO()), ProgressReporter(None), open_output(self._job, scratch, ranks), scratch
         )
         prepared = prepare_run(self._job, [], self._around, self._device)
@@ -74,6 +77,16 @@ class BenchmarkJob:
             raise TypeError("The benchmark's job is published already, which an empty folder cannot be.")
         self.prepared: Prepared = prepared
 
-    def assemble(self) -> StepTrainer:
-        """Our trainer for this job, its model freshly loaded."""
-        return assemble(self._job, self.prepared, self._around, self._device, [])
+    def load(self) -> AdaptedModel:
+        """The model with its adapter, freshly loaded."""
+        return load_adapted(self._job.spec, self.prepared, self._around, self._device).model
+
+    def loop(self, model: AdaptedModel, observer: TrainingObserver | None = None) -> Loop:
+        """Our training loop for this job; how rows become batches is decided here."""
+        observer = observer or TrainingObserver(
+            reporter=self._around.reporter,
+            console=self._around.console,
+            metrics_log=None,
+            total_steps=self.prepared.plan.total_steps,
+        )
+        return make_loop(self._job.spec, self.prepared, self._around, model, observer=observer)

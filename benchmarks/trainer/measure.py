@@ -16,9 +16,10 @@ import torch
 import transformers
 
 from benchmarks.console import say
-from benchmarks.trainer.contestants import Contestant, Ours, Trl
+from benchmarks.trainer.contestants import Contestant, Ours
 from benchmarks.trainer.job import ROWS_PER_DEVICE, BenchmarkJob
 from benchmarks.trainer.memory import Peak, is_out_of_memory, limit_memory, peak_alone, peak_of
+from benchmarks.trainer.opponents import Trl
 from benchmarks.trainer.report import Case, case_markdown, conditions
 from benchmarks.trainer.shapes import rows_of
 from tests.models import smollm2_folder
@@ -132,7 +133,6 @@ def _step(contestant: Contestant, number: int, case: Case, memory_gib: float) ->
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        contestant.trainer.model.zero_grad()
         smaller = contestant.shrink()
         if smaller is None:
             case.failures[contestant.name] = "does not fit into the memory allowed"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from finetune_api.job import Published
 from finetune_api.llmforge import KEYS, REFUSED_TASKS, Fate
 from finetune_api.prompt_format import PromptFormat
-from finetune_api.rules import SECRET_VARIABLE
+from finetune_api.rules import QUANTIZED_SHARDING, SECRET_VARIABLE
 from finetune_api.rules_lora import LORA_SENTENCES
 from finetune_api.storage_uri import READABLE
 from finetune_api.training import WhatToTrain
@@ -69,6 +69,11 @@ def _spec_rules() -> list[Rule]:
             "self.no_gradient_checkpoint != self.gradient_checkpointing",
             "no_gradient_checkpoint contradicts gradient_checkpointing: remove no_gradient_checkpoint.",
             "no_gradient_checkpoint",
+        ),
+        _rule(
+            "!has(self.quantization) || !has(self.sharding) || self.sharding != 'fsdp'",
+            QUANTIZED_SHARDING,
+            "quantization",
         ),
         _rule(
             "!has(self.min_num_update_steps) || !has(self.min_update_steps) || "

@@ -19,10 +19,6 @@ from finetune_api.rules import workers_of
 from finetune_api.rules_lora import lora_notices
 from finetune_api.training import DEFAULT_MIN_UPDATE_STEPS, CheckpointFrequency
 
-BATCH_SIZES = ((512, 16), (1024, 8), (2048, 4), (4096, 2))
-"""(context length in tokens up to which, rows per device). Ours: LLMForge's own table was never public."""
-
-
 MERGED_NOTICE = (
     "output.merged writes a whole model beside the adapter, of the base model's size (in bfloat16 2 GB for each "
     "billion parameters): to the output, and where that is an object store also to the pod's disk until it is uploaded."
@@ -31,18 +27,17 @@ MERGED_FSDP_NOTICE = (
     "output.merged has no effect with sharding: fsdp, where GPUs share the model: run `finetune merge` on the adapter "
     "afterwards."
 )
-
-
-def default_batch_size(context_length: int) -> int:
-    """Rows per device for rows of up to `context_length` tokens."""
-    return next((rows for limit, rows in BATCH_SIZES if context_length <= limit), 1)
+MERGED_QUANTIZED_NOTICE = (
+    "output.merged merges the adapter into the weights as published, not as quantized for training: how far the logits "
+    "of the two are apart is measured and said."
+)
 
 
 def effective_job(job: FineTuneJob) -> FineTuneJob:
     """`job` with its defaults written out and LLMForge's old spellings replaced; idempotent.
 
-    What stays open needs more than the job: num_epochs and context_length (the data), batch sizes without a
-    context_length, gradient_checkpointing (the device), and output where none is given.
+    What stays open needs more than the job: num_epochs, context_length and batch sizes (the data),
+    gradient_checkpointing (the device), and output where none is given.
 
     Raises:
         ValueError: the job contradicts itself (`rules.spec_problems` says so beforehand).
@@ -53,6 +48,7 @@ def effective_job(job: FineTuneJob) -> FineTuneJob:
         "workers": workers_of(spec),
         "output": spec.output or (Output(uri=spec.output_dir) if spec.output_dir else None),
         "output_dir": None,
+        "eval_batch_size_per_device": spec.eval_batch_size_per_device or spec.train_batch_size_per_device,
         "min_num_update_steps": None,
         "no_gradient_checkpoint": None,
         "checkpoint_every_n_epochs": None,
@@ -65,11 +61,6 @@ def effective_job(job: FineTuneJob) -> FineTuneJob:
         changes["checkpoint_and_evaluation_frequency"] = CheckpointFrequency(
             strategy="epochs", value=spec.checkpoint_every_n_epochs
         )
-    train_rows = spec.train_batch_size_per_device
-    if train_rows is None and spec.context_length is not None:
-        train_rows = default_batch_size(spec.context_length)
-    changes["train_batch_size_per_device"] = train_rows
-    changes["eval_batch_size_per_device"] = spec.eval_batch_size_per_device or train_rows
     written_out = job.model_copy(update={"spec": spec.model_copy(update=changes)}).model_dump(exclude_none=True)
     # Validated again so that every value counts as given: notices about absent keys are for the user's own text.
     return FineTuneJob.model_validate(written_out)
@@ -151,6 +142,8 @@ def _other(spec: FineTuneJobSpec) -> Iterator[Problem]:
     yield from lora_notices(spec.lora_config)
     if spec.output is not None and spec.output.merged:
         yield Problem("output.merged", MERGED_FSDP_NOTICE if spec.sharding == "fsdp" else MERGED_NOTICE)
+        if spec.quantization is not None:
+            yield Problem("output.merged", MERGED_QUANTIZED_NOTICE)
     if spec.valid_path is None:
         for key in ("eval_batch_size_per_device", "eval_first"):
             if getattr(spec, key):

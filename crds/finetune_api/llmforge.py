@@ -58,7 +58,7 @@ _ACTED_ON = {
     "max_num_checkpoints": "The most evaluations with a checkpoint.",
     "num_checkpoints_to_keep": "How many checkpoints stay.",
     "output_dir": "LLMForge's spelling of output.uri.",
-    "logger": "wandb or mlflow, through Transformers' own callbacks.",
+    "logger": "wandb or mlflow, one run over all attempts; tensorboard is new.",
     "eval_first": "An evaluation before the first step.",
     "worker_resources": "An accelerator_type chooses the machines, in a cluster whose operator has a node selector for "
     "it; a notice names every other key as without effect.",

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     HUB_UNAVAILABLE = "HubUnavailable"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     PEER_FAILED = "PeerFailed"
+    PACKS_TOO_LARGE = "PacksTooLarge"
     INTERNAL_ERROR = "InternalError"
 
 
@@ -72,6 +73,7 @@ EXIT_CODES: dict[Reason, int] = {
     Reason.STORAGE_UNAVAILABLE: 202,
     Reason.PEER_FAILED: 203,
     Reason.INTERNAL_ERROR: 204,
+    Reason.PACKS_TOO_LARGE: 205,
 }
 """Exit code of a trainer process per reason. 1-127 are the user's (permanent), 128 and above the world's (retry)."""
 

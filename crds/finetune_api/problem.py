@@ -38,12 +38,14 @@ def first_ones(problems: Sequence[Problem], more: int = 0) -> list[Problem]:
         problems: in the order in which they matter.
         more: how many there are that are not in `problems`.
     """
-    shown = [Problem(_shown(item.path, _PATH_LIMIT), _shown(item.message, _MESSAGE_LIMIT)) for item in problems[:MOST]]
+    shown = [
+        Problem(printable(item.path, _PATH_LIMIT), printable(item.message, _MESSAGE_LIMIT)) for item in problems[:MOST]
+    ]
     more += len(problems) - len(shown)
     return [*shown, Problem("", f"and {more} more, which are named once these are gone.")] if more else shown
 
 
-def _shown(text: str, limit: int) -> str:
+def printable(text: str, limit: int) -> str:
     """`text` of at most `limit` characters, on one line, with nothing in it that acts on a terminal."""
     text = text if len(text) <= limit else text[: limit - 1] + "…"
     if text.isprintable():

@@ -73,7 +73,7 @@ OUR_DEFAULTS = {
     "lora_config.target_modules": "all-linear. LLMForge's templates listed the same layers and, besides, embed_tokens "
     "and lm_head",
     "learning_rate": "1e-4, LLMForge's advice for LoRA",
-    "train_batch_size_per_device": "by context_length; LLMForge's table was not public",
+    "train_batch_size_per_device": "by the tokens of the training data; LLMForge's table was not public",
     "gradient_accumulation_steps": "1",
     "weight_decay": "0, with AdamW, the only optimizer",
     "max_grad_norm": "1",

@@ -27,6 +27,11 @@ PROMPT_FORMAT_ADVICE = (
     "model's tokenizer"
 )
 
+QUANTIZED_SHARDING = (
+    "quantization does not go with sharding: fsdp, since quantized weights cannot be shared out among processes: "
+    "remove one of the two; with quantization every process holds the whole base model."
+)
+
 _SECRET_TEXTS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{30,}"), "a Hugging Face token", "secrets.huggingFace"),
     (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), "an AWS access key", "secrets.objectStore"),
@@ -109,6 +114,8 @@ def _contradictions(spec: FineTuneJobSpec) -> Iterator[Problem]:
             f"no_gradient_checkpoint: {value} contradicts gradient_checkpointing: {value}: remove "
             "no_gradient_checkpoint.",
         )
+    if spec.quantization is not None and spec.sharding == "fsdp":
+        yield Problem("quantization", QUANTIZED_SHARDING)
     if None not in (spec.min_update_steps, spec.min_num_update_steps) and (
         spec.min_update_steps != spec.min_num_update_steps
     ):

@@ -24,6 +24,17 @@ DEFAULT_WARMUP_STEPS = 10
 DEFAULT_SAVES = 20
 """About how many evaluations and checkpoints a job without a frequency has at most."""
 
+DEFAULT_TOKENS_PER_STEP = 8192
+"""Tokens per device and optimizer step that a job without a batch size aims at: more fill a GPU no better."""
+
+MOST_DEFAULT_ROWS = 16
+"""Rows per device that a job without a batch size has at most: the gradient of more is hardly a better one, and short
+rows would leave few steps. Ours, as the other: LLMForge's own table was never public."""
+
+
+Quantization = Literal["nf4", "int8"]
+"""How the weights of linear layers are kept: 4-bit normal floats, or 8-bit whole numbers with a scale per row."""
+
 
 class CheckpointFrequency(SpecModel):
     """How often the model is evaluated and saved, always together."""
@@ -37,14 +48,16 @@ class CheckpointFrequency(SpecModel):
 class Logger(SpecModel):
     """An experiment tracker."""
 
-    provider: Literal["wandb", "mlflow"] = Field(
-        description="provider is wandb or mlflow. wandb reads its key from WANDB_API_KEY: give it with workers.env "
-        "and valueFrom.secretKeyRef."
+    provider: Literal["wandb", "mlflow", "tensorboard"] = Field(
+        description="provider is wandb, mlflow or tensorboard. wandb reads its key from WANDB_API_KEY: give it with "
+        "workers.env and valueFrom.secretKeyRef. The files of tensorboard are at the output, in tensorboard/."
     )
     provider_config: FreeObject = Field(
         default_factory=dict,
         description="provider_config is what the provider takes. mlflow: tracking_uri, experiment_name, "
-        "create_experiment_if_not_exists. wandb: project, group, tags and others. Default: {}.",
+        "create_experiment_if_not_exists, artifact_location, run_name, tags, description. wandb: project, entity, "
+        "group, tags, name, notes, job_type, config, id, base_url, mode, dir. tensorboard: logging_dir, a folder "
+        "beside the output. Default: {}.",
     )
 
 
@@ -163,8 +176,8 @@ class Schedule(SpecModel):
         ge=1,
         le=65536,
         description="train_batch_size_per_device times gradient_accumulation_steps is the number of rows per device of "
-        "an optimizer step. Default: by context_length, 16 up to 512 tokens, 8 up to 1024, 4 up to 2048, 2 up to 4096, "
-        "else 1.",
+        "an optimizer step. Default: a power of two by the training data, so that a device gets about "
+        f"{DEFAULT_TOKENS_PER_STEP} tokens per step, 1 to {MOST_DEFAULT_ROWS}.",
     )
     eval_batch_size_per_device: int | None = Field(
         default=None,
@@ -221,6 +234,13 @@ class Method(SpecModel):
         description="lora_config is PEFT's LoraConfig. Default: r 8, lora_alpha 16, lora_dropout 0.05 on all linear "
         "layers except the output head. Full-parameter training, which LLMForge did without this key, is not done.",
     )
+    quantization: Quantization | None = Field(
+        default=None,
+        description="quantization keeps the linear layers of the frozen base model in 4 bits (nf4, as QLoRA does) or 8 "
+        "bits (int8) in memory; the adapter and what is computed stay as they are. An adapter answers "
+        "as trained on the same quantization of its base model. Embeddings, output head and the stacked experts of "
+        "mixtures are not quantized. Not with sharding: fsdp. Default: none, the base model is held in bfloat16.",
+    )
     padding: Literal["longest", "max_length"] = Field(
         default="longest",
         description="padding fills rows that cannot be packed up to the longest of a batch (longest). max_length turns "
@@ -229,7 +249,8 @@ class Method(SpecModel):
     gradient_checkpointing: bool | None = Field(
         default=None,
         description="gradient_checkpointing computes activations again in the backward pass, which saves memory and "
-        "costs about a third more time. Default: where memory asks for it.",
+        "costs about a third more time. Default: where memory asks for it, in every fourth, every second or all "
+        "layers.",
     )
     sharding: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
@@ -267,7 +288,8 @@ class Saving(SpecModel):
         description="output_dir is LLMForge's spelling of output.uri; only one of the two is given. Default: none.",
     )
     logger: Logger | None = Field(
-        default=None, description="logger sends metrics to Weights & Biases or MLflow as well. Default: none."
+        default=None,
+        description="logger sends metrics to Weights & Biases, MLflow or TensorBoard as well. Default: none.",
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.defaults import default_batch_size, effective_job, notices
+from finetune_api.defaults import effective_job, notices
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.load import load_job_file, load_manifest
 from finetune_api.native_models import native_generation_config
@@ -84,11 +84,12 @@ def test_the_least_job_gets_the_documented_defaults() -> None:
         ({"no_gradient_checkpoint": True}, {"gradient_checkpointing": False, "no_gradient_checkpoint": None}),
         ({"no_gradient_checkpoint": False}, {"gradient_checkpointing": True}),
         ({}, {"gradient_checkpointing": None, "train_batch_size_per_device": None, "output": None}),
-        ({"context_length": 1000}, {"train_batch_size_per_device": 8, "eval_batch_size_per_device": 8}),
+        # Both follow from the data.
+        ({"context_length": 1000}, {"train_batch_size_per_device": None, "eval_batch_size_per_device": None}),
         ({"train_batch_size_per_device": 3}, {"eval_batch_size_per_device": 3}),
         (
-            {"context_length": 4096, "eval_batch_size_per_device": 5},
-            {"train_batch_size_per_device": 2, "eval_batch_size_per_device": 5},
+            {"eval_batch_size_per_device": 5},
+            {"train_batch_size_per_device": None, "eval_batch_size_per_device": 5},
         ),
     ],
 )
@@ -137,13 +138,6 @@ def test_what_is_given_of_generation_config_stays() -> None:
     assert isinstance(own.prompt_format, PromptFormat)
     assert own.prompt_format.user == "{instruction}"
     assert own.stopping_sequences == []
-
-
-@pytest.mark.parametrize(
-    ("context_length", "rows"), [(8, 16), (512, 16), (513, 8), (1024, 8), (2048, 4), (4096, 2), (4097, 1), (131072, 1)]
-)
-def test_longer_rows_make_smaller_batches(context_length: int, rows: int) -> None:
-    assert default_batch_size(context_length) == rows
 
 
 _CHANGES = st.fixed_dictionaries(

@@ -149,6 +149,7 @@ def test_every_key_that_peft_knows_has_a_fate() -> None:
             "contradicts",
         ),
         ({"output_dir": "a", "output": {"uri": "b"}}, "output_dir", "contradicts output.uri"),
+        ({"quantization": "nf4", "sharding": "fsdp"}, "quantization", "does not go with sharding: fsdp"),
         ({"num_devices": 8, "workers": {"nodes": 3}}, "num_devices", "contradicts workers.nodes: 3"),
         ({"num_devices": 8, "workers": {"gpusPerNode": 0}}, "num_devices", "contradicts workers.gpusPerNode: 0"),
         (

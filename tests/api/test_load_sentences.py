@@ -53,6 +53,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     # Choices
     ({"task": "instruction_tunning"}, "task", "did you mean instruction_tuning?"),
     ({"padding": "none"}, "padding", "padding must be longest or max_length, not 'none'"),
+    ({"quantization": "fp4"}, "quantization", "quantization must be nf4 or int8, not 'fp4'"),
     ({"lr_scheduler_type": 3}, "lr_scheduler_type", "must be cosine, linear or constant, not 3."),
     # Missing
     ({"logger": {}}, "logger.provider", "provider is required."),

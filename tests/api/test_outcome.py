@@ -246,6 +246,7 @@ def test_only_the_worlds_failures_are_tried_again() -> None:
         Reason.HUB_UNAVAILABLE,
         Reason.STORAGE_UNAVAILABLE,
         Reason.PEER_FAILED,
+        Reason.PACKS_TOO_LARGE,
         Reason.INTERNAL_ERROR,
     }
     assert all(is_retryable(code) == (reason not in USERS) for reason, code in EXIT_CODES.items())

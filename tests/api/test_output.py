@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.defaults import notices
 from finetune_api.job import Metadata
 from finetune_api.output import output_address, working_name
 from tests.api.jobs import job
@@ -57,3 +58,13 @@ def test_jobs_of_one_name_in_one_namespace_do_not_meet() -> None:
 )
 def test_a_jobs_branch_on_the_hub_is_its_own(metadata: dict[str, Any], name: str) -> None:
     assert working_name(job().model_copy(update={"metadata": Metadata(name="guard", **metadata)})) == name
+
+
+@pytest.mark.parametrize(("spec", "told"), [({"quantization": "nf4"}, 2), ({}, 1)])
+def test_whoever_wants_a_merged_model_of_a_quantized_base_is_told_into_what_it_is_merged(
+    spec: dict[str, Any], told: int
+) -> None:
+    found = [notice.message for notice in notices(job(output={"uri": "out", "merged": True}, **spec))]
+    merged = [message for message in found if message.startswith("output.merged ")]
+    assert len(merged) == told
+    assert ("not as quantized for training" in merged[-1]) is bool(spec)

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -22,8 +23,12 @@ from tests.architectures.results import Results, results_folder
 def main(arguments: list[str]) -> int:
     """Examine what is asked for; the exit code is 1 where a type is not as it should be, or one was not examined."""
     asked = _parse(arguments)
-    chosen = [case for case in CASES.values() if not asked.only or any(fnmatch(case.name, part) for part in asked.only)]
-    results = Results(results_folder())
+    chosen = [
+        replace(case, quantization=asked.quantization)
+        for case in CASES.values()
+        if not asked.only or any(fnmatch(case.name, part) for part in asked.only)
+    ]
+    results = Results(results_folder(asked.quantization))
     known = {} if asked.fresh else results.found(chosen)
     # What was not as it should be is looked at again.
     records = {name: record for name, record in known.items() if not record.faults()}
@@ -43,7 +48,7 @@ def main(arguments: list[str]) -> int:
     missing = [case.name for case in chosen if case.name not in records]
     if missing:
         print(f"The budget ended before {len(missing)} cases, first {missing[0]}: run it again to go on.")
-    elif asked.write:
+    elif asked.write and not asked.quantization:
         asked.write.write_text(document(ordered))
         print(f"Written: {asked.write}")
     return 1 if missing or any(record.faults() for record in ordered) else 0
@@ -55,6 +60,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="minutes after which no case is begun")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at a time")
     parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run found")
+    parser.add_argument("--quantization", choices=["nf4"], help="train all of them on a base model quantized so")
     parser.add_argument("--write", type=Path, help="the document, written when no case is missing")
     return parser.parse_args(arguments)
 

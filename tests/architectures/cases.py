@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune_api.training import Quantization
 from tests.architectures.zoo import INCOMPLETE, MODEL_TYPES, NOT_CAUSAL, build
 
 
@@ -20,6 +21,8 @@ class Case:
     saved_as: str | None = None
     why_not: str = ""
     """Why it must not be trained."""
+    quantization: Quantization | None = None
+    """Of the base model while it is trained on."""
 
     def build(self, folder: Path) -> Path:
         """Save the model in `folder`."""

@@ -26,12 +26,15 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetune_api.load import load_job_file
+from finetune_api.training import Quantization
 from finetune_trainer.data.dataset import TokenizedData, prepare
 from finetune_trainer.errors import JobError
 from finetune_trainer.inputs import data_source, load_model_inputs
+from finetune_trainer.model.quantized import settings
+from finetune_trainer.model.support import build_skeleton
 from finetune_trainer.worker import main
 from tests.architectures.cases import Case
 from tests.architectures.record import Record
@@ -63,7 +66,7 @@ def examine(case: Case, folder: Path, *, launched: bool = False) -> Record:
         launched: also as a user would, by `finetune run` in a process of its own.
     """
     began = time.monotonic()
-    record = Record(case.name, case.model_type, why_not=case.why_not)
+    record = Record(case.name, case.model_type, why_not=case.why_not, quantization=case.quantization)
     os.environ |= {"FINETUNE_CACHE_DIR": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     base = folder / "base"
     case.build(base)
@@ -71,7 +74,7 @@ def examine(case: Case, folder: Path, *, launched: bool = False) -> Record:
         _ask_upstream(record, base)
     except Exception as error:  # Model code that nobody here has seen.
         record.upstream = _one_line(error)
-    _train(record, _job(folder, base), launched)
+    _train(record, _job(folder, base, case.quantization), launched)
     record.seconds = round(time.monotonic() - began, 1)
     return record
 
@@ -190,15 +193,15 @@ def _describe(record: Record, model: Any) -> None:
 
 def _open_again(record: Record, job: Path, base: Path, adapter: Path, trained: Any) -> None:
     """The published adapter in PEFT alone."""
-    rows = _validation_rows(job)
+    rows = validation_rows(job)
     ids = torch.from_numpy(rows[0][0])[None]
-    plain = _plain_model(base)
-    record.first_loss_difference = abs(_loss(plain, rows) / record.losses[0] - 1)
+    plain = _plain_model(base, yaml.safe_load(job.read_text())["spec"].get("quantization"))
+    record.first_loss_difference = abs(loss_of(plain, rows) / record.losses[0] - 1)
     with torch.no_grad():
         before = plain(input_ids=ids, use_cache=False).logits
     with contextlib.redirect_stderr(io.StringIO()):
         opened = PeftModel.from_pretrained(plain, str(adapter)).eval()
-    record.last_loss_difference = abs(_loss(opened, rows) / min(record.losses[1:]) - 1)
+    record.last_loss_difference = abs(loss_of(opened, rows) / min(record.losses[1:]) - 1)
     wanted = {name: weight for name, weight in trained.named_parameters() if "lora_" in name}
     found = dict(opened.named_parameters())
     last_is_best = min(record.losses[1:]) == record.losses[-1]
@@ -213,6 +216,8 @@ def _open_again(record: Record, job: Path, base: Path, adapter: Path, trained: A
         if last_is_best:
             record.reload_difference = _difference(trained(input_ids=ids, use_cache=False).logits, after)
         record.effect = _difference(before, after)
+        if record.quantization:
+            return
         merged = opened.merge_and_unload()
         record.merged_difference = _difference(after, merged(input_ids=ids, use_cache=False).logits)
 
@@ -246,12 +251,13 @@ def _adapter_difference(one: Path, other: Path) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def _job(folder: Path, base: Path) -> Path:
+def _job(folder: Path, base: Path, quantization: Quantization | None) -> Path:
     spec = {
         "model_id": str(base),
         "train_path": str(_rows(folder / "train.jsonl", range(16))),
         "valid_path": str(_rows(folder / "valid.jsonl", range(16, 20))),
         **_SETTINGS,
+        **({"quantization": quantization} if quantization else {}),
     }
     path = folder / "job.yaml"
     _write_job(path, spec | {"output": {"uri": str(folder / "output")}})
@@ -286,7 +292,7 @@ def _rows(path: Path, numbers: range) -> Path:
     return path
 
 
-def _validation_rows(job: Path) -> list[tuple[Any, Any]]:
+def validation_rows(job: Path) -> list[tuple[Any, Any]]:
     """(token ids, whether each is trained) of each row, as the trainer sees them."""
     loaded = load_job_file(job).job
     assert loaded is not None
@@ -298,7 +304,7 @@ def _validation_rows(job: Path) -> list[tuple[Any, Any]]:
     return [(np.asarray(ids, np.int64), trained) for row in range(len(data)) for ids, trained in data.sequences(row)]
 
 
-def _loss(model: Any, rows: list[tuple[Any, Any]]) -> float:
+def loss_of(model: Any, rows: list[tuple[Any, Any]]) -> float:
     """Mean over trained tokens, one row at a time."""
     total, count = 0.0, 0
     for ids, trained in rows:
@@ -310,8 +316,14 @@ def _loss(model: Any, rows: list[tuple[Any, Any]]) -> float:
     return total / count
 
 
-def _plain_model(base: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+def _plain_model(base: Path, quantization: Quantization | None) -> Any:
+    if quantization is None:
+        return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    skeleton = build_skeleton(AutoConfig.from_pretrained(base), str(base), trust_remote_code=False)
+    config = settings(quantization, torch.float32, skeleton)
+    return AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
+    ).eval()
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.architectures.cases import Case
 from tests.architectures.record import Record
+from tests.fork_server import one_thread
 
 CASE_SECONDS = 300.0
 """After which a case counts as hanging. Ten is usual."""
@@ -80,6 +81,7 @@ def _start(case: Case, *, launched: bool) -> _Running:
     if process == 0:
         code = 1
         try:
+            one_thread()
             _examine(case, folder, launched=launched)
             code = 0
         finally:

@@ -12,6 +12,9 @@ Outcome = Literal["trained", "refused", "failed"]
 EXACT = 1e-5
 """Most relative difference that rounding in another order makes of the same float32 computation."""
 
+NOTHING_TO_QUANTIZE = "no linear layers that bitsandbytes quantizes"
+"""Of the refusal of a model that has none."""
+
 MERGED = 1e-4
 """The same where weights themselves were rounded anew."""
 
@@ -24,6 +27,8 @@ class Record:
     model_type: str
     why_not: str = ""
     """Why it has to be refused; empty when it has to train."""
+    quantization: str | None = None
+    """Of the base model while it was trained on."""
     upstream: str = ""
     """What transformers alone fails with, on this very folder."""
     causal: bool | None = None
@@ -80,7 +85,8 @@ class Record:
             ("first loss", self.first_loss_difference, EXACT),
             ("last loss", self.last_loss_difference, EXACT),
             ("reloaded logits", self.reload_difference, EXACT),
-            ("merged logits", self.merged_difference, MERGED),
+            # PEFT merges into codes, which rounds.
+            *([] if self.quantization else [("merged logits", self.merged_difference, MERGED)]),
             ("resumed adapter", self.resumed_difference, EXACT),
         ):
             if difference is None and not self.errors:
@@ -95,6 +101,8 @@ class Record:
 
     def _faults_of_a_refusal(self) -> list[str]:
         found = []
+        if self.quantization and NOTHING_TO_QUANTIZE in self.sentence:
+            return []
         if not (self.why_not or self.upstream or self.causal is False):
             found.append(f"is refused, and could train: {self.sentence}")
         if self.reason == "InternalError" or "\n" in self.sentence.strip() or len(self.sentence) > 600:

@@ -11,6 +11,7 @@ from tests.architectures.cases import Case
 from tests.architectures.record import Record
 
 LIBRARIES = ("transformers", "peft", "torch", "accelerate")
+"""What docs/models.md holds for."""
 
 _ROOT = Path(__file__).parents[2]
 _EXAMINED = ("trainer/finetune_trainer", "crds/finetune_api")
@@ -22,9 +23,13 @@ def versions() -> str:
     return ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
 
 
-def results_folder() -> Path:
-    """Where results of this very code with these libraries are kept."""
-    digest = hashlib.sha256(versions().encode())
+def results_folder(quantization: str | None = None) -> Path:
+    """Where results of this very code with these libraries are kept.
+
+    Args:
+        quantization: of the base models, if any.
+    """
+    digest = hashlib.sha256(versions().encode() + (quantization or "").encode())
     own = [Path(__file__).with_name(f"{name}.py") for name in _EXAMINING]
     for path in [*own, *(path for part in _EXAMINED for path in sorted((_ROOT / part).rglob("*.py")))]:
         digest.update(f"{path.relative_to(_ROOT)}\n".encode() + path.read_bytes())

@@ -13,37 +13,24 @@ from tests.architectures.record import Record
 from tests.architectures.results import Results, results_folder
 
 STRUCTURES = {
-    "llama": "groups of query heads",
     "gpt2": "transposed weights, learned positions",
     "bloom": "positions as biases of attention, fused projections",
-    "opt": "positions with an offset, embedding and layers of different widths",
     "phi3": "fused gate and up, sliding windows",
     "gemma2": "capped attention and logits",
-    "gemma3": "a tower for images, sliding beside full attention",
     "gemma3n_text": "per-layer embeddings, several streams, shared keys and values",
     "gemma4": "experts beside dense layers, layers of different sizes, towers for images and sound",
     "gpt_oss": "attention sinks, experts with biases",
-    "mixtral": "experts",
-    "qwen2_moe": "a gated shared expert, one dense layer",
-    "dbrx": "experts in a configuration of their own",
+    "qwen2_moe": "experts, a gated shared expert, one dense layer",
     "deepseek_v3": "latent attention, grouped experts",
-    "glm_moe_dsa": "an indexer without gradient",
-    "llama4": "published in a wrapper, chunked attention, experts that read a scaled input",
     "mllama": "cross-attention to images, skipped by text",
     "jamba": "state space beside attention and experts",
-    "mamba": "state space alone",
-    "mamba2": "state space in chunks",
     "zamba2": "attention layers that share weights, with low-rank matrices of their own",
     "qwen3_next": "linear attention beside full attention",
-    "qwen4_exp": "n-gram embeddings, hyper-connections, an indexer",
-    "lfm2": "convolutions beside attention",
     "rwkv": "a recurrent network",
-    "recurrent_gemma": "gated linear recurrences",
     "laguna": "layers that PEFT renames on loading",
-    "bert": "an encoder with a causal mask",
-    "bart": "a decoder with cross-attention to nothing",
-    "fuyu": "a text model inside another",
+    "stablelm": "layers that hand on no arguments to their attention",
 }
+"""What differs most, the default layout of each kind among them."""
 
 REFUSED = {
     "bert (is_decoder: false)": "the same without its causal mask",
@@ -73,6 +60,12 @@ def records() -> dict[str, Record]:
 def test_each_structure_trains_with_the_defaults_and_reloads_exactly(name: str, records: dict[str, Record]) -> None:
     assert records[name].faults() == []
     assert records[name].outcome == "trained"
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_rows_are_laid_out_as_the_table_of_all_types_says(name: str, records: dict[str, Record]) -> None:
+    table = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    assert f"\n| {name} | {records[name].layout} |" in table
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.gpu import first_contact as module
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.clock import Stage, TimedStep, stages
+from benchmarks.gpu.contact_checks import Finding
 from benchmarks.gpu.devices import Memory, NotMeasurableError, chosen_device, peak_tflops
 from benchmarks.gpu.figures import Parameters, Work, parameters_of, work_of
+from benchmarks.gpu.first_contact import CHECKS, first_contact
 from benchmarks.gpu.job import RepeatedPlan
 from benchmarks.gpu.report import Case, case_markdown
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.batch import TokenPair
-from finetune_trainer.train.batching import Batching, StepBatches
+from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.gate import Verdict
 from finetune_trainer.train.plan import TrainingPlan
+from finetune_trainer.train.steps import StepBatches
 
 TINY = ["--device", "cpu", "--random", "2,64,128,4,2,49152", "--shapes", "short", "--rows", "8", "--warm-up", "1"]
 
@@ -132,7 +137,7 @@ def test_utilization_is_what_the_formula_gives() -> None:
     case = Case(
         shape="guard",
         rows=8,
-        choice=Choice(PACKED, False, Verdict(BatchLayout.SHARED_PREFIX)),
+        choice=Choice(PACKED, 0, Verdict(BatchLayout.SHARED_PREFIX)),
         choosing_seconds=1.0,
         steps=[(step, work)],
         parameters=Parameters(body=1000, head=500),
@@ -205,3 +210,30 @@ def test_a_repeated_plan_gives_the_rows_of_the_steps_that_come_again() -> None:
     assert repeated.total_steps == 3
     for step, original in enumerate((0, 2, 2)):
         np.testing.assert_array_equal(repeated.rows_of_step(step), plan.rows_of_step(original))
+
+
+def test_a_first_contact_answers_every_question_that_a_cpu_can(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--first-contact", "--device", "cpu"]) == 0
+
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert list(dict.fromkeys(row.split(" | ")[0].removeprefix("| ") for row in rows[2:])) == [
+        each.name for each in CHECKS
+    ]
+    assert not [row for row in rows if "DOES NOT HOLD" in row]
+    assert sum("| holds |" in row for row in rows) >= 15
+
+
+def test_a_check_that_fails_ends_no_other_and_what_the_time_is_over_for_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_setting: object) -> Iterator[Finding]:
+        yield Finding("a question", "an answer", holds=True)
+        raise RuntimeError("no kernel | for this\nand more")
+
+    named = [replace(CHECKS[0], name=name, check=fails) for name in ("one", "two")]
+    monkeypatch.setattr(module, "CHECKS", named)
+    assert not first_contact(torch.device("cpu"))
+    report = capsys.readouterr().out
+    assert report.count("| RuntimeError: no kernel / for this | **DOES NOT HOLD** |") == 2
+    assert first_contact(torch.device("cpu"), budget=-1)
+    assert capsys.readouterr().out.count("not reached: the time was over") == 2

@@ -350,7 +350,7 @@ def as_kopf(
     """What kopf makes of an API server that answers so."""
 
     async def run() -> T:
-        async with answering(serve) as url, asyncio.timeout(20):
+        async with answering(serve) as url, asyncio.timeout(60):
             session = aiohttp.ClientSession(response_class=Response)
             login = kopf.AiohttpSession(server=url, aiohttp_session=session)
             context, vault = APIContext(login), Vault()
@@ -364,11 +364,11 @@ def as_kopf(
     return asyncio.run(run())
 
 
-def kopf_asks(*backoffs: float) -> kopf.OperatorSettings:
-    """Settings of kopf's that wait so long after each refusal."""
+def kopf_asks(*backoffs: float, timeout: float = 15.0) -> kopf.OperatorSettings:
+    """Settings of kopf's that wait so long after each refusal, and so long for an answer."""
     settings = kopf.OperatorSettings()
     settings.networking.error_backoffs = backoffs
-    settings.networking.request_timeout = 1.0
+    settings.networking.request_timeout = timeout
     return settings
 
 
@@ -430,7 +430,7 @@ def test_kopf_asks_until_it_is_told_which_kinds_there_are(status: int, body: str
         return await say(request, status, BODIES[body], **{"Retry-After": "0"})
 
     async def scan(_: APIContext) -> set[str]:
-        found = await scan_resources(settings=kopf_asks(*[0] * 10), logger=LOGGER)
+        found = await scan_resources(settings=kopf_asks(*[0] * 10, timeout=1.0), logger=LOGGER)
         return {kind.plural for kind in found}
 
     assert as_kopf(serve, scan) == {"pods", "things"}

@@ -17,7 +17,7 @@ from finetune_trainer.data.end_of_turn import answer_tails
 from finetune_trainer.data.render import TemplateRenderer
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.elastic import NodeSettings, worker_defaults
-from finetune_trainer.published.base import Base, fetch_base, load_tokenizer_of, put_adapter
+from finetune_trainer.published.base import Base, fetch_base, load_tokenizer_of, put_adapter, quantization_of
 from finetune_trainer.published.folder import open_adapter
 from finetune_trainer.published.stops import Stops, message_in
 from finetune_trainer.quiet import quiet_libraries
@@ -80,19 +80,28 @@ class ChatModel:
             raise JobError(
                 Reason.INVALID_SPEC, f"{address} has no chat template, so it is not known how the model is prompted."
             )
-        weights, name = found, address
+        weights, name, quantization = found, address, None
         if adapter is not None:
             base, fetched = fetch_base(adapter, Base(base_model) if base_model else None, trust_remote_code=trusted)
             weights, name = fetched.path, base.address
             notices += fetched.warnings
+            quantization = quantization_of(adapter)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(weights, dtype=training_dtype(device), trust_remote_code=trusted, name=name, notices=notices)
+        model = load_model(
+            weights,
+            dtype=training_dtype(device),
+            trust_remote_code=trusted,
+            name=name,
+            notices=notices,
+            quantization=quantization,
+            device=device,
+        )
         model.config.use_cache = True
         # The base model's own stops and sampling must not be merged into what the folder declares.
         model.generation_config = GenerationConfig()
         if adapter is not None and with_adapter:
             model = put_adapter(model, adapter, name)
-        model.to(device).eval()
+        model.eval()
         tails = answer_tails(TemplateRenderer(tokenizer))
         return cls(model, tokenizer, Stops.read(found, tokenizer.eos_token_id, tails[0] if tails else ""), notices)
 

@@ -6,6 +6,7 @@ Whoever raises it has found the sentence the user needs. Everything else that es
 from __future__ import annotations
 
 from finetune_api.outcome import EXIT_CODES, Reason
+from finetune_api.problem import printable
 
 
 class JobError(Exception):
@@ -25,6 +26,6 @@ class JobError(Exception):
         return type(self), (self.reason, self.message)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What of a library's error fits into a sentence of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0], 300)

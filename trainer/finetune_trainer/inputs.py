@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from finetune_api.generation import GenerationConfig
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
 from finetune_api.outcome import Reason
-from finetune_api.prompt_format import PromptFormat, PromptFormatSpec
+from finetune_api.prompt_format import HuggingFaceChatTemplate, PromptFormat, PromptFormatSpec
 from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.dataset import DataSource
 from finetune_trainer.data.format_warnings import format_warnings
-from finetune_trainer.data.render import make_renderer
+from finetune_trainer.data.render import asks_for_date, make_renderer, today
+from finetune_trainer.data.template_trial import refuse_endless
 from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.load import check_context_length, load_config, vocabulary_size
@@ -44,6 +46,7 @@ IDENTITY_KEYS = (
     "max_grad_norm",
     "seed",
     "lora_config",
+    "quantization",
     "padding",
 )
 """Keys of the spec that decide the course of training. Others (loggers, how often to save) may change on a resume."""
@@ -66,7 +69,11 @@ class ModelInputs:
     """Tokens after which rows are cut."""
     vocabulary: int | None
     """Token ids that the model has an embedding for; see vocabulary_size."""
+    parameters: int
+    """Of the base model; 0 where only its own code knows."""
     warnings: list[str]
+    day: date
+    """What a chat template is told that asks for today's."""
 
     @property
     def pad_id(self) -> int:
@@ -85,7 +92,7 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
 
     Args:
         spec: the job's.
-        pins: what its addresses stand for; None to take what is there now.
+        pins: what its addresses stand for and when the run began; None to take what is there now.
 
     Raises:
         JobError: the model cannot be had, has no usable tokenizer, or is too short for context_length.
@@ -112,6 +119,8 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
             Reason.INVALID_SPEC,
             f"{spec.model_id} has no published prompt format: write generation_config.prompt_format.",
         )
+    if isinstance(generation.prompt_format, HuggingFaceChatTemplate):
+        refuse_endless(tokenizer.tokenizer)
     warnings = [
         *fetched.warnings,
         *config_notices(config, source.address),
@@ -127,7 +136,9 @@ def load_model_inputs(spec: FineTuneJobSpec, pins: Pins | None = None) -> ModelI
         generation.prompt_format,
         context_length,
         vocabulary_size(text_config(config, source.address), skeleton),
+        sum(parameter.numel() for parameter in skeleton.parameters()) if skeleton is not None else 0,
         warnings,
+        pins.began if pins is not None else today(),
     )
 
 
@@ -155,16 +166,19 @@ def data_source(spec: FineTuneJobSpec, inputs: ModelInputs, address: str) -> Dat
     prompt_format = inputs.prompt_format
     train_all = spec.task == "causal_lm"
     strip = isinstance(prompt_format, PromptFormat) and prompt_format.strip_whitespace
+    template = None if isinstance(prompt_format, PromptFormat) else inputs.tokenizer.tokenizer.chat_template
+    dated = {"date": inputs.day.isoformat()} if asks_for_date(template) else {}
     return DataSource(
         path=fetch_file(address),
         name=address,
         rules=RowRules(needs_answer=not train_all, strip_whitespace=strip),
-        renderer=make_renderer(prompt_format, inputs.tokenizer, train_all=train_all),
+        renderer=make_renderer(prompt_format, inputs.tokenizer, train_all=train_all, day=inputs.day),
         tokenizer=inputs.tokenizer.row_tokenizer(),
         settings={
             "tokenizer": inputs.tokenizer.fingerprint(),
             "format": prompt_format.model_dump(),
-            "template": None if isinstance(prompt_format, PromptFormat) else inputs.tokenizer.tokenizer.chat_template,
+            "template": template,
+            **dated,
         },
         context_length=inputs.context_length,
         train_all=train_all,

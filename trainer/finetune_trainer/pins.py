@@ -2,7 +2,7 @@
 
 A branch of the Hub moves and a prefix is written again while a job waits, loads or retries. Rank 0 resolves each
 address once; every node fetches what it found, for tokenizer and weights alike, and checkpoints record it: a later
-attempt goes on with the same commit, or is told that its base has changed.
+attempt goes on with the same commit, or is told that its base has changed. So it is with today's date.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from finetune_trainer.errors import JobError
 from finetune_trainer.storage import FetchedModel, fetch_adapter, fetch_model, fetch_tokenizer
 from finetune_trainer.storage.content import Content, content_of
 
-BASE, INITIAL_ADAPTER = "base_model", "initial_adapter"
+BASE, INITIAL_ADAPTER, BEGAN = "base_model", "initial_adapter", "began"
 """Keys of what a checkpoint records of its run."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -44,9 +45,15 @@ class Pins:
 
     base: Content
     initial_adapter: Content | None
+    began: date
+    """What chat templates are told that ask for today's date, which would else be another in each attempt."""
 
     def run(self) -> dict[str, Any]:
         """As checkpoints record it."""
+        return self.contents() | {BEGAN: self.began.isoformat()}
+
+    def contents(self) -> dict[str, Any]:
+        """What the addresses hold, as `run` has it."""
         found = {BASE: self.base.to_json()}
         return found | ({INITIAL_ADAPTER: self.initial_adapter.to_json()} if self.initial_adapter else {})
 
@@ -104,12 +111,13 @@ def model_source(spec: FineTuneJobSpec) -> ModelSource:
     return weights_source(spec.initial_base_model_ckpt_path) or ModelSource(spec.model_id, spec.model_revision)
 
 
-def resolve(spec: FineTuneJobSpec, recorded: Mapping[str, Any]) -> Pins:
+def resolve(spec: FineTuneJobSpec, recorded: Mapping[str, Any], *, today: date) -> Pins:
     """What the job's addresses stand for; rank 0 only.
 
     Args:
         spec: the job's.
         recorded: what the checkpoint says of its run that is gone on with; empty where there is none.
+        today: the date of a run that begins now.
 
     Raises:
         JobError: CheckpointMismatch, an address holds something else than the checkpoint was trained on; or as
@@ -119,6 +127,7 @@ def resolve(spec: FineTuneJobSpec, recorded: Mapping[str, Any]) -> Pins:
     return Pins(
         _resolve(model_source(spec), _tokenizer(spec), Content.from_json(recorded.get(BASE))),
         _resolve(initial, fetch_adapter, Content.from_json(recorded.get(INITIAL_ADAPTER))) if initial else None,
+        date.fromisoformat(recorded[BEGAN]) if BEGAN in recorded else today,
     )
 
 

@@ -7,31 +7,37 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from finetune_api.job import FineTuneJob
-from finetune_api.outcome import BatchLayout, Reason, TerminationMessage
+from finetune_api.outcome import Reason, TerminationMessage
+from finetune_trainer.assemble import make_loop
+from finetune_trainer.errors import JobError
 from finetune_trainer.job_output import open_output
 from finetune_trainer.launch.failures import stopped_sentence
-from finetune_trainer.load_adapted import is_sharded, load_adapted
+from finetune_trainer.load_adapted import Trained, load_adapted
 from finetune_trainer.model.lora import adapted, trainable_parameters
-from finetune_trainer.preparation import Prepared, Surroundings, prepare_run
+from finetune_trainer.preparation import Prepared, RunContext, prepare_run
 from finetune_trainer.publish.publication import publish_best
 from finetune_trainer.signals import StopFlag, stop_at_once
-from finetune_trainer.train.arguments import choose_checkpointing, training_arguments
-from finetune_trainer.train.batching import Batching, RankBatches, StepDataset
-from finetune_trainer.train.callbacks import TrainingObserver
+from finetune_trainer.train.checkpoint_writer import CheckpointWriter
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.console import Console
+from finetune_trainer.train.loop import train
 from finetune_trainer.train.metrics_log import MetricsLog
+from finetune_trainer.train.observer import TrainingObserver
 from finetune_trainer.train.progress import ProgressReporter
-from finetune_trainer.train.schedule import steps_to_save
-from finetune_trainer.train.steps import BatchingObserver
-from finetune_trainer.train.trainer import Evaluation, RunControl, StepTrainer
+from finetune_trainer.train.trackers import Trackers, open_trackers, run_key
+
+TRACKERS = "trackers"
+"""Scratch folder where experiment trackers write."""
+_LAST_UPLOAD_SECONDS = 900.0
+"""How long the last checkpoint may take after training. The adapter is published from it."""
+_STOPPED_UPLOAD_SECONDS = 15.0
+"""The same of a run that was stopped: pods have 30 s from the signal to their end."""
 
 
 def run_job(job: FineTuneJob, notices: list[str], device: torch.device, ranks: Ranks) -> TerminationMessage:
@@ -48,119 +54,122 @@ def run_job(job: FineTuneJob, notices: list[str], device: torch.device, ranks: R
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
-        around = _surroundings(job, ranks, Path(scratch))
+        context = _run_context(job, ranks, Path(scratch))
         try:
             # Until training starts nothing would be lost, so a stop ends the run at once.
             with stop_at_once():
-                around.reporter.start()
-                prepared = prepare_run(job, notices, around, device)
+                context.reporter.start()
+                prepared = prepare_run(job, notices, context, device)
                 if isinstance(prepared, TerminationMessage):
                     return prepared
+                trained = load_adapted(job.spec, prepared, context, device)
+                _announce(prepared, context, trained)
             # From here on a stop waits for the step under way and a checkpoint.
             with StopFlag() as stop:
-                trainer, stopped = _train(job, prepared, around, device, stop.is_set)
-                if stopped:
-                    return _stopped(trainer)
-                result = TerminationMessage(succeeded=True, rank=ranks.rank)
-                if ranks.is_first:
-                    result = publish_best(job, prepared, around, trainer, time.monotonic() - started)
-                ranks.barrier()
-                return result
+                stopped = _train(job, prepared, context, trained, stop.is_set)
+                if stopped is not None:
+                    return stopped
+                return ranks.on_first(lambda: publish_best(job, prepared, context, trained, time.monotonic() - started))
         finally:
-            around.reporter.close()
+            context.reporter.close()
+            context.output.close()
 
 
-def _surroundings(job: FineTuneJob, ranks: Ranks, scratch: Path) -> Surroundings:
+def _run_context(job: FineTuneJob, ranks: Ranks, scratch: Path) -> RunContext:
     if ranks.is_first:
         console, reporter = Console.from_environment(os.environ), ProgressReporter.from_environment(os.environ)
     else:
         console, reporter = Console(io.StringIO()), ProgressReporter(None)
-    return Surroundings(ranks, console, reporter, open_output(job, scratch, ranks), scratch)
+    return RunContext(ranks, console, reporter, open_output(job, scratch, ranks, say=console.phase), scratch)
 
 
 def _train(
-    job: FineTuneJob, prepared: Prepared, around: Surroundings, device: torch.device, stop_asked: Callable[[], bool]
-) -> tuple[StepTrainer, bool]:
-    """Train to the end, or to a checkpoint when a stop is asked for (the second value is then true)."""
-    spec, plan = job.spec, prepared.plan
-    control = RunControl(plan=plan, save_at=steps_to_save(spec, plan), stop_asked=stop_asked, ranks=around.ranks)
-    resumed_at = prepared.resume.step if prepared.resume else None
-    with MetricsLog(around.output.metrics_path, resumed_at_step=resumed_at) as metrics_log:
-        observer = TrainingObserver(reporter=around.reporter, console=around.console, metrics_log=metrics_log)
-        trainer = assemble(job, prepared, around, device, [control, observer], observer)
-        _announce(prepared, around, trainer.peft_model)
-        # Ranks draw different dropout; a resume replaces this by the saved state.
-        torch.manual_seed(spec.seed + around.ranks.rank)
-        try:
-            trainer.train(resume_from_checkpoint=str(prepared.resume_folder) if prepared.resume_folder else None)
-        finally:
-            around.output.save_metrics()
-    return trainer, control.stopped
+    job: FineTuneJob, prepared: Prepared, context: RunContext, trained: Trained, stop_asked: Callable[[], bool]
+) -> TerminationMessage | None:
+    """Train to the end, or to a checkpoint when a stop is asked for: then this rank's last words."""
+    resumed_at = prepared.resume.checkpoint.step if prepared.resume else None
+    with ExitStack() as stack:
+        writer = metrics_log = None
+        if context.ranks.is_first:
+            # Whatever ends the run, its figures are kept.
+            stack.callback(context.output.save_metrics)
+            metrics_log = stack.enter_context(MetricsLog(context.output.metrics_path, resumed_at_step=resumed_at))
+            writer = stack.enter_context(CheckpointWriter(prepared.checkpoints, context.console.warning))
+        trackers = _trackers(job, prepared, context)
+        stack.callback(_keep_files, trackers, context)
+        # After a success it is closed already.
+        stack.callback(lambda: trackers.finish(succeeded=False))
+        observer = TrainingObserver(
+            reporter=context.reporter,
+            console=context.console,
+            metrics_log=metrics_log,
+            total_steps=prepared.plan.total_steps,
+            track=trackers.log,
+        )
+
+        def stop() -> bool:
+            """Asked before each step; what makes it vain to train on is raised."""
+            context.output.check()
+            if writer is not None:
+                writer.check()
+            return stop_asked()
+
+        loop = make_loop(job.spec, prepared, context, trained.model, observer=observer, writer=writer, stop_asked=stop)
+        stopped = train(loop, start=resumed_at or 0, eval_first=job.spec.eval_first)
+        if not stopped:
+            trackers.finish()
+            if writer is not None:
+                writer.flush(_LAST_UPLOAD_SECONDS)
+            return None
+        return _stopped(writer, context)
 
 
-def assemble(
-    job: FineTuneJob,
-    prepared: Prepared,
-    around: Surroundings,
-    device: torch.device,
-    callbacks: list[Any],
-    observer: BatchingObserver | None = None,
-) -> StepTrainer:
-    """The model, loaded and with its LoRA layers, in the trainer that is to train it."""
-    spec, ranks = job.spec, around.ranks
-    model, start = load_adapted(spec, prepared, around, device)
-    sharded = is_sharded(spec, model, around.ranks, device)
-    own = partial(RankBatches, rank=ranks.rank, world_size=ranks.world_size, in_step=sharded)
-    worst_case = spec.padding == "max_length"
-    batching = Batching(
-        BatchLayout.PADDED if worst_case else BatchLayout.SHARED_PREFIX,
-        tokens_per_pack=0,
-        rows_per_batch=prepared.rows_per_batch,
-        pad_id=prepared.model.pad_id,
-        length=(spec.context_length or prepared.row_limit) if worst_case else None,
-    )
-    evaluation = None
-    if prepared.valid is not None:
-        rows_per_batch = spec.eval_batch_size_per_device or prepared.rows_per_batch
-        evaluation = Evaluation(own(prepared.valid), rows_per_batch)
-    arguments = training_arguments(
-        spec, prepared.plan, name=job.metadata.name, folder=around.scratch, device=device, sharded=sharded
-    )
-    return StepTrainer(
-        model=model,
-        args=arguments,
-        steps=StepDataset(own(prepared.train), prepared.plan, batching),
-        plan=prepared.plan,
-        schedule=prepared.schedule,
-        evaluation=evaluation,
-        checkpoints=prepared.checkpoints,
-        ranks=ranks,
-        scratch=around.scratch,
-        callbacks=callbacks,
-        observer=observer,
-        checkpointing=choose_checkpointing(spec.gradient_checkpointing, sharded=sharded),
-        sharded=sharded,
-        start=start,
-        earlier=prepared.resume.manifest.details.get("batching") if prepared.resume else None,
+def _trackers(job: FineTuneJob, prepared: Prepared, context: RunContext) -> Trackers:
+    """The run at the job's experiment tracker, the same one for all attempts; rank 0's alone."""
+    if not context.ranks.is_first:
+        return Trackers()
+    return open_trackers(
+        job.spec.logger,
+        run_name=job.metadata.name,
+        run_key=run_key(context.output.store.uri, prepared.identity | prepared.pins.run()),
+        folder=context.scratch / TRACKERS,
+        config=prepared.identity | {"total_steps": prepared.plan.total_steps},
+        console=context.console,
+        resumed_at_step=prepared.resume.checkpoint.step if prepared.resume else None,
     )
 
 
-def _announce(prepared: Prepared, around: Surroundings, model: Any) -> None:
-    stats, plan = prepared.train.stats, prepared.plan
-    processes = f", {around.ranks.world_size} processes" if around.ranks.world_size > 1 else ""
+def _keep_files(trackers: Trackers, context: RunContext) -> None:
+    """Bring the tracker's files to the output; no run fails for want of them."""
+    try:
+        context.output.save_files(trackers.files(), context.scratch / TRACKERS)
+    except JobError as error:
+        context.console.warning(f"The experiment tracker's files are not at the output: {error.message}")
+
+
+def _announce(prepared: Prepared, context: RunContext, trained: Trained) -> None:
+    stats, plan, model = prepared.train.stats, prepared.plan, trained.model.peft
+    processes = f", {context.ranks.world_size} processes" if context.ranks.world_size > 1 else ""
     epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
-    around.console.phase(
+    context.console.phase(
         f"Training {adapted(model).summary(trainable_parameters(model))}. {stats.kept_rows:,} rows, "
         f"{stats.trainable_tokens:,} of their {stats.tokens:,} tokens: {plan.total_steps} steps of "
         f"{plan.rows_per_step} rows, {epochs}{processes}"
     )
 
 
-def _stopped(trainer: StepTrainer) -> TerminationMessage:
-    checkpoint = trainer.last_checkpoint
+def _stopped(writer: CheckpointWriter | None, context: RunContext) -> TerminationMessage:
+    """Last words; the checkpoint that was just made is brought away if that is quick."""
+    saved = True
+    if writer is not None:
+        try:
+            writer.flush(_STOPPED_UPLOAD_SECONDS)
+        except JobError as error:
+            saved = False
+            context.console.warning(f"The last checkpoint could not be saved: {error.message}")
     return TerminationMessage(
         succeeded=False,
         reason=Reason.TERMINATED,
-        message=stopped_sentence(checkpoint_saved=True),
-        checkpoint=checkpoint,
+        message=stopped_sentence(checkpoint_saved=saved),
+        checkpoint=writer.last if writer is not None else None,
     )

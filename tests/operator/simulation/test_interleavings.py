@@ -47,7 +47,7 @@ LOSSES = (Step.UNANSWERED, Step.LOST)
 FATES = {Step.ANSWERED: None, Step.UNANSWERED: Fate.UNANSWERED, Step.LOST: Fate.LOST, Step.KILLED_AFTER: Fate.LAST_WORD}
 ALL = os.environ.get("FAULTS") == "all"
 LIMITS = {
-    "kills": (6, KILLS, 6 if ALL else 2),
+    "kills": (6, KILLS, 6) if ALL else (5, KILLS, 2),
     "losses": (6, LOSSES + KILLS, 2) if ALL else (5, LOSSES, 1),
 }
 """Steps, after which nothing is in the way any more; what may go wrong in one order, and how often."""

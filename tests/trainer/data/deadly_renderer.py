@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ from finetune_trainer.data.render import FormatRenderer
 
 FATAL = "fatal"
 """A conversation in which a message is this is the last one."""
+
+
+SLEEP_SECONDS = 20
+"""Long enough to be missed, and over before the session is."""
 
 
 @dataclass
@@ -26,6 +31,9 @@ class DeadlyRenderer:
         if any(message.content == FATAL for message in messages):
             if self.death == "exception":
                 raise MemoryError("no more")
+            if self.death == "sleep":
+                time.sleep(SLEEP_SECONDS)
+                return self.inner.render(messages)
             os.kill(os.getpid(), signal.Signals[self.death])
         return self.inner.render(messages)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ from finetune_api.chat_template import chat_template
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import HuggingFaceChatTemplate, Message, PromptFormat
 from finetune_trainer.data.conversation import RowError
-from finetune_trainer.data.render import FormatRenderer, TemplateRenderer, make_renderer
+from finetune_trainer.data.render import FormatRenderer, TemplateRenderer, make_renderer, today
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
 from tests.api.formats import FORMATS, GUARD_2, LLAMA_3, assistant, conversations, plain, prompt_formats, system, user
-from tests.real_tokenizers import llama_3, mistral, smollm2
+from tests.real_tokenizers import llama_3, mistral, published_templates, smollm2
 from tests.trainer.data.tokenizer_variants import REAL
 
 OWN = HuggingFaceChatTemplate(use_hugging_face_chat_template=True)
@@ -220,3 +221,43 @@ def test_the_format_decides_the_renderer() -> None:
     """A declared format never looks at the tokenizer's template."""
     assert isinstance(make_renderer(LLAMA_3, smollm2()), FormatRenderer)
     assert isinstance(make_renderer(OWN, smollm2()), TemplateRenderer)
+
+
+DATED = "{{- strftime_now('%d %b %Y, %H:%M') -}}{%- for m in messages -%}|{{ m.content }}{%- endfor -%}|"
+
+
+def test_a_template_that_asks_for_the_date_is_told_the_runs() -> None:
+    model = with_template(smollm2(), DATED)
+    renderer = make_renderer(OWN, model, day=date(2024, 2, 29))
+    assert renderer.prompt([user("hi")]) == "29 Feb 2024, 00:00|hi|"
+    (rendering,) = renderer.render([user("hi"), assistant("hello")])
+    assert rendering.text == "29 Feb 2024, 00:00|hi|hello|"
+
+
+@pytest.mark.parametrize("name", ["llama3_2", "gptoss"])
+@pytest.mark.parametrize("before", ["", "\n   {% if true %}a{% endif %} "])
+def test_the_rest_of_such_a_template_is_its_own(name: str, before: str) -> None:
+    """White space at its beginning too."""
+    published = published_templates()[name]
+    model = with_template(published, before + published.tokenizer.chat_template)
+    local = datetime.now(UTC).astimezone().date()
+    shown = by_transformers(model, [user("hi")], tokenize=False, add_generation_prompt=True)
+    assert make_renderer(OWN, model, day=local).prompt([user("hi")]) == shown
+    assert any(f"{local:{form}}" in shown for form in ("%d %b %Y", "%Y-%m-%d"))
+
+
+def test_without_a_run_it_is_told_todays() -> None:
+    days = [today()]
+    text = make_renderer(OWN, with_template(smollm2(), DATED)).prompt([user("hi")])
+    assert text.partition(",")[0] in {f"{day:%d %b %Y}" for day in (*days, today())}
+
+
+DIRECTIVES = "%A|%d.%m.%y|%-d %B|%Y-%j|%H:%M:%S %p|%I|%%|%U"
+
+
+def test_every_part_of_a_date_is_written_as_python_writes_it() -> None:
+    template = f"{{{{- strftime_now('{DIRECTIVES}') -}}}}{{{{ messages[0].content }}}}"
+    day = date(2024, 3, 5)
+    assert make_renderer(OWN, with_template(smollm2(), template), day=day).prompt([user("")]) == day.strftime(
+        DIRECTIVES
+    )

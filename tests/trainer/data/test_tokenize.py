@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.prompt_format import Message, PromptFormat, Rendering
-from finetune_trainer.data import tokenize
-from finetune_trainer.data.tokenize import RowTokenizer, TokenizedRow, TokenizedSequence
+from finetune_trainer.data.tokenize import RowTokenizer, TokenizedRow, TokenizedSequence, packed
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from tests.api.formats import FORMATS, LLAMA_3, assistant, native_format, prompt_formats, system, user
 from tests.real_tokenizers import llama_3, mistral, smollm2
@@ -309,24 +308,12 @@ def test_causal_lm_trains_all_but_the_first_token(name: str) -> None:
 def test_truncation_cuts_ids_and_mask_alike(length: int, spans: list[tuple[int, int]]) -> None:
     """A stretch behind the cut disappears, one across it is shortened."""
     trained = tuple((first, first + count) for first, count in spans)
-    whole = TokenizedSequence(list(range(36)), trained, 20)
+    whole = TokenizedSequence(packed(range(36)), trained, 20)
     cut = whole.truncated(length)
     assert cut.ids == whole.ids[:length]
     assert cut.trained == whole.trained[:length]
     assert cut.prompt_length == min(20, length)
     assert all(first < end for first, end in cut.spans)
-
-
-def test_what_is_remembered_of_prompts_does_not_grow_with_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without special tokens every prompt is a tail of its own."""
-    monkeypatch.setattr(tokenize, "_CACHE_ENTRIES", 20)
-    tokenizer = smollm2().row_tokenizer()
-    sizes = []
-    for batch in range(10):
-        rows = [rendered(PLAIN, smollm2(), [user(f"{batch} {row}"), assistant("yes")]) for row in range(8)]
-        tokenizer.tokenize(rows)
-        sizes.append(len(tokenizer._tails))
-    assert max(sizes) <= 20 + 8
 
 
 def test_rows_come_out_the_same_in_any_batch() -> None:

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
 from tests.models import smollm2_folder
 from tests.real_tokenizers import smollm2
-from tests.trainer.data.deadly_renderer import FATAL, DeadlyRenderer
+from tests.trainer.data.deadly_renderer import FATAL, SLEEP_SECONDS, DeadlyRenderer
 from tests.trainer.data.test_dataset import source
 from tests.trainer.data.tokenizer_variants import ALL
 from tests.trainer.run.tiny_job import CHATML, rows, write_rows
@@ -150,6 +151,22 @@ def test_a_worker_that_dies_ends_it_with_what_is_known(
     with pytest.raises(JobError, match="A process that tokenized train") as raised:
         prepare(deadly(tmp_path / "train.jsonl", smollm2(), "SIGKILL"), tmp_path / "cache")
     assert raised.value.reason == reason
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_block_that_never_comes_ends_it_with_its_lines(
+    count: int, tmp_path: Path, with_workers: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = deadly(tmp_path / "train.jsonl", smollm2(), "sleep")
+    with_workers(count)
+    monkeypatch.setattr(workers, "_PATIENCE_SECONDS", 5.0)
+    started = time.monotonic()
+    with pytest.raises(
+        JobError, match=r"train.jsonl: the rows in lines \d+ to \d+ were not tokenized within 0 minutes"
+    ):
+        prepare(data, tmp_path / "cache")
+    assert time.monotonic() - started < SLEEP_SECONDS
     assert list((tmp_path / "cache").iterdir()) == []
 
 

@@ -86,6 +86,22 @@ def searches_normalized_text() -> ModelTokenizer:
 
 
 @functools.cache
+def prepends_to_the_first() -> ModelTokenizer:
+    """As newer Llama 2's: only what the text begins with gets a space, which depends on where a piece stood in it."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["normalizer"] = None
+        content["pre_tokenizer"] = {
+            "type": "Metaspace",
+            "replacement": "▁",
+            "prepend_scheme": "first",
+            "split": False,
+        }
+
+    return _variant(mistral(), change)
+
+
+@functools.cache
 def lacks_characters() -> ModelTokenizer:
     """Characters without a token become <unk>, a special token that does not stand in the text."""
     return _variant(mistral(), lambda content: content["model"].update(byte_fallback=False, unk_token="<unk>"))
@@ -96,6 +112,7 @@ VARIANTS: dict[str, Callable[[], ModelTokenizer]] = {
     "normalizes": normalizes,
     "swallows space": swallows_space,
     "prepends by normalizer": prepends_by_normalizer,
+    "prepends to the first": prepends_to_the_first,
     "searches normalized text": searches_normalized_text,
     "lacks characters": lacks_characters,
 }

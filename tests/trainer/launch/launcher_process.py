@@ -6,7 +6,6 @@ Everything after the import is as in `python -m finetune_trainer`: main thread, 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from finetune_api.outcome import TERMINATION_MESSAGE_LIMIT_BYTES, TerminationMessage
+from tests.fork_server import fork_server
 from tests.trainer.launch.scripted_worker import SCRIPT
 
 WORKER_MODULE = "tests.trainer.launch.scripted_worker"
@@ -34,8 +34,7 @@ generation_config:
     trailing_assistant: ""
 """
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch.distributed.run", "finetune_trainer.launch.command"])
+_context = fork_server("torch.distributed.run", "finetune_trainer.launch.command")
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, limit_seconds: float = 60.0) -> None:

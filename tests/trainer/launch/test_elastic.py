@@ -98,6 +98,18 @@ def test_threads_may_spin_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "OMP_WAIT_POLICY" not in elastic.worker_defaults(NodeSettings(nproc=1, alone=True), {})
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_gpu_memory_is_taken_in_segments_that_grow_unless_the_user_set_it(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    settings = NodeSettings(nproc=1, alone=False)
+    monkeypatch.setattr(elastic, "visible_gpus", lambda: 0)
+    assert "PYTORCH_ALLOC_CONF" not in elastic.worker_defaults(settings, {})
+    monkeypatch.setattr(elastic, "visible_gpus", lambda: 1)
+    assert elastic.worker_defaults(settings, {})["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_ALLOC_CONF" not in elastic.worker_defaults(settings, {name: "backend:native"})
+
+
 @pytest.mark.parametrize(
     ("cores", "cpu_max", "workers", "threads"),
     [

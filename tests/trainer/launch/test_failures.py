@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ import torch.distributed
 
 from finetune_api.outcome import EXIT_CODES, Reason
 from finetune_trainer.errors import JobError
-from finetune_trainer.launch.failures import exit_code, last_words, redact
+from finetune_trainer.launch.failures import exit_code, has_other_cause, last_words, redact
 from finetune_trainer.signals import StopRequested
 
 GLOO = (
@@ -95,6 +96,22 @@ def test_what_ended_a_worker_has_a_reason_and_a_sentence(error: BaseException, r
     assert (message.succeeded, message.rank) == (False, 3)
     assert message.collateral == (reason is Reason.PEER_FAILED)
     assert exit_code(message) == EXIT_CODES[reason]
+
+
+FOREIGN = {name: row for name, row in ERRORS.items() if name != "a foreseen failure" and isinstance(row[0], Exception)}
+
+
+@pytest.mark.parametrize(("error", "reason", "_says"), FOREIGN.values(), ids=FOREIGN)
+def test_foreign_code_is_not_blamed_for_what_the_machine_or_another_rank_did(
+    error: Exception, reason: Reason, _says: str
+) -> None:
+    assert has_other_cause(error) == (reason is not Reason.INTERNAL_ERROR)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_foreign_code_is_not_blamed_for_a_volume_that_does_not_answer(number: int) -> None:
+    assert has_other_cause(OSError(number, os.strerror(number), "/model/config.json"))
+    assert not has_other_cause(OSError("there is no file named config.json"))
 
 
 def test_alone_nobody_can_be_lost() -> None:

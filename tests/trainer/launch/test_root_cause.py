@@ -112,6 +112,19 @@ def test_a_kill_long_after_the_first_end_is_the_launcher_s_own() -> None:
     assert conclude([prompt, crashed]).exit_code == 128 + signal.SIGKILL
 
 
+@pytest.mark.parametrize(("grace_seconds", "seconds"), [(25.0, 24.1), (3.0, 2.1), (1.0, 1.5), (600.0, 599.0)])
+def test_a_rank_that_hung_until_its_grace_was_over_was_not_killed_from_outside(
+    grace_seconds: float, seconds: float
+) -> None:
+    ends = [end(0, Reason.PEER_FAILED, at=100.0), end(1, -signal.SIGKILL, at=100.0 + seconds)]
+    assert conclude(ends, grace_seconds=grace_seconds).message.reason is Reason.PEER_FAILED
+
+
+def test_a_kill_soon_after_another_s_end_is_the_cause_however_long_the_grace() -> None:
+    ends = [end(0, Reason.PEER_FAILED, at=100.5), end(1, -signal.SIGKILL, at=100.0)]
+    assert all(conclude(ends, grace_seconds=grace).exit_code == 128 + signal.SIGKILL for grace in (1.0, 25.0, 600.0))
+
+
 def test_rank_0_s_success_is_the_attempt_s() -> None:
     """The adapter is published whole by then."""
     for other in (end(1, -signal.SIGKILL), end(1, Reason.PEER_FAILED), success(1, -signal.SIGABRT)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from finetune_api.outcome import Reason
@@ -61,3 +63,18 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path: Path, 
     assert not trace.exists()
     torch.load(folder / "pytorch_model.bin", weights_only=False)
     assert trace.exists(), "the pickle would have run"
+
+
+@pytest.mark.parametrize("auto", ["AutoConfig", "AutoModelForCausalLM"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=["volume", "memory"])
+def test_a_model_is_not_refused_for_what_the_machine_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auto: str, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    folder = random_llama(tmp_path / "model")
+    monkeypatch.setattr(getattr(transformers, auto), "from_pretrained", fails)
+    with pytest.raises(type(error)) as caught:
+        load_model(folder, dtype=torch.float32, trust_remote_code=False)
+    assert caught.value is error

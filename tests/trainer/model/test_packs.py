@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.model import flex_tree
+from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.flex_tree import flex
-from finetune_trainer.model.loss import summed_loss, takes_logits_to_keep, target_logits
-from finetune_trainer.model.packed_attention import PackingRefusedError, attending, most_tokens, use_packed_attention
-from finetune_trainer.model.packed_forward import take_packs
+from finetune_trainer.model.packed_attention import PackedDecoder, PackingRefusedError, most_tokens
 from finetune_trainer.model.prefix_tree import Pack, packs_of
 from finetune_trainer.model.tree_attention import Scores, Sight, by_path, dense, in_pieces, tree_mask
 
@@ -45,6 +45,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sliding": ("Mistral", {"sliding_window": 20}),
     "capped": ("Gemma2", {"head_dim": 8, "sliding_window": 20, "attn_logit_softcapping": 0.5}),
     "sinks": ("GptOss", {"head_dim": 8, "sliding_window": 20, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "arguments-kept": ("StableLm", {}),  # its layers hand on nothing to their attention
     "alibi": ("Bloom", {"n_layer": 2, "n_head": 4}),
     "squares": ("GPTNeo", {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 20}),
     "learned-places": ("Bart", {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 64, "is_decoder": True}),
@@ -52,7 +53,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @functools.cache
-def tiny(name: str) -> Any:
+def tiny(name: str) -> AdaptedModel:
     """One of `MODELS` with an adapter that changes what it says."""
     import transformers
     from peft import LoraConfig, get_peft_model
@@ -78,29 +79,49 @@ def tiny(name: str) -> Any:
         }
     )
     base = getattr(transformers, f"{kind}ForCausalLM")(config).requires_grad_(False)
-    use_packed_attention(base)
-    take_packs(base)
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    return model.train()
+    return AdaptedModel(model.train(), torch.device("cpu"))
 
 
-def outcome(model: Any, rows: list[TokenPair], *, budget: int | None, share: bool = True) -> tuple[float, torch.Tensor]:
+def outcome(
+    model: AdaptedModel, rows: list[TokenPair], *, budget: int | None, share: bool = True
+) -> tuple[float, torch.Tensor]:
     """Loss and whole gradient; without a budget by the model's own forward, row by row."""
-    model.zero_grad()
-    total = 0.0
+    model.peft.zero_grad()
     if budget is None:
-        for row in rows:
-            alone = summed_loss(*target_logits(model, pad([row], 0), keep=takes_logits_to_keep(model.get_base_model())))
-            torch.autograd.backward(alone)
-            total += alone.item()
+        total = model.backward([pad([row], 0) for row in rows])
     else:
-        for pack in packs_of(rows, budget=budget, share=share):
-            with attending(pack):
-                loss, _ = model(pack=pack)
-                loss.backward()
-            total += loss.item()
-    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    return total, torch.cat(gradients)
+        model.take_packs()
+        total = model.backward(packs_of(rows, budget=budget, share=share))
+        model.leave_packs()
+    gradients = [each.grad.flatten() for each in model.trained if each.grad is not None]
+    return float(total), torch.cat(gradients)
+
+
+@pytest.mark.filterwarnings("ignore")  # each architecture has its own
+@pytest.mark.parametrize("name", ["sliding", "arguments-kept", "alibi", "squares", "learned-places"])
+def test_layers_that_are_computed_again_on_another_thread_find_their_pack(name: str) -> None:
+    """On GPUs the backward pass has threads of its own; here it is put on one."""
+    model = tiny(name)
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(0, VOCABULARY, 30) for _ in range(3)]
+    rows = [(np.concatenate([ids[0], each]), np.arange(60) > 25) for each in ids]
+    wanted_loss, wanted = outcome(model, rows, budget=1000)
+    model.peft.zero_grad()
+    assert model.checkpoint_activations()
+    try:
+        model.take_packs()
+        (pack,) = packs_of(rows, budget=1000, share=True)
+        loss, _ = model.loss(pack)
+        thread = threading.Thread(target=torch.autograd.backward, args=(loss,))
+        thread.start()
+        thread.join()
+    finally:
+        model.leave_packs()
+        model.base.gradient_checkpointing_disable()
+    found = torch.cat([each.grad.flatten() for each in model.trained if each.grad is not None])
+    assert float(loss) == pytest.approx(wanted_loss)
+    assert torch.norm(found - wanted) <= CLOSE * torch.norm(wanted)
 
 
 @pytest.mark.filterwarnings("ignore")  # each architecture has its own
@@ -256,4 +277,4 @@ def test_layers_that_no_mask_describes_are_refused(kind: str, settings: dict[str
 
     config = getattr(transformers, f"{kind}Config")(vocab_size=VOCABULARY, num_hidden_layers=2, **settings)
     with torch.device("meta"), pytest.raises(PackingRefusedError, match=reason):
-        use_packed_attention(transformers.AutoModelForCausalLM.from_config(config))
+        PackedDecoder(transformers.AutoModelForCausalLM.from_config(config))

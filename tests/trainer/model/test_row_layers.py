@@ -9,10 +9,8 @@ import pytest
 import torch
 import transformers
 
+from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
-from finetune_trainer.model.loss import computed, takes_logits_to_keep
-from finetune_trainer.model.packed_attention import use_packed_attention
-from finetune_trainer.model.packed_forward import take_packs
 from finetune_trainer.model.prefix_tree import Pack, pack_count, packs_of
 from finetune_trainer.model.row_layers import RowLayer, compute_rows_apart, find_row_layers, usual_layers
 
@@ -45,30 +43,28 @@ def sequences(*lengths: int, shared: int = 0) -> list[TokenPair]:
     return [(ids.astype(np.int64), np.ones(len(ids), dtype=bool)) for ids in rows]
 
 
-def ready(kind: str, **settings: Any) -> tuple[Any, list[RowLayer]]:
-    """A random model that takes packs, and its layers that have to be given rows."""
+def ready(kind: str, **settings: Any) -> tuple[AdaptedModel, list[RowLayer]]:
+    """A random model that takes packs, and its layers that have to be given rows; without an adapter all is trained."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**SIZES, **settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    model.get_input_embeddings().requires_grad_(False)
-    use_packed_attention(model)
-    take_packs(model)
+    base = transformers.AutoModelForCausalLM.from_config(config).eval()
+    base.get_input_embeddings().requires_grad_(False)
+    base.get_base_model = lambda: base
+    model = AdaptedModel(base, torch.device("cpu"))
+    model.take_packs()
     (pack,) = packs_of(sequences(15, 16), budget=32, share=False)
-    return model, find_row_layers(model.model, pack, lambda: loss_of(model, pack))
+    return model, find_row_layers(base.model, pack, lambda: loss_of(model, pack))
 
 
-def loss_of(model: Any, batch: Any) -> float:
-    with torch.no_grad(), computed(model, batch, keep=takes_logits_to_keep(model)) as (loss, _):
-        return float(loss)
+def loss_of(model: AdaptedModel, batch: Any) -> float:
+    with torch.no_grad():
+        return float(model.loss(batch)[0])
 
 
-def gradient_of(model: Any, batches: list[Any]) -> torch.Tensor:
-    model.zero_grad()
-    for batch in batches:
-        with computed(model, batch, keep=takes_logits_to_keep(model)) as (loss, _):
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
-    found = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
-    return torch.cat(found).clone()
+def gradient_of(model: AdaptedModel, batches: list[Any]) -> torch.Tensor:
+    model.peft.zero_grad()
+    model.backward(batches)
+    return torch.cat([parameter.grad.flatten() for parameter in model.trained if parameter.grad is not None]).clone()
 
 
 HYBRIDS = [
@@ -87,11 +83,13 @@ HYBRIDS = [
 @pytest.mark.parametrize(("kind", "settings", "expected"), HYBRIDS)
 def test_layers_with_a_state_are_found_and_exact(kind: str, settings: dict[str, Any], expected: list[str]) -> None:
     model, found = ready(kind, **settings)
-    names = {module: name for name, module in model.model.layers.named_modules()}
+    names = {module: name for name, module in model.base.model.layers.named_modules()}
     assert [names[layer.module] for layer in found] == expected
     rows = sequences(9, 30, 31, 40, 2, shared=21)
     packs = [pack for share in (True, False) for pack in packs_of(rows, budget=400, share=share)]
+    model.leave_packs()
     alone = gradient_of(model, [pad([row], 0) for row in rows])
+    model.take_packs()
     wrong = [torch.norm(gradient_of(model, [pack]) - alone) / torch.norm(alone) for pack in packs]
     compute_rows_apart(found)
     for pack, before in zip(packs, wrong, strict=True):
@@ -105,8 +103,8 @@ def test_activations_that_are_computed_again_are_the_same() -> None:
     compute_rows_apart(found)
     packs: list[Any] = packs_of(sequences(9, 30, shared=21), budget=400, share=True)
     wanted = gradient_of(model, packs)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    assert model.checkpoint_activations()
+    model.peft.train()
     assert torch.norm(gradient_of(model, packs) - wanted) <= 1e-6 * torch.norm(wanted)
 
 
@@ -114,6 +112,7 @@ def test_activations_that_are_computed_again_are_the_same() -> None:
 def test_outside_packs_and_afterwards_nothing_is_changed() -> None:
     model, found = ready("Lfm2", full_attn_idxs=[1])
     row: Any = pad(sequences(30), 0)
+    model.leave_packs()
     before = loss_of(model, row)
     compute_rows_apart(found)
     assert loss_of(model, row) == before

@@ -242,3 +242,14 @@ def test_a_model_whose_code_fails_on_a_text_is_refused() -> None:
     with pytest.raises(JobError, match=r"fails on a row of the data \(ValueError: the sequence length") as refused:
         reached_by_text(Failing(), {}, IDS)
     assert refused.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def test_a_model_is_not_refused_for_a_rank_that_died() -> None:
+    """The weights of a shared base come from other ranks, amid the model's own code."""
+
+    class Sharing(_Odd):
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:9639.")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        reached_by_text(Sharing(), {}, IDS)

@@ -23,7 +23,7 @@ from finetune_trainer.publish.adapter import FOLDER, publish_adapter
 from finetune_trainer.publish.proof import Movement, movement, prove, sentence
 from finetune_trainer.storage import read_manifest
 from finetune_trainer.storage.local_store import LocalStore
-from finetune_trainer.train.checkpoint import ADAPTER
+from finetune_trainer.train.checkpoint_files import ADAPTER
 
 CONFIG = "adapter_config.json"
 B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"

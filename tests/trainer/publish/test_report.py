@@ -226,8 +226,9 @@ def test_hostile_text_is_shown_and_does_nothing(text: str, tmp_path: Path) -> No
     page = Page(path.read_text(encoding="utf-8"))
     assert_inert(page)
     assert page.tags.count("h1") == 1
-    assert page.tags.count("style") == 1
     assert page.tags.count("svg") == 3
+    # Its own, and one in each picture.
+    assert page.tags.count("style") == 4
     if text.isascii() and text.isprintable():
         assert page.text.count(text) >= 10
         # What is marked is the trained span and the legend.
@@ -351,15 +352,22 @@ def test_odd_lengths_are_drawn(lengths: Sequence[int]) -> None:
     assert "svg" in page.tags
 
 
-def test_pictures_follow_the_colours_of_the_page_and_embed_no_font() -> None:
+def test_pictures_follow_the_colours_and_the_font_of_the_page() -> None:
+    """A picture has no background, is drawn for a light page and inverted on a dark one."""
     svg = charts.line_chart("loss", FULL_SERIES, resumed_at_step=2)
-    assert "#0" not in svg.replace('href="#', "").replace("url(#", "")
-    assert "currentColor" in svg
-    assert "var(--first)" in svg
-    assert "var(--second)" in svg
     assert "<text" in svg
-    assert "font-family" not in svg
     assert "glyph" not in svg
+    assert "fill: #ffffff" not in svg
+    style = Page(render_report(FULL)).text_in("style")
+    _, dark = style.split("@media (prefers-color-scheme: dark)")
+    assert "figure svg { filter: invert(1) hue-rotate(180deg); }" in dark
+    assert "figure svg text { font-family: inherit !important; }" in style
+
+
+def test_a_picture_changes_nothing_of_the_page_around_it() -> None:
+    """The style sheet that matplotlib writes holds for the whole page; what it sets is of pictures alone."""
+    styles = [text for path, text in Page(render_report(FULL)).texts if path.endswith("svg/defs/style")]
+    assert set(styles) == {"*{stroke-linejoin: round; stroke-linecap: butt}"}
 
 
 def test_ids_of_two_pictures_in_one_page_are_different() -> None:

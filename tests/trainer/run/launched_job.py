@@ -8,8 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -23,17 +21,10 @@ class LaunchedJob:
     Args:
         job: what it runs.
         processes: ranks.
-        module: in place of the trainer, with its settings in `environ`.
+        environ: further variables.
     """
 
-    def __init__(
-        self,
-        job: TinyJob,
-        *,
-        processes: int,
-        module: str = "finetune_trainer",
-        environ: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, job: TinyJob, *, processes: int, environ: Mapping[str, str] | None = None) -> None:
         self.job = job
         self.message_path = job.folder / "termination-log"
         self.log_path = job.folder / "log"
@@ -48,7 +39,7 @@ class LaunchedJob:
         }
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, str(job.file())],
+                [sys.executable, "-m", "finetune_trainer", str(job.file())],
                 env=environ,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -92,10 +83,3 @@ class LaunchedJob:
             assert self.process.poll() is None, f"it ended before {what}:\n{self.log()}"
             assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.log()}"
             time.sleep(0.02)
-
-
-def run_to_end(folder: Path, *, processes: int, **spec: Any) -> LaunchedJob:
-    """Run a job that is to succeed."""
-    launched = LaunchedJob(TinyJob(folder, **spec), processes=processes)
-    assert launched.end() == 0, launched.log()
-    return launched

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,20 @@ import pytest
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.outcome import Reason
+from finetune_trainer import pins as pins_module
+from finetune_trainer.data.dataset import prepare
 from finetune_trainer.errors import JobError
+from finetune_trainer.inputs import data_source, load_model_inputs
 from finetune_trainer.launch.elastic import find_free_port
-from finetune_trainer.pins import check_node, fetch_initial_adapter, fetch_weights, resolve
+from finetune_trainer.pins import Pins, check_node, fetch_initial_adapter, fetch_weights
 from finetune_trainer.storage.content import content_of
 from finetune_trainer.storage.fetch import FetchedModel
 from tests.hub_server import COMMIT, Hub, Repo
 from tests.models import random_llama
 from tests.s3_server import S3Server
+from tests.trainer.forked_job import ForkedJob
 from tests.trainer.run.launched_job import LaunchedJob
-from tests.trainer.run.tiny_job import TinyJob, tiny_model
+from tests.trainer.run.tiny_job import TinyJob, rows, tiny_model, write_rows
 
 NAME = "team/model"
 LATER = "89abcdef" * 5
@@ -31,6 +37,14 @@ ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"old adap
 
 def spec(model: str = NAME, **more: Any) -> FineTuneJobSpec:
     return FineTuneJobSpec.model_validate({"model_id": model, "train_path": "/data", **more})
+
+
+TODAY = date(2026, 11, 29)
+
+
+def resolve(spec: FineTuneJobSpec, recorded: Mapping[str, Any], today: date = TODAY) -> Pins:
+    """What the addresses stand for, asked on a certain day."""
+    return pins_module.resolve(spec, recorded, today=today)
 
 
 def weights(folder: Path) -> bytes:
@@ -65,6 +79,14 @@ def test_another_attempt_goes_on_with_the_checkpoints_commit(hub: Hub) -> None:
     again = resolve(spec(), json.loads(json.dumps(recorded)))
     assert again.run() == recorded
     assert weights(fetch_weights(spec(), again)) == b"old weights"
+
+
+def test_another_attempt_goes_on_with_the_date_on_which_the_run_began(hub: Hub) -> None:
+    hub.repos[NAME] = Repo(OLD)
+    recorded = json.loads(json.dumps(resolve(spec(), {}).run()))
+    again = resolve(spec(), recorded, date(2026, 12, 1))
+    assert again.began == TODAY
+    assert again.run() == recorded
 
 
 def test_a_commit_that_the_hub_no_longer_has_is_named_with_the_one_it_has(hub: Hub, tmp_path: Path) -> None:
@@ -221,27 +243,28 @@ def test_a_resume_on_another_base_is_refused(tmp_path: Path) -> None:
     refusal(caught)
 
 
+def node(rank: int) -> dict[str, str]:
+    """Variables of the one process on each of two nodes, but for the port at which they meet."""
+    return {
+        "PET_NNODES": "2",
+        "PET_NODE_RANK": str(rank),
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
 def test_two_nodes_train_on_one_commit_though_main_moves_between_them(hub: Hub, tmp_path: Path) -> None:
     old, new = published(tiny_model()), published(random_llama(tmp_path / "later", seed=1))
     hub.repos[NAME] = Repo(old, next_push=(LATER, new))
-    common = {
-        "PET_NNODES": "2",
-        "PET_MASTER_ADDR": "127.0.0.1",
-        "PET_MASTER_PORT": str(find_free_port()),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
     first = TinyJob(tmp_path / "0", model_id=NAME, num_epochs=1, train_batch_size_per_device=2)
     second = TinyJob(tmp_path / "1")
     second.spec = first.spec
+    port = {"PET_MASTER_PORT": str(find_free_port())}
     nodes = [
-        LaunchedJob(
-            job,
-            processes=1,
-            environ={**common, "PET_NODE_RANK": str(rank), "HF_HUB_CACHE": str(tmp_path / f"cache-{rank}")},
-        )
+        LaunchedJob(job, processes=1, environ={**node(rank), **port, "HF_HUB_CACHE": str(tmp_path / f"cache-{rank}")})
         for rank, job in enumerate((first, second))
     ]
-    assert [node.end() for node in nodes] == [0, 0], "".join(node.log() for node in nodes)
+    assert [each.end() for each in nodes] == [0, 0], "".join(each.log() for each in nodes)
     assert hub.repos[NAME].commit == LATER
     assert adapter_revision(first) == COMMIT
     assert not [path for _, path in hub.requests if LATER in path]
@@ -249,15 +272,57 @@ def test_two_nodes_train_on_one_commit_though_main_moves_between_them(hub: Hub, 
         assert [path.name for path in (tmp_path / f"cache-{rank}").glob("models--*/snapshots/*")] == [COMMIT]
 
 
-def test_nodes_with_different_data_are_refused() -> None:
-    from finetune_trainer.preparation import _same_everywhere
-    from finetune_trainer.train.collective import Ranks
+@pytest.mark.parametrize(
+    ("count", "changed", "sentence"),
+    [
+        (25, {}, "The nodes read different files at {train_path}:"),
+        (24, {"learning_rate": 0.1}, "The nodes read different jobs:"),
+        (24, {}, None),
+    ],
+    ids=["data", "job", "the same"],
+)
+def test_nodes_with_different_inputs_are_refused_before_a_step(
+    count: int, changed: dict[str, Any], sentence: str | None, tmp_path: Path
+) -> None:
+    jobs = first, second = TinyJob(tmp_path / "0", num_epochs=1), TinyJob(tmp_path / "1")
+    write_rows(second.folder / "train.jsonl", rows(count))
+    second.spec = first.spec | {"train_path": second.spec["train_path"]} | changed
+    port = {"PET_MASTER_PORT": str(find_free_port())}
+    nodes = [ForkedJob(job, environ=node(rank) | port) for rank, job in enumerate(jobs)]
+    for each, job in zip(nodes, jobs, strict=True):
+        each.end()
+        message = each.message()
+        assert message is not None
+        assert message.succeeded == (sentence is None)
+        if sentence is not None:
+            assert message.reason is Reason.DATA_INVALID
+            assert sentence.format(**job.spec) in message.message
+    assert (first.output / "metrics.jsonl").exists() == (sentence is None)
 
-    class TwoNodes(Ranks):
-        def gather(self, value: Any) -> list[Any]:
-            return [value, "another"]
 
-    _same_everywhere(Ranks(), "one", "/data/train.jsonl")
-    with pytest.raises(JobError, match=r"different files at /data/train\.jsonl") as caught:
-        _same_everywhere(TwoNodes(), "one", "/data/train.jsonl")
-    assert caught.value.reason is Reason.DATA_INVALID
+@pytest.mark.parametrize(("asks", "folders"), [(True, 2), (False, 1)])
+def test_tokens_are_kept_for_each_date_only_where_the_template_asks_for_it(
+    asks: bool, folders: int, tmp_path: Path
+) -> None:
+    """What is trained on is what the run's date makes of the template, on whatever day it is made."""
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(tiny_model(), tmp_path / "model")
+    template = "{%- for m in messages -%}[{{ m.content }}]{%- endfor -%}{%- if add_generation_prompt -%}[{%- endif -%}"
+    dated = "{{- strftime_now('%d %b %Y') -}}" if asks else ""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = dated + template
+    tokenizer.save_pretrained(model)
+    job = TinyJob(
+        tmp_path / "job",
+        model_id=str(model),
+        generation_config={"prompt_format": {"use_hugging_face_chat_template": True}},
+    ).job()
+    found = []
+    for day in (TODAY, date(2026, 12, 1), TODAY):
+        inputs = load_model_inputs(job.spec, resolve(job.spec, {}, day))
+        found.append(prepare(data_source(job.spec, inputs, job.spec.train_path), tmp_path / "cache"))
+        text = inputs.tokenizer.tokenizer.decode(found[-1].sequences(0)[0][0])
+        assert text.startswith(f"{day:%d %b %Y}" if asks else "[")
+    assert len({data.folder for data in found}) == folders
+    assert found[0].folder == found[2].folder

@@ -17,7 +17,9 @@ from torch.nn import functional
 from finetune_api.outcome import Reason, TerminationMessage
 from finetune_trainer.errors import JobError
 from finetune_trainer.inputs import data_source, load_model_inputs
+from finetune_trainer.model.adapter_state import adapter_tensors
 from finetune_trainer.storage import MANIFEST_NAME, open_store, read_manifest
+from finetune_trainer.train import plan
 from finetune_trainer.train import state as saved
 from tests.s3_server import S3Server
 from tests.trainer.run.tiny_job import TinyJob, rows, tiny_model, write_rows
@@ -245,16 +247,18 @@ def test_an_adapter_that_is_no_number_is_not_saved_and_the_checkpoint_before_sta
 ) -> None:
     """On a GPU the loss is looked at every few steps only."""
     job = TinyJob(tmp_path)
-    exact = saved.adapter_state
+    exact = adapter_tensors
+    made: list[dict[str, torch.Tensor]] = []
 
-    def broken(model: Any, wrapped: Any) -> dict[str, torch.Tensor]:
-        found = exact(model, wrapped)
-        if (job.output / "checkpoints" / "step-00000004").exists():
-            next(iter(found.values())).fill_(torch.nan)
+    def broken(model: Any) -> dict[str, torch.Tensor]:
+        found = exact(model)
+        if made:
+            found |= {name: torch.full_like(tensor, torch.nan) for name, tensor in found.items()}
+        made.append(found)
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(saved, "adapter_state", broken)
+        patch.setattr(saved, "adapter_tensors", broken)
         with pytest.raises(JobError, match="After step 8 the adapter has values that are no numbers") as caught:
             job.run()
     assert caught.value.reason is Reason.LOSS_DIVERGED
@@ -362,6 +366,24 @@ def test_without_num_epochs_the_data_are_repeated_until_min_update_steps(tmp_pat
     assert max(job.losses()) == 18  # three epochs of six steps
 
 
+def test_a_job_without_a_batch_size_gets_one_by_its_tokens_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row in 24 is long. What is to be had by a step may be another when a later version resumes."""
+    monkeypatch.setattr(plan, "DEFAULT_TOKENS_PER_STEP", 8 * 40)
+    job = TinyJob(tmp_path, num_epochs=1, context_length=400)
+    del job.spec["train_batch_size_per_device"]
+    long = [{"role": "user", "content": "Please. " * 60}, {"role": "assistant", "content": "No."}]
+    write_rows(tmp_path / "train.jsonl", [*rows(23), {"messages": long}])
+    job.run()
+    assert max(job.losses()) == 3
+    assert "train_batch_size_per_device: 8" in (job.output / "report.html").read_text()
+    open_store(str(job.output)).delete_tree("adapter")
+    monkeypatch.setattr(plan, "DEFAULT_TOKENS_PER_STEP", 1)
+    assert job.run().succeeded
+    assert max(job.losses()) == 3
+
+
 def test_eval_first_measures_the_untrained_model(tmp_path: Path) -> None:
     job = TinyJob(tmp_path, eval_first=True, num_epochs=1)
     job.run()
@@ -371,7 +393,7 @@ def test_eval_first_measures_the_untrained_model(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(tmp_path: Path) -> None:
     job = TinyJob(tmp_path, learning_rate=10.0, max_grad_norm=0, num_epochs=40, num_warmup_steps=0)
     job.spec["lora_config"] = {"r": 4, "lora_alpha": 60000, "lora_dropout": 0.0}
-    with pytest.raises(JobError, match=r"loss became (nan|inf) at step \d+") as caught:
+    with pytest.raises(JobError, match=r"(loss|gradient) became (nan|inf) at step \d+") as caught:
         job.run()
     assert caught.value.reason is Reason.LOSS_DIVERGED
     assert not (job.output / "adapter").exists()

@@ -199,3 +199,23 @@ def test_an_adapter_needs_both_of_its_files() -> None:
     ]
     with pytest.raises(JobError, match="no PEFT adapter"):
         adapter_files(["adapter_config.json", "model.safetensors"], source="a")
+
+
+@pytest.mark.parametrize("damage", [b"1" * 99, b"1" * 99 + b"2", None], ids=["cut", "changed", "removed"])
+def test_a_damaged_copy_of_an_object_is_fetched_again(
+    s3_environment: S3Server, tmp_path: Path, damage: bytes | None
+) -> None:
+    uri = upload(s3_environment, s3_environment.new_bucket(), {**MODEL, "train.jsonl": b"1" * 100})
+
+    def model() -> Path:
+        return fetch_model(uri, cache_dir=tmp_path).path / "model.safetensors"
+
+    def data() -> Path:
+        return fetch_file(f"{uri}/train.jsonl", tmp_path)
+
+    for fetch in (model, data):
+        copy = fetch()
+        copy.unlink() if damage is None else copy.write_bytes(damage)
+        assert fetch() == copy
+        assert copy.read_bytes() == b"1" * 100
+    assert not list(tmp_path.rglob("*.partial"))

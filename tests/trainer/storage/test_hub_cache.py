@@ -100,6 +100,30 @@ def test_a_link_without_its_file_is_missing(offline: Hub) -> None:
         fetch_model(NAME)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", SHARDS[0]])
+@pytest.mark.parametrize("revision", [None, COMMIT])
+@pytest.mark.parametrize("damage", [b"", b"~", b"longer"], ids=["cut", "changed", "longer"])
+def test_a_damaged_copy_is_fetched_again(
+    hub: Hub, name: str, revision: str | None, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {**SHARDED, "tokenizer.json": b"[]"}
+    hub.repos[NAME] = Repo(files)
+    fetched = fetch_model(NAME, revision).path
+    (fetched / name).resolve().write_bytes(damage)
+    hub.requests.clear()
+    assert (fetch_model(NAME, revision).path / name).read_bytes() == files[name]
+    assert hub.downloads() == {name}
+    assert "is damaged" in caplog.text
+
+
+def test_a_copy_that_is_cut_is_no_copy_where_nobody_may_be_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos[NAME] = Repo(SHARDED)
+    (fetch_model(NAME).path / SHARDS[0]).resolve().write_bytes(b"")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(JobError, match=f"in the cache without {SHARDS[0]}"):
+        fetch_model(NAME)
+
+
 def test_a_commit_without_its_branch_is_offered(offline: Hub) -> None:
     by_hand(SHARDED, branch=None)
     with pytest.raises(JobError, match=f"only at commit {COMMIT}"):

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage.local_store import LocalStore
-from finetune_trainer.train.checkpoint import ADAPTER, Checkpoints
-from finetune_trainer.train.state import refuse_not_finite
+from finetune_trainer.train.checkpoint import Checkpoints
+from finetune_trainer.train.checkpoint_files import ADAPTER
+from finetune_trainer.train.state import adapter_state
+from tests.trainer.checkpoints import save_checkpoint
 
 RUN = {"seed": 1}
 
@@ -29,11 +31,7 @@ class Output:
             self.save(step, loss)
 
     def save(self, step: int, loss: float | None = None, value: float | None = None) -> None:
-        folder = self.folder / f"made-{step}"
-        folder.mkdir()
-        save_file({"a": torch.tensor([float(step) if value is None else value])}, folder / ADAPTER)
-        (folder / "optimizer.pt").write_bytes(b"moments")
-        self.checkpoints.save(folder, step=step, eval_loss=loss, details={})
+        save_checkpoint(self.checkpoints, self.folder / f"made-{step}", step, loss=loss, value=value)
 
     def file(self, step: int, name: str) -> Path:
         return self.folder / "out" / "checkpoints" / f"step-{step:08d}" / name
@@ -75,13 +73,25 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert output.steps() == [1, 2]
 
 
-@pytest.mark.parametrize("damage", [lambda file: file.write_text("{}"), lambda file: file.write_text("{")])
-def test_a_checkpoint_whose_manifest_cannot_be_read_does_not_count(
-    tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
+def test_what_a_killed_attempt_left_of_a_checkpoint_goes_with_the_next_one(tmp_path: Path) -> None:
+    output = Output(tmp_path, {1: None, 2: None, 3: None, 5: None})
+    output.file(1, "manifest.json").unlink()
+    # Whoever wrote this manifest may be able to read it.
+    output.file(2, "manifest.json").write_bytes(b'{"version": 2, "files": {}}')
+    output.file(5, "manifest.json").unlink()
+    output.save(4)
+    folders = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert folders == [f"step-{step:08d}" for step in (2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("content", [b"{}", b"{", b"", b"\xff\x00", b"[]", b'{"version": 2, "files": {}}'])
+def test_a_checkpoint_whose_manifest_cannot_be_read_gives_way_with_a_warning(tmp_path: Path, content: bytes) -> None:
     output = Output(tmp_path, {1: None, 2: None})
-    damage(output.file(2, "manifest.json"))
+    output.file(2, "manifest.json").write_bytes(content)
     assert output.newest() == 1
+    (warning,) = output.warnings
+    assert "step-00000002 is not used" in warning
+    assert "manifest" in warning
 
 
 def test_without_a_whole_checkpoint_the_run_begins_anew(tmp_path: Path) -> None:
@@ -116,9 +126,11 @@ def test_another_runs_checkpoint_is_refused_whole_or_not(tmp_path: Path) -> None
     assert output.steps() == [1]
 
 
-def test_an_adapter_that_is_no_number_ends_the_run_and_names_the_step() -> None:
-    good = torch.zeros(2)
-    refuse_not_finite({"a": good}, 7)
+def test_an_adapter_that_is_no_number_ends_the_run_and_names_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a": torch.zeros(2)}
+    monkeypatch.setattr("finetune_trainer.train.state.adapter_tensors", lambda _model: tensors)
+    assert adapter_state(None, 7) == tensors
+    tensors["b"] = torch.tensor([1.0, torch.nan])
     with pytest.raises(JobError, match=r"After step 7 .*in b\), 1 of its 2 tensors: lower learning_rate") as caught:
-        refuse_not_finite({"a": good, "b": torch.tensor([1.0, torch.nan])}, 7)
+        adapter_state(None, 7)
     assert caught.value.reason is Reason.LOSS_DIVERGED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from accelerate import Accelerator  # type: ignore[import-untyped]
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers.models.bloom import modeling_bloom
@@ -19,14 +17,13 @@ from transformers.models.bloom import modeling_bloom
 from finetune_api.outcome import BatchLayout, Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.model import packed_attention
+from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
-from finetune_trainer.model.loss import takes_logits_to_keep
 from finetune_trainer.model.prefix_tree import common_beginning
 from finetune_trainer.model.tree_attention import Scores, Sight
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import Gate, Verdict
-from finetune_trainer.train.passes import Passes
 from finetune_trainer.train.sample import sample_of
 
 VOCABULARY = 64
@@ -104,21 +101,20 @@ def tiny(kind: str, *, targets: str | list[str] = "all-linear", dropout: float =
     return get_peft_model(base, LoraConfig(r=4, target_modules=targets, init_lora_weights=False, lora_dropout=dropout))
 
 
-def passes_of(model: Any) -> Passes:
-    keep = takes_logits_to_keep(model.get_base_model())
-    return Passes(Accelerator(cpu=True), torch.device("cpu"), nullcontext, keep=keep)
+def ready(model: Any) -> AdaptedModel:
+    return AdaptedModel(model, torch.device("cpu"))
 
 
 def chosen(model: Any, found: list[list[TokenPair]], batching: Batching = BATCHING) -> Verdict:
-    return Gate(model, model, passes_of(model), Ranks()).choose(sample_of(found, 1024), batching)
+    return Gate(ready(model), Ranks()).choose(sample_of(found, 1024), batching)
 
 
-def outcome(model: Any, batches: list[Any]) -> tuple[float, torch.Tensor]:
+def outcome(model: AdaptedModel, batches: list[Any]) -> tuple[float, torch.Tensor]:
     """Loss and whole gradient, without dropout."""
-    model.eval()
-    model.zero_grad()
-    loss = float(passes_of(model)(model, batches))
-    return loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.peft.eval()
+    model.peft.zero_grad()
+    loss = float(model.backward(batches))
+    return loss, torch.cat([p.grad.flatten() for p in model.trained if p.grad is not None])
 
 
 SHARED = BatchLayout.SHARED_PREFIX
@@ -175,9 +171,9 @@ PADDED = BatchLayout.PADDED
     ],
 )
 def test_every_architecture_trains_as_row_by_row(kind: str, settings: dict[str, Any], layout: BatchLayout) -> None:
-    model, found = tiny(kind, **settings), rows(31, 45, 52, 60)
+    model, found = ready(tiny(kind, **settings)), rows(31, 45, 52, 60)
     wanted_loss, wanted = outcome(model, [pad(row, 0) for row in found])
-    verdict = chosen(model, found)
+    verdict = Gate(model, Ranks()).choose(sample_of(found, 1024), BATCHING)
     assert verdict.layout is layout
     assert bool(verdict.refused) == (layout is not SHARED)
     batching = Batching(verdict.layout, tokens_per_pack=100, rows_per_batch=2, pad_id=0)
@@ -229,10 +225,10 @@ def test_a_model_that_sees_what_it_is_to_predict_is_refused(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_that_padding_changes_is_run_one_row_at_a_time() -> None:
-    model, found = adapted("ProphetNet", PROPHETNET), rows(31, 45, 52, 60)
+    model, found = ready(adapted("ProphetNet", PROPHETNET)), rows(31, 45, 52, 60)
     wanted_loss, wanted = outcome(model, [pad(row, 0) for row in found])
     for batching in (BATCHING, replace(BATCHING, layout=PADDED), replace(BATCHING, layout=PADDED, length=128)):
-        verdict = chosen(model, found, batching)
+        verdict = Gate(model, Ranks()).choose(sample_of(found, 1024), batching)
         assert verdict.layout is BatchLayout.SINGLE_ROWS
         assert "padding, or other rows beside a row, changes the loss by" in verdict.refused
         loss, gradient = outcome(model, replace(batching, layout=verdict.layout).batches(found))
@@ -254,28 +250,25 @@ def test_rows_all_of_a_length_are_compared_with_padding_too() -> None:
     assert len({len(ids) for ids, _ in sample_of(rows(60, 60, 60), 1024)}) > 1
 
 
-def half_precision(kind: str, layers: int) -> tuple[Any, Passes]:
+def half_precision(kind: str, layers: int) -> AdaptedModel:
     """A model as it is on a GPU: bfloat16 with an adapter in float32."""
     model = tiny(kind, num_hidden_layers=layers)
     for name, parameter in model.named_parameters():
         if "lora" not in name:
             parameter.data = parameter.data.to(torch.bfloat16)
-    return model, Passes(
-        Accelerator(cpu=True), torch.device("cpu"), lambda: torch.autocast("cpu", torch.bfloat16), keep=True
-    )
+    return ready(model)
 
 
 def test_rounding_in_half_precision_is_no_reason_to_pad() -> None:
-    model, passes = half_precision("Llama", 24)
-    verdict = Gate(model, model, passes, Ranks()).choose(sample_of(rows(31, 45), 1024), BATCHING)
+    verdict = Gate(half_precision("Llama", 24), Ranks()).choose(sample_of(rows(31, 45), 1024), BATCHING)
     assert verdict.layout is SHARED
     assert (verdict.gradient_difference or 0) > 1e-2
 
 
 def test_a_leak_that_rounding_hides_in_half_precision_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, passes = half_precision("Llama", 4)
+    model = half_precision("Llama", 4)
     sample = sample_of(rows(31, 45), 1024)
-    layer = model.get_base_model().model.layers[1].mlp
+    layer = model.base.model.layers[1].mlp
     original = layer.forward
 
     def mixed(states: torch.Tensor) -> Any:
@@ -284,29 +277,9 @@ def test_a_leak_that_rounding_hides_in_half_precision_is_found_out(monkeypatch: 
         return original(states + 0.02 * before if states.shape[1] > 100 else states)
 
     monkeypatch.setattr(layer, "forward", mixed)
-    verdict = Gate(model, model, passes, Ranks()).choose(sample, BATCHING)
+    verdict = Gate(model, Ranks()).choose(sample, BATCHING)
     assert verdict.layout is PADDED
     assert verdict.refused.startswith("in a pack rows see each other")
-
-
-def test_the_gate_waits_for_no_other_process_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that fails in one process only must not leave the others in a reduction of gradients."""
-    model = tiny("Llama")
-    asked: list[bool] = []
-    passes = passes_of(model)
-    monkeypatch.setattr(Passes, "__call__", recorded(Passes.__call__, asked))
-    Gate(model, model, passes, Ranks()).choose(sample_of(rows(31, 45), 1024), BATCHING)
-    assert asked == [False, False]
-    Gate(model, model, passes, Ranks(), sharded=True).choose(sample_of(rows(31, 45), 1024), BATCHING)
-    assert asked == [False, False, True, True]
-
-
-def recorded(call: Any, asked: list[bool]) -> Any:
-    def wrapper(*positional: Any, reduce: bool = True) -> Any:
-        asked.append(reduce)
-        return call(*positional, reduce=reduce)
-
-    return wrapper
 
 
 def test_a_model_that_counts_places_itself_is_found_out() -> None:
@@ -401,11 +374,11 @@ def test_a_model_that_mixes_tokens_behind_its_layers_is_found_out(monkeypatch: p
 
 
 def test_a_layer_that_mixes_neighbouring_tokens_is_given_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, found = tiny("Llama"), rows(31, 45)
-    layer = model.get_base_model().model.layers[1].mlp
+    model, found = ready(tiny("Llama")), rows(31, 45)
+    layer = model.base.model.layers[1].mlp
     monkeypatch.setattr(layer, "forward", mixed_with_the_token_before(layer.forward))
     wanted_loss, wanted = outcome(model, [pad(row, 0) for row in found])
-    verdict = chosen(model, found)
+    verdict = Gate(model, Ranks()).choose(sample_of(found, 1024), BATCHING)
     assert verdict.layout is SHARED
     assert verdict.rows_apart == 1
     loss, gradient = outcome(model, BATCHING.batches(found))

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.batch import pad
 from finetune_trainer.train import choice as choices
 from finetune_trainer.train import memory
 from finetune_trainer.train.batching import Batching
-from finetune_trainer.train.choice import Choice, Chooser
+from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import without_dropout
-from tests.trainer.train.test_gate import INDEXED, LATENT, passes_of, rows, tiny
+from tests.trainer.train.test_gate import INDEXED, LATENT, ready, rows, tiny
 
 CPU = torch.device("cpu")
 BATCHING = Batching(BatchLayout.SHARED_PREFIX, tokens_per_pack=0, rows_per_batch=2, pad_id=0)
 
 
 def test_what_is_kept_grows_with_tokens_and_counts_no_weights() -> None:
-    model = tiny("Llama", dropout=0.0)
+    model = ready(tiny("Llama", dropout=0.0))
     found = []
     for length in (64, 128):
-        counter = memory.KeptBytes(model)
-        with without_dropout(model), counter.counting():
-            passes_of(model)(model, [pad(rows(length, shared=0)[0], 0)])
+        counter = memory.KeptBytes(model.peft)
+        with without_dropout(model.peft), counter.counting():
+            model.backward([pad(rows(length, shared=0)[0], 0)])
         found.append(counter.total)
     # Per token and layer between 10 and 60 values of the hidden size (32).
     assert 4 * 32 * 4 * 10 < found[1] / 128 < 4 * 32 * 4 * 60
@@ -61,44 +63,109 @@ def test_the_limit_of_the_control_group_counts(tmp_path: Path) -> None:
     assert memory._cgroup_free(tmp_path / "proc", tmp_path / "cgroup") == []
 
 
-def choose(model: Any, *, fit: int, asked: bool | None, earlier: dict[str, Any] | None = None) -> Choice:
+def choose(
+    model: Any,
+    *,
+    fit: int,
+    asked: bool | None,
+    earlier: dict[str, Any] | None = None,
+    batching: Batching = BATCHING,
+) -> Choice:
     """The choice on a device where `fit` tokens fit without checkpointing, and eight times as many with it."""
-    chooser = Chooser(model, model, passes_of(model), Ranks(), checkpointing=asked)
-    full = chooser._kept_bytes_per_token(rows(60)[0][0], BATCHING)
+    adapted = ready(model)
+    full = choices._kept_bytes_per_token(adapted, rows(60)[0][0], 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             choices,
             "tokens_that_fit",
             lambda bytes_per_token, **_: fit if bytes_per_token > 0.9 * full else 8 * fit,
         )
-        return chooser.choose(rows(31, 45, 60), BATCHING, longest=2500, earlier=earlier)
+        found = rows(31, 45, 60)
+        return choices.choose(adapted, Ranks(), found, batching, checkpointing=asked, longest=2500, earlier=earlier)
+
+
+def test_logits_and_weights_that_are_gathered_do_not_count_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there once for any number of tokens: on the output head of a large vocabulary thousands of times more
+    than a token's share.
+    """
+    model = ready(tiny("Llama", dropout=0.0))
+    wanted = choices._kept_bytes_per_token(model, rows(200)[0][0], 0)
+    head = model.base.lm_head
+    weight = head.weight
+    monkeypatch.setattr(head, "forward", lambda states: functional.linear(states, weight.clone()))
+    assert choices._kept_bytes_per_token(model, rows(200)[0][0], 0) == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("fit", "asked", "checkpointing", "tokens"),
+    ("fit", "asked", "checkpointed", "tokens"),
     [
-        (100_000, None, False, 4096),
-        (2_600, None, False, 2_560),
+        (100_000, None, 0, 4096),
+        (2_600, None, 0, 2_560),
         # The longest row would not fit.
-        (2_300, None, True, 4096),
-        (400, None, True, 3_072),
-        (400, False, False, 256),
+        (2_300, None, 2, 4096),
+        (400, None, 2, 3_072),
+        # Nor would it with half of the layers.
+        (200, None, 1, 1_536),
+        (400, True, 1, 3_072),
+        (400, False, 0, 256),
     ],
 )
-def test_activations_are_checkpointed_only_where_they_would_not_fit(
-    fit: int, asked: bool | None, checkpointing: bool, tokens: int
+def test_activations_are_checkpointed_of_as_few_layers_as_let_the_longest_row_fit(
+    fit: int, asked: bool | None, checkpointed: int, tokens: int
 ) -> None:
     model = tiny("Llama", dropout=0.0)
     found = choose(model, fit=fit, asked=asked)
-    assert (found.checkpointing, found.batching.tokens_per_pack) == (checkpointing, tokens)
+    assert (found.checkpointed, found.batching.tokens_per_pack) == (checkpointed, tokens)
     assert found.batching.layout is BatchLayout.SHARED_PREFIX
-    assert model.get_base_model().is_gradient_checkpointing == checkpointing
+    layers = [layer.gradient_checkpointing for layer in model.get_base_model().model.layers]
+    assert layers == [checkpointed > 0 and number % checkpointed == 0 for number in range(4)]
 
 
-def test_a_resumed_run_makes_the_packs_of_the_first_attempt_where_they_fit() -> None:
+def test_layers_that_keep_their_activations_keep_what_is_estimated_and_gradients_stay_the_same() -> None:
+    model = ready(tiny("Llama", dropout=0.0, num_hidden_layers=8))
+    batch = pad(rows(160, shared=0)[0], 0)
+    kept, gradients = {}, {}
+    for every in (0, 4, 2, 1):
+        if every:
+            assert model.checkpoint_activations(every)
+        counter = memory.KeptBytes(model.peft)
+        with without_dropout(model.peft):
+            with counter.counting():
+                loss, _ = model.loss(batch)
+            # It counts what is computed again, too.
+            torch.autograd.backward(loss)
+        gradients[every] = torch.cat([parameter.grad.flatten() for parameter in model.trained])  # type: ignore[union-attr]
+        model.peft.zero_grad()
+        kept[every] = counter.total
+    # Less what the output head keeps.
+    whole = (kept[0] - kept[1]) / 160
+    for every, again in ((4, 2), (2, 4), (1, 8)):
+        torch.testing.assert_close(gradients[every], gradients[0])
+        # What a layer that is computed again gets is held by the layer's call, which nobody counts here.
+        estimate = memory.checkpointed_bytes_per_token(model.base.config, whole, torch.float32, every)
+        counted = (kept[every] - kept[1]) / 160 + again * 32 * 4 + whole / 8
+        assert estimate == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize(("fit", "before", "tokens"), [(100_000, 700, 700), (2_600, 4_096, 2_560)])
+def test_a_resumed_run_makes_the_packs_of_the_first_attempt_where_they_fit(fit: int, before: int, tokens: int) -> None:
     model = tiny("Llama", dropout=0.0)
-    assert choose(model, fit=100_000, asked=None, earlier={"tokens_per_pack": 700}).batching.tokens_per_pack == 700
-    assert choose(model, fit=2_600, asked=None, earlier={"tokens_per_pack": 4_096}).batching.tokens_per_pack == 2_560
+    found = choose(model, fit=fit, asked=None, earlier={"tokens_per_pack": before})
+    assert found.batching.tokens_per_pack == tokens
+
+
+@pytest.mark.parametrize(
+    ("fit", "length", "rows_per_batch"),
+    [(100_000, None, 16), (30_000, None, 8), (5_200, None, 2), (2_600, None, 1), (300, None, 1), (30_000, 4_000, 4)],
+)
+def test_of_padded_rows_no_more_lie_in_a_batch_than_fit_with_the_longest_among_them(
+    fit: int, length: int | None, rows_per_batch: int
+) -> None:
+    """The longest has 2500 tokens. A power of two, so that a little more or less memory makes the same batches."""
+    padded = replace(BATCHING, layout=BatchLayout.PADDED, rows_per_batch=16, length=length)
+    found = choose(tiny("Llama", dropout=0.0), fit=fit, asked=False, batching=padded)
+    assert found.batching.layout is BatchLayout.PADDED
+    assert found.batching.rows_per_batch == rows_per_batch
 
 
 @pytest.mark.filterwarnings("ignore")

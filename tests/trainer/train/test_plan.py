@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.data.dataset import TokenizedData, prepare
 from finetune_trainer.inputs import data_source, load_model_inputs
-from finetune_trainer.model.batch import IGNORED
-from finetune_trainer.train.batching import Batching, RankBatches, StepDataset
-from finetune_trainer.train.plan import TrainingPlan, make_plan, save_steps, share_of_rank
+from finetune_trainer.model.batch import IGNORED, Batch
+from finetune_trainer.train.batching import Batching, RankBatches
+from finetune_trainer.train.plan import TrainingPlan, default_batch_size, make_plan, save_steps
 from tests.trainer.run.tiny_job import TinyJob
 
 PLANS = st.builds(
@@ -32,15 +32,6 @@ def test_every_epoch_has_every_row_once(plan: TrainingPlan) -> None:
         assert sorted(rows.tolist()) == list(range(plan.rows))
 
 
-@given(PLANS, st.integers(1, 5))
-def test_the_ranks_share_each_step_out_between_them(plan: TrainingPlan, world_size: int) -> None:
-    for step in range(plan.total_steps):
-        rows = plan.rows_of_step(step)
-        shares = [share_of_rank(rows, rank, world_size).tolist() for rank in range(world_size)]
-        assert sorted(row for share in shares for row in share) == sorted(rows.tolist())
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
 def test_epochs_differ_in_order_and_seeds_do_too() -> None:
     plan = TrainingPlan(rows=50, rows_per_step=50, epochs=2, seed=1)
     other = TrainingPlan(rows=50, rows_per_step=50, epochs=2, seed=2)
@@ -56,6 +47,21 @@ def test_epochs_follow_from_min_update_steps_only_when_not_given(
 ) -> None:
     plan = make_plan(rows=24, rows_per_step=4, num_epochs=num_epochs, min_update_steps=min_update_steps, seed=0)
     assert plan.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("mean", "rows"),
+    [(1, 16), (512, 16), (700, 16), (800, 8), (1024, 8), (2048, 4), (4096, 2), (5000, 2), (8192, 1), (131_072, 1)],
+)
+def test_longer_rows_make_smaller_batches(mean: int, rows: int) -> None:
+    assert default_batch_size(1000 * mean, 1000) == rows
+
+
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=200))
+def test_one_long_row_among_many_short_ones_hardly_counts(tokens: list[int]) -> None:
+    alone, among = default_batch_size(sum(tokens), len(tokens)), default_batch_size(sum(tokens) + 20_000, 1000)
+    assert 1 <= alone <= 16
+    assert among == 16 or sum(tokens) > 500_000
 
 
 @pytest.mark.parametrize(
@@ -102,24 +108,20 @@ def test_the_batches_of_all_ranks_hold_each_target_of_a_step_once(
     data: TokenizedData, batching: Batching, world_size: int, in_step: bool
 ) -> None:
     plan = TrainingPlan(rows=len(data), rows_per_step=7, epochs=1, seed=3)
-    ranks = [
-        StepDataset(RankBatches(data, rank=rank, world_size=world_size, in_step=in_step), plan, batching)
-        for rank in range(world_size)
-    ]
+    ranks = [RankBatches(data, rank=rank, world_size=world_size, in_step=in_step) for rank in range(world_size)]
     for step in range(plan.total_steps):
-        items = [rank[step] for rank in ranks]
-        assert all(item.batches for item in items)
+        rows = plan.rows_of_step(step)
+        batches = [rank.of(rows, batching) for rank in ranks]
+        assert all(batches)
         if in_step:
             # Sharded models hang when one rank runs more batches than another.
-            assert len({len(item.batches) for item in items}) == 1
-        targets = sum(int((batch.targets != IGNORED).sum()) for item in items for batch in item.batches)
-        assert {item.trained_tokens for item in items} == {targets}
-        rows = plan.rows_of_step(step)
+            assert len({len(of_rank) for of_rank in batches}) == 1
+        targets = sum(int((batch.targets != IGNORED).sum()) for of_rank in batches for batch in of_rank)
         assert targets == sum(int(trained.sum()) for row in rows for _, trained in data.sequences(int(row)))
-        assert {item.tokens for item in items} == {int(data.row_tokens[rows].sum())}
+        assert targets == int(data.row_trained_tokens[rows].sum())
 
 
 def test_padded_batches_have_the_rows_they_are_given(data: TokenizedData) -> None:
     plan = TrainingPlan(rows=len(data), rows_per_step=7, epochs=1, seed=3)
-    steps = StepDataset(RankBatches(data, rank=0, world_size=1), plan, LAYOUTS[-1])
-    assert [len(batch.input_ids) for batch in steps[0].batches] == [2, 2, 2, 1]
+    batches = RankBatches(data, rank=0, world_size=1).of(plan.rows_of_step(0), LAYOUTS[-1])
+    assert [len(batch.input_ids) for batch in batches if isinstance(batch, Batch)] == [2, 2, 2, 1]

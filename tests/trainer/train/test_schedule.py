@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,27 +65,6 @@ def test_a_warm_up_as_long_as_the_run_is_capped_and_said_with_the_numbers(
     assert schedule.warmup_steps == warmup
     assert len(told) == notices
     assert all(f"{asked}, but the run has only {total} steps" in sentence for sentence in told)
-
-
-def test_a_resumed_optimizer_goes_on_at_the_same_rates() -> None:
-    def optimizer() -> torch.optim.Optimizer:
-        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-
-    def steps(schedule: Any, count: int) -> list[float]:
-        rates = []
-        for _ in range(count):
-            rates.append(schedule.get_last_lr()[0])
-            schedule.optimizer.step()
-            schedule.step()
-        return rates
-
-    whole = Schedule("cosine", 3, 10).of(optimizer())
-    expected = steps(whole, 10)
-    first = Schedule("cosine", 3, 10).of(optimizer())
-    begun = steps(first, 4)
-    second = Schedule("cosine", 3, 10).of(optimizer())
-    second.load_state_dict(first.state_dict())
-    assert begun + steps(second, 6) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

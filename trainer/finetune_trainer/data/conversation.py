@@ -71,7 +71,7 @@ def parse_row(line: bytes, rules: RowRules) -> Conversation:
         return Conversation(parsed)
     unused = [key for key in row if key != "messages"]
     unused += [f"messages[].{key}" for message in messages for key in message if key not in ("role", "content")]
-    return Conversation(parsed, tuple(dict.fromkeys(unused)))
+    return Conversation(parsed, tuple(dict.fromkeys(map(_cut, unused))))
 
 
 def _message(number: int, message: Any, rules: RowRules) -> Message:

@@ -1,7 +1,7 @@
 """A data file -> tokenized rows in a cache folder.
 
-A folder is written beside its final name and renamed, so it is complete or absent; its name is a digest of everything
-that decides its content, the code that makes it included, so a stale one is never used.
+A folder is written beside its final name and renamed, so it is complete or absent; one that was damaged later is made
+again. Its name is a digest of everything that decides its content, the code that makes it included.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from finetune_api.outcome import Reason
+from finetune_api.problem import MOST
 from finetune_trainer.data.block import BlockTokenizer, DataSource, TokenizedBlock
-from finetune_trainer.data.read import Block, ReadReport, blocks, check_report, count_lines, file_sha256
-from finetune_trainer.data.tokenized_data import DataStats, TokenizedData, Writer
-from finetune_trainer.data.workers import Workers, worker_count
+from finetune_trainer.data.read import MOST_KEYS, Block, ReadReport, blocks, check_report, count_lines, file_sha256
+from finetune_trainer.data.scratch import release, scratch_folder, sweep
+from finetune_trainer.data.tokenized_data import DAMAGED, DataStats, TokenizedData, Writer
+from finetune_trainer.data.workers import Workers, no_answer, patience_seconds, worker_count
 from finetune_trainer.errors import JobError
 
 __all__ = ["DataSource", "DataStats", "OnProgress", "TokenizedData", "prepare"]
@@ -53,16 +54,27 @@ def prepare(source: DataSource, cache: Path, on_progress: OnProgress | None = No
     """
     checksum = file_sha256(source.path)
     folder = cache / _key(source, checksum)
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".tokenizing-", dir=cache))
-        try:
-            _write(source, checksum, scratch, on_progress)
-            # Another process may have been faster; its result is the same.
-            _rename_unless_there(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    if (found := _whole(folder)) is not None:
+        return found
+    cache.mkdir(parents=True, exist_ok=True)
+    sweep(cache)
+    with scratch_folder(cache) as scratch:
+        _write(source, checksum, scratch, on_progress)
+        release(scratch)
+        # Another process may have been faster; its result is the same.
+        _rename_unless_there(scratch, folder)
     return TokenizedData(folder)
+
+
+def _whole(folder: Path) -> TokenizedData | None:
+    """The data in `folder`; None when there are none, or none that are whole, which are then removed."""
+    if not folder.exists():
+        return None
+    try:
+        return TokenizedData(folder)
+    except DAMAGED:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def _rename_unless_there(scratch: Path, folder: Path) -> None:
@@ -142,18 +154,35 @@ def _tokenized_blocks(source: DataSource, report: ReadReport) -> Generator[Token
 def _tokenized_here(source: DataSource, parts: Iterator[Block], report: ReadReport) -> Generator[TokenizedBlock]:
     """By threads of this process: while one does Python's part of a block, the tokenizer works for the others."""
     free = [BlockTokenizer(source) for _ in range(_THREADS)]
-    waiting: deque[tuple[BlockTokenizer, Future[TokenizedBlock]]] = deque()
-    with ThreadPoolExecutor(_THREADS) as threads:
+    waiting: deque[tuple[BlockTokenizer, Block, Future[TokenizedBlock]]] = deque()
+    threads = ThreadPoolExecutor(_THREADS)
+    try:
         for part in parts:
             decided = bool(report.invalid_rows) and not source.max_invalid_share
             tokenizer = free.pop()
-            waiting.append((tokenizer, threads.submit(tokenizer, part, outcome_is_decided=decided)))
+            waiting.append((tokenizer, part, threads.submit(tokenizer, part, outcome_is_decided=decided)))
             if not free:
-                tokenizer, first = waiting.popleft()
-                yield first.result()
+                tokenizer, first, future = waiting.popleft()
+                yield _result(future, source.name, first)
                 free.append(tokenizer)
-        for _, result in waiting:
-            yield result.result()
+        while waiting:
+            _, part, future = waiting.popleft()
+            yield _result(future, source.name, part)
+    except JobError:
+        # One that does not end is not waited for: nothing can stop a thread.
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        threads.shutdown(cancel_futures=True)
+        raise
+    threads.shutdown()
+
+
+def _result(future: Future[TokenizedBlock], name: str, block: Block) -> TokenizedBlock:
+    try:
+        return future.result(patience_seconds(block))
+    except TimeoutError as error:
+        raise no_answer(name, block) from error
 
 
 def _check_dropped(source: DataSource, stats: DataStats) -> None:
@@ -171,10 +200,11 @@ def _check_dropped(source: DataSource, stats: DataStats) -> None:
 
 
 def _notices(name: str, report: ReadReport) -> list[str]:
-    found = [
-        f"{name}: {rows} rows have the key {key!r}, which has no effect on training."
-        for key, rows in sorted(report.unused_keys.items())
-    ]
+    keys = sorted(report.unused_keys.items())
+    found = [f"{name}: {rows} rows have the key {key!r}, which has no effect on training." for key, rows in keys[:MOST]]
+    if more := keys[MOST:]:
+        least = "at least " if len(keys) == MOST_KEYS else ""
+        found.append(f"{name}: {least}{len(more)} more keys of rows have no effect on training.")
     if report.invalid_rows:
         found.append(f"{name}: {report.invalid_rows} invalid rows were left out: {'; '.join(report.shown)}.")
     return found

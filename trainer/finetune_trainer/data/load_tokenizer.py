@@ -7,6 +7,7 @@ texts of all kinds: equal ids, or the tokenizer is refused by name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,9 @@ PROBES = (
 """Texts that tokenizers are known to disagree about."""
 
 
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
+
+
 def load_fast_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """The tokenizer in `folder` as transformers' class over the tokenizers library.
 
@@ -50,7 +54,8 @@ def load_fast_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    with _unloadable(folder):
+    with unloadable(folder):
+        _check_merges(folder / "tokenizer.json")
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -94,16 +99,43 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _unloadable(folder: Path) -> Iterator[None]:
-    """Whatever a foreign folder makes transformers raise means the same to the user."""
+def unloadable(folder: Path) -> Iterator[None]:
+    """Whatever a foreign folder makes transformers raise means the same to the user.
+
+    Raises:
+        JobError: ModelUnsupported.
+    """
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        # A panic of the tokenizers library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, JobError | MemoryError):
+            raise
         text = first_line(error)
         advice = "add a tokenizer.json to the model" if isinstance(error, ImportError) else "check that it has one"
         raise JobError(
             Reason.MODEL_UNSUPPORTED, f"The tokenizer of {folder} cannot be loaded ({text}): {advice}."
         ) from error
+
+
+def _check_merges(file: Path) -> None:
+    """Refuse merges of pieces that lack the prefix of pieces: the tokenizers library would end the process.
+
+    Raises:
+        ValueError: there are such.
+    """
+    if not file.is_file() or not _PREFIX.search(data := file.read_bytes()):
+        return
+    model = json.loads(data)["model"]
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not prefix or not merges:
+        return
+    seconds = (merge.partition(" ")[2] if isinstance(merge, str) else merge[1] for merge in merges)
+    odd = next((piece for piece in seconds if not piece.startswith(prefix)), None)
+    if odd is not None:
+        raise ValueError(f"its merges have {odd!r}, which does not begin with {prefix!r} as its pieces do")
 
 
 def _from_tekken(folder: Path) -> Any:

@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.outcome import Reason
+from finetune_api.problem import printable
 from finetune_trainer.data.conversation import Conversation, RowError, RowRules, parse_row
 from finetune_trainer.errors import JobError
 
 SHOWN_ROWS = 10
 """Bad rows that are shown in full; all are counted."""
+
+MOST_KEYS = 100
+"""Keys without a meaning that rows are counted for: a file may have one of its own in every row."""
+
+_SENTENCE_LIMIT = 400
+"""In characters. What is wrong with a row may be said in a template's words."""
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -29,20 +36,26 @@ class ReadReport:
     shown: list[str] = field(default_factory=list)
     """The first bad rows: `line N: what is wrong`, without a full stop, to be listed in a sentence."""
     unused_keys: Counter[str] = field(default_factory=Counter)
-    """Rows per key that has no meaning here."""
+    """Rows per key that has no meaning here, for the first `MOST_KEYS` keys."""
 
     def refuse(self, line: int, error: Exception) -> None:
         """Count a bad row, and keep its sentence if it is among the first."""
         self.invalid_rows += 1
         if len(self.shown) < SHOWN_ROWS:
-            self.shown.append(f"line {line}: {str(error).removesuffix('.')}")
+            self.shown.append(f"line {line}: {printable(str(error).removesuffix('.'), _SENTENCE_LIMIT)}")
+
+    def count_key(self, key: str, rows: int = 1) -> None:
+        """Note that `rows` more rows have a key without a meaning."""
+        if key in self.unused_keys or len(self.unused_keys) < MOST_KEYS:
+            self.unused_keys[key] += rows
 
     def add(self, other: ReadReport) -> None:
         """Take in what was found in the next part of the file."""
         self.rows += other.rows
         self.invalid_rows += other.invalid_rows
         self.shown += other.shown[: SHOWN_ROWS - len(self.shown)]
-        self.unused_keys.update(other.unused_keys)
+        for key, rows in other.unused_keys.items():
+            self.count_key(key, rows)
 
     @property
     def invalid_share(self) -> float:
@@ -115,8 +128,8 @@ def _rows(lines: Iterable[bytes], first_line: int, rules: RowRules, report: Read
         except RowError as error:
             report.refuse(number, error)
             continue
-        if conversation.unused_keys:
-            report.unused_keys.update(conversation.unused_keys)
+        for key in conversation.unused_keys:
+            report.count_key(key)
         yield Row(number, conversation)
 
 

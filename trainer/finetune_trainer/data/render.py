@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from typing import Any, Protocol
 
 from finetune_api.outcome import Reason
@@ -12,6 +14,12 @@ from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
 
 _PROBE = "What is 1+1?"
+
+_DATE_FUNCTION = "strftime_now"
+"""What templates call for today's date; transformers has a clock behind it, and takes no function in its place."""
+
+_DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%"
+"""Letters that strftime replaces behind a %, the last one after the others."""
 
 
 class Renderer(Protocol):
@@ -65,8 +73,17 @@ class TemplateRenderer:
 
     portable = False
 
-    def __init__(self, tokenizer: Any, *, only_whole: bool = False) -> None:
-        """`only_whole`: no turn is told apart, since all of the text is trained on."""
+    def __init__(self, tokenizer: Any, *, only_whole: bool = False, day: date | None = None) -> None:
+        """The template of `tokenizer`.
+
+        Args:
+            tokenizer: transformers'.
+            only_whole: no turn is told apart, since all of the text is trained on.
+            day: what the template is told that asks for today's, at midnight; None for today's.
+
+        Raises:
+            JobError: InvalidSpec, there is no template, or it leaves out messages that are text.
+        """
         if not tokenizer.chat_template:
             raise JobError(
                 Reason.INVALID_SPEC,
@@ -75,6 +92,9 @@ class TemplateRenderer:
             )
         self._tokenizer = tokenizer
         self._only_whole = only_whole
+        # None lets the tokenizer choose: it may have several.
+        asks = asks_for_date(tokenizer.chat_template)
+        self._template = _dated(tokenizer.get_chat_template(), day or today()) if asks else None
         self._check_writes_text()
 
     def render(self, messages: Sequence[Message]) -> list[Rendering]:
@@ -122,24 +142,48 @@ class TemplateRenderer:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = self._tokenizer.apply_chat_template(
-                plain, tokenize=False, add_generation_prompt=add_generation_prompt
+                plain,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:  # Templates are foreign programs; jinja lets anything through.
             raise RowError(f"is refused by the tokenizer's chat template ({error}).") from error
         return str(text)
 
 
-def make_renderer(prompt_format: PromptFormatSpec, model: ModelTokenizer, *, train_all: bool = False) -> Renderer:
+def asks_for_date(template: object) -> bool:
+    """Whether a chat template (its text, several by name, or None) may write today's date."""
+    return _DATE_FUNCTION in str(template)
+
+
+def _dated(template: str, day: date) -> str:
+    """`template` with a macro in place of the function that asks the clock."""
+    asked = [f"%{flag}{letter}" for letter in _DIRECTIVES for flag in ("-", "")]
+    told = "".join(f" | replace({json.dumps(text)}, {json.dumps(day.strftime(text))})" for text in asked)
+    # transformers takes the line break off, so that the template begins on a line of its own.
+    return f"{{%- macro {_DATE_FUNCTION}(format) -%}}{{{{- format{told} -}}}}{{%- endmacro %}}\n{template}"
+
+
+def today() -> date:
+    """In UTC, so that all machines agree."""
+    return datetime.now(UTC).date()
+
+
+def make_renderer(
+    prompt_format: PromptFormatSpec, model: ModelTokenizer, *, train_all: bool = False, day: date | None = None
+) -> Renderer:
     """The renderer for a job's prompt format.
 
     Args:
         prompt_format: the job's.
         model: its tokenizer.
         train_all: every token is trained on, so that turns need not be told apart.
+        day: what a chat template is told that asks for today's; None for today's.
 
     Raises:
         JobError: InvalidSpec, the tokenizer's chat template is asked for and there is none.
     """
     if isinstance(prompt_format, HuggingFaceChatTemplate):
-        return TemplateRenderer(model.tokenizer, only_whole=train_all)
+        return TemplateRenderer(model.tokenizer, only_whole=train_all, day=day)
     return FormatRenderer(prompt_format, model.automatic_bos)

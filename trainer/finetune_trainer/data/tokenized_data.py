@@ -25,6 +25,9 @@ from finetune_trainer.data.block import TokenizedBlock
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+DAMAGED = (OSError, ValueError, LookupError, TypeError)
+"""What opening a folder raises where a file is missing, or they do not belong together."""
+
 
 @dataclass
 class DataStats:
@@ -53,6 +56,11 @@ class TokenizedData:
     """The rows of one cache folder; nothing but the row index is held in memory."""
 
     def __init__(self, folder: Path) -> None:
+        """Map the files of `folder`.
+
+        Raises:
+            OSError, ValueError, LookupError, TypeError: see DAMAGED.
+        """
         self.folder = folder
         self.stats = DataStats(**json.loads((folder / "stats.json").read_text()))
         self._ids: Array = np.memmap(folder / "ids.bin", dtype=np.uint32, mode="r")
@@ -60,7 +68,9 @@ class TokenizedData:
         self._sequences: Array = np.load(folder / "sequences.npy", mmap_mode="r")
         self._rows: Array = np.load(folder / "rows.npy", mmap_mode="r")
         self.lines: Array = np.load(folder / "lines.npy", mmap_mode="r")
-        self.row_trained_tokens: Array = self._per_row(np.load(folder / "trained.npy"))
+        trained = np.load(folder / "trained.npy")
+        self._check(trained)
+        self.row_trained_tokens: Array = self._per_row(trained)
         """Trained tokens of each row, int64 [R]."""
         self.row_tokens: Array = self._per_row(np.diff(self._sequences))
         """Tokens of each row over all its sequences, int64 [R]."""
@@ -79,6 +89,16 @@ class TokenizedData:
             span = slice(int(self._sequences[sequence]), int(self._sequences[sequence + 1]))
             found.append((self._ids[span].astype(np.int64), self._trained[span].astype(bool)))
         return found
+
+    def _check(self, trained: Array) -> None:
+        """Raise ValueError where one file is shorter or longer than another, or an index does not rise."""
+        sizes = (len(self._ids), len(self._trained), self.stats.tokens, int(self._sequences[-1]))
+        counts = (len(self.lines), len(self), self.stats.kept_rows)
+        sequences = (len(trained), len(self._sequences) - 1, int(self._rows[-1]))
+        if any(len(set(same)) > 1 for same in (sizes, counts, sequences)):
+            raise ValueError(f"{self.folder} is damaged")
+        if any(ends[0] != 0 or (np.diff(ends) <= 0).any() for ends in (self._sequences, self._rows)):
+            raise ValueError(f"{self.folder} is damaged")
 
     def _per_row(self, per_sequence: Array) -> Array:
         return np.add.reduceat(per_sequence, np.asarray(self._rows[:-1]), dtype=np.int64)

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from finetune_trainer.data.load_tokenizer import load_fast_tokenizer
+from finetune_trainer.data.load_tokenizer import load_fast_tokenizer, unloadable
 from finetune_trainer.data.tokenize import RowTokenizer
 
 
@@ -53,7 +53,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> ModelTokenizer:
         JobError: ModelUnsupported, there is none, or none with a fast implementation that could be loaded or made.
     """
     tokenizer = load_fast_tokenizer(folder, trust_remote_code=trust_remote_code)
-    return ModelTokenizer(tokenizer, automatic_bos(tokenizer))
+    with unloadable(folder):  # Some of what its files say is only looked at when a text is tokenized.
+        return ModelTokenizer(tokenizer, automatic_bos(tokenizer))
 
 
 def automatic_bos(tokenizer: Any) -> str | None:

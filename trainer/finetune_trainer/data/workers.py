@@ -37,6 +37,9 @@ _BLOCKS_PER_WORKER = 2
 _BLOCKS_IN_FLIGHT_PER_WORKER = 4
 """The same with those that are answered and wait for an earlier one to be written."""
 
+_PATIENCE_SECONDS, _LEAST_BYTES_PER_SECOND = 900.0, 1000
+"""How long a block may take: it takes a second or two, and a row may be as long as the file."""
+
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """A worker is one thread: its siblings have the other cores."""
 
@@ -46,12 +49,28 @@ def worker_count(data_bytes: int) -> int:
     return min(threads_here(), _MOST_WORKERS, data_bytes // _BYTES_PER_WORKER)
 
 
+def patience_seconds(block: Block) -> float:
+    """How long to wait for what becomes of `block`."""
+    return _PATIENCE_SECONDS + block.size / _LEAST_BYTES_PER_SECOND
+
+
+def no_answer(name: str, block: Block) -> JobError:
+    """InternalError: `block` of the data file `name` was waited for in vain."""
+    last = block.first_line + block.line_count - 1
+    return JobError(
+        Reason.INTERNAL_ERROR,
+        f"{name}: the rows in lines {block.first_line} to {last} were not tokenized within "
+        f"{patience_seconds(block) / 60:.0f} minutes: see whether they are far longer than others, or the chat "
+        "template does not come to an end for them; otherwise another attempt may succeed.",
+    )
+
+
 @dataclass(eq=False)
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
-    waiting: deque[int] = field(default_factory=deque)
-    """Numbers of the blocks that it was sent and has not answered."""
+    waiting: deque[tuple[int, Block]] = field(default_factory=deque)
+    """Blocks with their numbers that it was sent and has not answered."""
 
 
 class Workers:
@@ -96,7 +115,7 @@ class Workers:
                 does not allow lets the rest only be counted.
 
         Raises:
-            JobError: OutOfMemory or InternalError, a process died.
+            JobError: OutOfMemory or InternalError, a process died or does not answer.
             Exception: whatever a block raised.
         """
         numbered = enumerate(blocks)
@@ -112,19 +131,24 @@ class Workers:
                     break
                 decided = bool(report.invalid_rows) and not self._source.max_invalid_share
                 self._send(worker, pickle.dumps((block, decided)))
-                worker.waiting.append(number)
+                worker.waiting.append((number, block))
                 sent += 1
             if sent == written:
                 return
             for worker in self._answering():
-                done[worker.waiting.popleft()] = self._received(worker)
+                done[worker.waiting[0][0]] = self._received(worker)
+                worker.waiting.popleft()
             while written in done:
                 yield done.pop(written)
                 written += 1
 
     def _answering(self) -> list[_Worker]:
         busy = {worker.connection: worker for worker in self._workers if worker.waiting}
-        return [busy[connection] for connection in wait(list(busy)) if isinstance(connection, Connection)]
+        patience = max(patience_seconds(worker.waiting[0][1]) for worker in busy.values())
+        found = wait(list(busy), patience)
+        if not found:
+            raise no_answer(self._source.name, next(iter(busy.values())).waiting[0][1])
+        return [busy[connection] for connection in found if isinstance(connection, Connection)]
 
     def _send(self, worker: _Worker, message: bytes) -> None:
         try:

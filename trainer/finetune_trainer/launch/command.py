@@ -10,7 +10,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.load import load_job_file
 from finetune_api.outcome import Reason, TerminationMessage
 from finetune_trainer.errors import JobError
-from finetune_trainer.launch import elastic, environment, outcome_files
+from finetune_trainer.launch import alone, elastic, environment, outcome_files
 from finetune_trainer.launch.failures import exit_code, last_words, redact
 from finetune_trainer.launch.memory_events import oom_kills
 from finetune_trainer.launch.root_cause import RankEnd, Verdict, conclude
@@ -113,7 +114,7 @@ def _run(job: FineTuneJob, job_path: Path, folder: Path, announcement: Announcem
     def judge(failures: dict[int, elastic.ProcessFailure], stopped_by: str | None) -> Verdict:
         kills = (oom_kills() or 0) - (oom_kills_before or 0)
         ends = _rank_ends(folder, failures, stopped_by=stopped_by)
-        return conclude(ends, stopped_by=stopped_by, oom_kills=kills)
+        return conclude(ends, stopped_by=stopped_by, oom_kills=kills, grace_seconds=grace_seconds)
 
     def end_at_once(signal_name: str) -> None:
         # The workers notice within a second that their launcher is gone.
@@ -129,15 +130,16 @@ def _run(job: FineTuneJob, job_path: Path, folder: Path, announcement: Announcem
             end_at_once=end_at_once,
             patience_seconds=grace_seconds + _PATIENCE_BEYOND_GRACE_SECONDS,
         ):
-            arguments = _prepare(job, job_path, folder, grace_seconds, worker_module)
-            failures = elastic.run_workers(arguments)
+            failures = _prepared(job, job_path, folder, grace_seconds, worker_module)()
     except LauncherStopped as stop:
         stopped_by = str(stop)
     return judge(failures, stopped_by)
 
 
-def _prepare(job: FineTuneJob, job_path: Path, folder: Path, grace_seconds: int, worker_module: str) -> list[str]:
-    """Set what the workers inherit; the arguments for torch elastic."""
+def _prepared(
+    job: FineTuneJob, job_path: Path, folder: Path, grace_seconds: int, worker_module: str
+) -> Callable[[], dict[int, elastic.ProcessFailure]]:
+    """Set what the workers inherit; what runs them to their end, and says which failed."""
     # Read by torch as it is imported. The warnings of its C++ side carry stack traces for everyday things, such as a
     # node that is not up yet.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -150,12 +152,13 @@ def _prepare(job: FineTuneJob, job_path: Path, folder: Path, grace_seconds: int,
     os.environ[environment.LAUNCHER_PID] = str(os.getpid())
     # A variable and not elastic's argument: a torch that does not know it yet only ignores it.
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_seconds)
-    return elastic.torch_arguments(
-        settings,
-        free_port=elastic.find_free_port(),
-        log_dir=folder / "elastic",
-        worker=["finetune_trainer.launch.worker_process", worker_module, str(job_path)],
+    worker = ["finetune_trainer.launch.worker_process", worker_module, str(job_path)]
+    if settings.alone and settings.nproc == 1:
+        return partial(alone.run_worker, worker, grace_seconds=grace_seconds)
+    arguments = elastic.torch_arguments(
+        settings, free_port=elastic.find_free_port(), log_dir=folder / "elastic", worker=worker
     )
+    return partial(elastic.run_workers, arguments)
 
 
 def world_size_notice(job: FineTuneJob, settings: elastic.NodeSettings) -> str | None:

@@ -21,6 +21,9 @@ from finetune_trainer.errors import JobError
 from finetune_trainer.launch import environment
 from finetune_trainer.launch.cores import threads_here
 
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""One of them is there on a Linux machine with GPUs: NVIDIA's, AMD's, those of Windows below its Linux."""
+
 
 @dataclass(frozen=True)
 class ProcessFailure:
@@ -93,7 +96,11 @@ def worker_defaults(settings: NodeSettings, environ: Mapping[str, str]) -> dict[
     defaults = {
         "OMP_NUM_THREADS": str(threads_here(settings.nproc)),
     }
-    if not visible_gpus():
+    if visible_gpus():
+        if "PYTORCH_CUDA_ALLOC_CONF" not in environ:
+            # Every pack has another length: without it, free memory lies in pieces that no further one fits into.
+            defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    else:
         # Threads that spin while they wait take the cores of those that work, and a pod's CPU quota with them.
         defaults |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     if settings.alone:
@@ -104,6 +111,9 @@ def worker_defaults(settings: NodeSettings, environ: Mapping[str, str]) -> dict[
 
 def visible_gpus() -> int:
     """GPUs that this process may use, without creating a context on any of them."""
+    if sys.platform == "linux" and not any(Path(file).exists() for file in _GPU_FILES):
+        # Loading PyTorch takes seconds.
+        return 0
     import torch
 
     return torch.cuda.device_count()

@@ -70,15 +70,26 @@ def _classify(error: BaseException, *, rank: int, world_size: int) -> tuple[Reas
         return error.reason, error.message
     if isinstance(error, StopRequested | KeyboardInterrupt):
         return Reason.TERMINATED, stopped_sentence(checkpoint_saved=False)
-    chain = list(_chain(error))
-    for link in chain:
-        known = out_of_memory(link, rank) or _disk(link, rank) or (_peer(link, rank) if world_size > 1 else None)
-        if known is not None:
-            return known
+    if (known := _known(error, rank, peers=world_size > 1)) is not None:
+        return known
     return Reason.INTERNAL_ERROR, (
         f"The trainer failed unexpectedly at rank {rank} with {quoted(error)}; "
         "the log holds the stack trace, and another attempt may succeed."
     )
+
+
+def _known(error: BaseException, rank: int, *, peers: bool) -> tuple[Reason, str] | None:
+    """What memory, a disk or, where there are `peers`, another rank did; None where it was none of them."""
+    for link in _chain(error):
+        known = out_of_memory(link, rank) or _disk(link, rank) or (_peer(link, rank) if peers else None)
+        if known is not None:
+            return known
+    return None
+
+
+def has_other_cause(error: Exception) -> bool:
+    """Whether memory, a disk or another rank failed, and not the foreign code that was run and raised `error`."""
+    return _known(error, rank=0, peers=True) is not None or any(map(_unreadable, _chain(error)))
 
 
 def stopped_sentence(*, checkpoint_saved: bool) -> str:
@@ -138,6 +149,11 @@ def _disk(error: BaseException, rank: int) -> tuple[Reason, str] | None:
         f"Rank {rank} found the disk full{place}: free space there, or use a larger one: workers.cache and "
         "output.uri in a cluster, FINETUNE_CACHE_DIR and --output-dir on one machine."
     )
+
+
+def _unreadable(error: BaseException) -> bool:
+    """Whether a disk or a mounted volume did not answer."""
+    return isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE)
 
 
 def _peer(error: BaseException, rank: int) -> tuple[Reason, str] | None:

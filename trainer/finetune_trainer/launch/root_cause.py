@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from finetune_api.outcome import FIRST_RETRYABLE_EXIT_CODE, Reason, TerminationMessage
+from finetune_trainer.launch.environment import DEFAULT_GRACE_SECONDS
 from finetune_trainer.launch.failures import exit_code, host_memory_sentence, stopped_sentence
 
-_LATE_KILL_SECONDS = 25.0
-"""Torch elastic gives the ranks that survive a failure 30 s from SIGTERM to SIGKILL: a SIGKILL this long after the
-first end is its own."""
+_EARLY_SECONDS = 2.0
+"""Ends without last words have their time to the second, and the first failure is not the first end by some more."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,20 @@ class _Weight(IntEnum):
     """Ended by the launcher without last words."""
 
 
-def conclude(ends: Sequence[RankEnd], *, stopped_by: str | None = None, oom_kills: int = 0) -> Verdict:
+def conclude(
+    ends: Sequence[RankEnd],
+    *,
+    stopped_by: str | None = None,
+    oom_kills: int = 0,
+    grace_seconds: float = DEFAULT_GRACE_SECONDS,
+) -> Verdict:
     """The verdict over all ranks of this node.
 
     Args:
         ends: at least one, in any order.
         stopped_by: name of the signal that the launcher itself received, if it did.
         oom_kills: processes that the kernel's out-of-memory killer has ended meanwhile.
+        grace_seconds: from SIGTERM to SIGKILL, which torch elastic sends to the ranks that survive a failure.
     """
     ends = sorted(ends, key=lambda end: end.rank)
     lead = ends[0]
@@ -76,9 +83,9 @@ def conclude(ends: Sequence[RankEnd], *, stopped_by: str | None = None, oom_kill
         return Verdict(lead.outcome, 0)
 
     failed = [end for end in ends if not end.succeeded]
-    first_at = min(end.at for end in failed)
-    cause = min(failed, key=lambda end: (_weight(end, first_at), end.at, end.rank))
-    if stopped_by is not None and _weight(cause, first_at) is not _Weight.USER:
+    late = min(end.at for end in failed) + max(grace_seconds - _EARLY_SECONDS, 1.0)
+    cause = min(failed, key=lambda end: (_weight(end, late), end.at, end.rank))
+    if stopped_by is not None and _weight(cause, late) is not _Weight.USER:
         message = _stopped(failed)
         code = exit_code(message)
     else:
@@ -89,7 +96,8 @@ def conclude(ends: Sequence[RankEnd], *, stopped_by: str | None = None, oom_kill
     return Verdict(message.model_copy(update={"checkpoint": checkpoint}), code)
 
 
-def _weight(end: RankEnd, first_at: float) -> _Weight:
+def _weight(end: RankEnd, late: float) -> _Weight:
+    """How surely it is the cause; a SIGKILL at `late` or after it is torch elastic's."""
     outcome = end.outcome
     if outcome is not None:
         if outcome.collateral or outcome.reason in (Reason.PEER_FAILED, Reason.TERMINATED):
@@ -100,7 +108,7 @@ def _weight(end: RankEnd, first_at: float) -> _Weight:
     code = end.code
     if code is None or code in (-signal.SIGTERM, -signal.SIGINT):
         return _Weight.LEFT_OVER
-    if code == -signal.SIGKILL and end.at - first_at >= _LATE_KILL_SECONDS:
+    if code == -signal.SIGKILL and end.at >= late:
         return _Weight.LEFT_OVER
     if code == -signal.SIGABRT:
         return _Weight.ABORTED

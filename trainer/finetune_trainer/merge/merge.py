@@ -23,7 +23,8 @@ from finetune_trainer.merge import logits as compare
 from finetune_trainer.merge.fold import fold
 from finetune_trainer.merge.folder import copy_small_files, public_name, round_weights, write_card, write_weights
 from finetune_trainer.merge.opened import adapter_at, load_base
-from finetune_trainer.published.base import Base, fetch_base, put_adapter
+from finetune_trainer.model.load import load_model
+from finetune_trainer.published.base import Base, fetch_base, put_adapter, quantization_of
 from finetune_trainer.published.folder import AdapterFolder
 from finetune_trainer.quiet import quiet_libraries
 from finetune_trainer.storage import MANIFEST_NAME, FetchedModel, write_manifest
@@ -178,6 +179,19 @@ def _merge(
     reopened = compare.logits(_reopened(scratch, computed, device, trust), rows)
     _check(expected, reopened, bound, "merged and reopened")
     told = compare.difference(unmerged, reopened)
+    quantization = quantization_of(adapter)
+    if quantization is not None:
+        say(f"Comparing it with the base model in {quantization}, as in training")
+        trained = load_model(
+            base_folder,
+            dtype=computed,
+            trust_remote_code=trust,
+            name=base_name,
+            quantization=quantization,
+            device=device,
+        )
+        as_trained = compare.logits(put_adapter(trained, adapter, base_name), rows)
+        notices.append(_quantized_notice(compare.difference(as_trained, reopened), quantization, base_name))
     result = Merged(
         folder=scratch,
         base_model=base_name,
@@ -194,6 +208,14 @@ def _merge(
         write_card(scratch, adapter.path, base_name, revision, dtype, result.sentence())
         manifest = write_manifest(scratch, _details(adapter, revision, result) | dict(details or {}))
     return {**vars(result), "size_bytes": manifest.size_bytes, "sha256": manifest.sha256()}
+
+
+def _quantized_notice(apart: compare.Difference, quantization: str, base_name: str) -> str:
+    return (
+        f"The adapter was trained on {base_name} in {quantization} and is merged into the weights as published: the "
+        f"merged model's logits differ by up to {apart.largest:.2g} (by {apart.mean:.2g} in the mean) from those that "
+        f"were trained, and rank the same token first at {apart.same_choice:.0%} of the positions."
+    )
 
 
 def _check(one: compare.Logits, other: compare.Logits, bound: float, what: str) -> None:

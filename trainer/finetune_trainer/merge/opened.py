@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.model.load import load_config, load_model
+from finetune_trainer.model.quantized import published_method
 from finetune_trainer.published.folder import AdapterFolder, open_adapter
 from finetune_trainer.storage import MANIFEST_NAME
 from finetune_trainer.storage.manifest import parse_manifest, verify_tree
@@ -77,14 +78,12 @@ def load_base(folder: Path, *, dtype: torch.dtype, name: str, trust_remote_code:
         JobError: ModelUnsupported, it cannot be loaded or dequantized.
     """
     config = load_config(folder, trust_remote_code=trust_remote_code, name=name)
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
+    method = published_method(config)
+    if method is None:
         notices: list[str] = []
         model = load_model(folder, dtype=dtype, trust_remote_code=trust_remote_code, name=name, notices=notices)
         model.config.use_cache = _use_cache(config)
         return BaseModel(model, config, *_published(folder, config), notices)
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-    method = str(getattr(method, "value", method))
     model = _dequantized(folder, config, method, dtype=dtype, name=name, trust_remote_code=trust_remote_code)
     precision = _declared(config, torch.bfloat16)
     told = f"{name} is quantized ({method}): its weights were dequantized, and the merged model is not quantized."

@@ -50,14 +50,11 @@ def cannot_be_reloaded(model: Any, modules: Collection[str]) -> list[str]:
     return [module for name, module in names.items() if name not in kept]
 
 
-def adapter_tensors(
-    model: Any, state: Mapping[str, Any] | None = None, adapter: str = "default"
-) -> dict[str, torch.Tensor]:
+def adapter_tensors(model: Any, adapter: str = "default") -> dict[str, torch.Tensor]:
     """An adapter's tensors on CPU, under the names they have in a file.
 
     Args:
         model: the PeftModel.
-        state: the gathered state of a sharded model.
         adapter: its name in the model.
 
     Raises:
@@ -65,6 +62,9 @@ def adapter_tensors(
     """
     from peft import get_peft_model_state_dict
 
+    # Of the whole model's state PEFT would gather a sharded base, which other ranks would have to take part in.
+    own = (".lora_", ".modules_to_save.")
+    state = {name: each for name, each in model.named_parameters() if any(part in name for part in own)}
     # save_embedding_layers: never ask a hub for the base model's vocabulary, and never write the embedding matrix.
     found = get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
     names = file_names(model, found)

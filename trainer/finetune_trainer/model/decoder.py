@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 
@@ -21,3 +23,11 @@ def decoder_of(base: Any) -> Any:
         if isinstance(part, PreTrainedModel) and part.get_input_embeddings() is embeddings:
             return part
     return found
+
+
+def code_of(module: Any) -> Any:
+    """The Python module that `module`'s class was written in; where FSDP has put a class of its own before it, what
+    that was made from.
+    """
+    kind = type(module)
+    return sys.modules[(kind.__mro__[2] if issubclass(kind, FSDPModule) else kind).__module__]

@@ -20,6 +20,8 @@ SMALLEST_HEAD = 16
 _BLOCK = 128
 """FlexAttention's own."""
 
+_GRAPHS = 64
+
 
 def flex(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, sight: Sight | None, scores: Scores
@@ -56,12 +58,11 @@ def _flex() -> Any:
 
 @functools.cache
 def _compiled() -> Any:
-    import torch._dynamo.config as settings
-
-    # One graph each for training and evaluation, short and long packs, each kind of head. Past the limit torch would
-    # go on without the kernel, with all scores in memory; fullgraph lets it fail instead.
-    settings.recompile_limit = max(settings.recompile_limit, 64)
-    return torch.compile(_flex(), dynamic=True, fullgraph=True)
+    # One graph each for training and evaluation, short and long packs, each kind of head, on whatever thread: layers
+    # that are computed again are so on the backward pass's own. Past the limit torch would go on without the kernel,
+    # with all scores in memory; fullgraph lets it fail instead.
+    compiled: Any = torch.compile
+    return compiled(_flex(), dynamic=True, fullgraph=True, recompile_limit=_GRAPHS)
 
 
 @functools.lru_cache(maxsize=4)

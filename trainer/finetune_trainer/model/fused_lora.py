@@ -1,32 +1,44 @@
-"""A linear layer and its LoRA branch in one step, for CPUs.
+"""A linear layer and its LoRA branch in one step.
 
 PEFT computes the branch beside the layer and adds the two: three passes over tensors as large as the layer's output
-forwards, and as many backwards, which on a CPU wait for memory. Here the branch is added by the matrix product itself,
-and the gradient of B is computed the way round that BLAS is fast at. The mathematics is PEFT's.
+forwards, and as many backwards, which wait for memory; and where the weights are in half precision it first makes a
+float32 copy of the layer's input, which the backward pass keeps. Here the branch is added by the matrix product itself,
+in the layer's precision, as autocast has it. The mathematics is PEFT's. A quantized layer's weight is unpacked for each
+pass, and nothing of it is kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from finetune_trainer.model.quantized import is_quantized, values_of
 
 
 def fuse_lora(model: Any) -> None:
     """Make every plain LoRA layer of `model` compute itself this way wherever it can."""
-    for module in model.modules():
-        if isinstance(module, LoraLinear) and "forward" not in vars(module):
-            module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
+    for module in _lora_linears(model):
+        if "forward" not in vars(module):
+            module.forward = partial(_forward, module, module.forward)
 
 
 def unfuse_lora(model: Any) -> None:
     """Undo `fuse_lora`."""
+    for module in _lora_linears(model):
+        vars(module).pop("forward", None)
+
+
+def _lora_linears(model: Any) -> Iterator[Any]:
+    """PEFT has a class of its own for each kind of quantized layer."""
     for module in model.modules():
-        if isinstance(module, LoraLinear):
-            vars(module).pop("forward", None)
+        if isinstance(module, LoraLinear) or (isinstance(module, LoraLayer) and is_quantized(module.get_base_layer())):
+            yield module
 
 
 def _forward(module: Any, original: Any, x: torch.Tensor, *args: Any, **others: Any) -> torch.Tensor:
@@ -39,51 +51,71 @@ def _forward(module: Any, original: Any, x: torch.Tensor, *args: Any, **others: 
     base = module.base_layer
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
     flat = x.reshape(-1, x.shape[-1])
-    y: torch.Tensor = _FusedLinear.apply(flat, base.weight, base.bias, a, b, module.scaling[name], share)  # type: ignore[no-untyped-call]  # torch's
+    y: torch.Tensor = _FusedLinear.apply(flat, base, _precision(x), a, b, module.scaling[name], share)  # type: ignore[no-untyped-call]  # torch's
     return y.view(*x.shape[:-1], -1)
 
 
 def _is_plain(module: Any, name: str, x: torch.Tensor) -> bool:
-    """Whether PEFT would compute W x + scale B A dropout(x) here, in float32 on a CPU."""
+    """Whether PEFT would compute W x + scale B A dropout(x) here, in the precision of W: the input's, or autocast's."""
     base = module.base_layer
-    if type(base) is not nn.Linear or module.disable_adapters or module.merged or name in module.lora_variant:
+    packed = is_quantized(base)
+    if (
+        not (packed or type(base) is nn.Linear)
+        or module.disable_adapters
+        or module.merged
+        or name in module.lora_variant
+    ):
         return False
     a, b, dropout = module.lora_A[name], module.lora_B[name], module.lora_dropout[name]
-    tensors = (x, base.weight, a.weight, b.weight)
+    device = x.device.type
+    half = torch.is_autocast_enabled(device)
+    precision = _precision(x)
     return (
         type(a) is nn.Linear
         and a.bias is None
         and b.bias is None
         and type(dropout) in (nn.Dropout, nn.Identity)
         and not base.weight.requires_grad
-        and all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-        and not torch.is_autocast_enabled("cpu")
+        and a.weight.dtype is b.weight.dtype is torch.float32
+        and (packed or base.weight.dtype is precision)
+        and (half or x.dtype is precision)
+        # In float32 GPUs are left to PEFT, which this was not measured against there.
+        and (half or device == "cpu")
     )
 
 
+def _precision(x: torch.Tensor) -> torch.dtype:
+    """Of what is computed."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+
+
 class _FusedLinear(torch.autograd.Function):
-    """x [T, I] -> [T, O], for W [O, I], A [R, I] and B [O, R]."""
+    """x [T, I] -> [T, O], for the base layer's W [O, I], A [R, I] and B [O, R]; in the precision `dtype`."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        base: Any,
+        dtype: torch.dtype,
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
         dropped: float,
     ) -> torch.Tensor:
-        y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+        x, a, b = (tensor.to(dtype) for tensor in (x, a, b))
+        packed = is_quantized(base)
+        weight = values_of(base, dtype) if packed else base.weight
+        y = x @ weight.T if base.bias is None else torch.addmm(base.bias.to(dtype), x, weight.T)
         mask = None
         taken = x
         if dropped:
             taken, mask = torch.native_dropout(x, dropped, True)
         hidden = taken @ a.T
         y.addmm_(hidden, b.T, alpha=scale)
-        ctx.save_for_backward(x, weight, a, b, hidden, mask)
-        ctx.scale, ctx.dropped = scale, dropped
+        ctx.save_for_backward(x, None if packed else weight, a, b, hidden, mask)
+        ctx.base, ctx.scale, ctx.dropped = base, scale, dropped
         return y
 
     @staticmethod
@@ -96,9 +128,10 @@ class _FusedLinear(torch.autograd.Function):
         to_a = to_hidden.T @ taken
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = gradient @ weight
+            to_x = gradient @ (values_of(ctx.base, gradient.dtype) if weight is None else weight)
             if mask is None:
                 to_x.addmm_(to_hidden, a)
             else:
                 to_x.addcmul_(to_hidden @ a, mask.to(a.dtype), value=1 / (1 - ctx.dropped))
+        # Autograd gives each the precision of what it is the gradient of.
         return to_x, None, None, to_a, to_b, None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,11 @@ from typing import Any
 import torch
 
 from finetune_api.outcome import Reason
+from finetune_api.training import Quantization
 from finetune_trainer.errors import JobError, first_line
+from finetune_trainer.launch.failures import has_other_cause
+from finetune_trainer.model import quantized
+from finetune_trainer.model.config_file import read_config_file, refuse_by_numbers
 from finetune_trainer.model.heap import returned_at_once
 from finetune_trainer.model.support import (
     build_skeleton,
@@ -21,6 +24,8 @@ from finetune_trainer.model.support import (
     unsupported,
 )
 from finetune_trainer.model.weights import LoadingInfo, check_headers, check_loaded
+
+_CPU = torch.device("cpu")
 
 
 def training_dtype(device: torch.device) -> torch.dtype:
@@ -47,12 +52,18 @@ def load_config(folder: Path, *, trust_remote_code: bool, name: str | None = Non
             raise JobError(
                 Reason.STORAGE_ACCESS_DENIED, f"{file} may not be read by this user: change its permissions."
             )
+    content = read_config_file(folder)
+    refuse_by_numbers(content or {}, name)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # A foreign folder can make transformers raise anything.
-        _refuse_unknown_type(folder, name)
+        refuse_by_config(config, name, trust_remote_code=trust_remote_code)
+    except JobError:
+        raise
+    except Exception as error:  # A foreign folder can make transformers raise anything, or pass on values of any type.
+        if has_other_cause(error):
+            raise
+        _refuse_unknown_type(content, name)
         raise _unsupported(name, error, trust_remote_code) from error
-    refuse_by_config(config, name, trust_remote_code=trust_remote_code)
     return config
 
 
@@ -63,18 +74,23 @@ def load_model(
     trust_remote_code: bool,
     name: str | None = None,
     notices: list[str] | None = None,
+    quantization: Quantization | None = None,
+    device: torch.device = _CPU,
 ) -> Any:
-    """The causal language model in `folder`, its weights frozen.
+    """The causal language model in `folder` on `device`, its weights frozen.
 
     Args:
         folder: configuration and weights.
-        dtype: precision of the weights.
+        dtype: precision of the weights, or of what is computed with quantized ones.
         trust_remote_code: whether Python code in the folder may run.
         name: what the user calls the model, the folder when None.
         notices: what a user should know of the model is added to it.
+        quantization: how the weights of linear layers are kept, None as they are.
+        device: where it is wanted. Weights are quantized there.
 
     Raises:
-        JobError: ModelUnsupported, transformers cannot make a causal language model of it, or not a whole one.
+        JobError: ModelUnsupported, transformers cannot make a causal language model of it, or not a whole one, or it
+            has nothing to quantize; InvalidSpec, it is quantized already.
     """
     from transformers import AutoModelForCausalLM
 
@@ -84,6 +100,10 @@ def load_model(
     skeleton = build_skeleton(config, name, trust_remote_code=trust_remote_code)
     if skeleton is not None:
         check_headers(folder, skeleton, name)
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        quantized.refuse_quantized_already(config, name)
+        options = {"quantization_config": quantized.settings(quantization, dtype, skeleton), "device_map": {"": device}}
     try:
         with returned_at_once():
             model, info = auto.from_pretrained(
@@ -94,14 +114,24 @@ def load_model(
                 output_loading_info=True,
                 # What does not fit is refused below, in our words.
                 ignore_mismatched_sizes=True,
+                **options,
             )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # As above; running out of memory is told apart before.
+    except Exception as error:  # As above.
+        if has_other_cause(error):
+            raise
         raise _unsupported(name, error, trust_remote_code) from error
     told = check_loaded(LoadingInfo.from_transformers(info), model, name)
+    if quantization is not None:
+        told += quantized.quantization_notices(model, quantization, name)
     if notices is not None:
         notices += told
+    quantized.compute_with_values(model)
+    # transformers moves no model that is quantized, and this one is there.
+    return as_frozen(model if quantization is not None else model.to(device))
+
+
+def as_frozen(model: Any) -> Any:
+    """`model` as the base of an adapter: its weights get no gradient."""
     _let_generate(model)
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -141,16 +171,14 @@ def _let_generate(model: Any) -> None:
         model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
-def _refuse_unknown_type(folder: Path, name: str) -> None:
+def _refuse_unknown_type(content: dict[str, Any] | None, name: str) -> None:
     """A model type that is newer than transformers, or of another library."""
     import transformers
 
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return
-    kind = content.get("model_type") if isinstance(content, dict) else None
-    if kind and kind not in transformers.CONFIG_MAPPING and not content.get("auto_map"):
+    kind = content.get("model_type") if content else None
+    if content and isinstance(kind, str) and kind and kind not in transformers.CONFIG_MAPPING:
+        if content.get("auto_map"):
+            return
         raise unsupported(
             name,
             f"is a {kind} model, which transformers {transformers.__version__} does not know: use a trainer image with "

@@ -1,42 +1,22 @@
-"""The loss of whatever goes through the model at once, padded rows or a pack.
+"""Cross-entropy as training sums it.
 
 It is a sum over the tokens that are trained, so that the caller can divide by their number over all batches and ranks:
-a mean of means would weigh short rows more. The output head runs only where something is predicted.
+a mean of means would weigh short rows more.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from finetune_trainer.model.batch import IGNORED, Batch
-from finetune_trainer.model.packed_attention import attending
-from finetune_trainer.model.prefix_tree import Pack
 
 Loss = tuple[torch.Tensor, torch.Tensor]
 """float32 []: sum of the cross-entropies in nats; int64 []: targets that the model ranks first, which are counted only
 where no gradients are recorded (0 otherwise)."""
-
-
-@contextmanager
-def computed(model: Any, batch: Batch | Pack, *, keep: bool) -> Iterator[Loss]:
-    """The loss of `batch`; the backward pass belongs inside, since checkpointed layers attend once more there.
-
-    Args:
-        model: a causal language model, possibly wrapped; for packs `take_packs` was called on it.
-        batch: on the model's device.
-        keep: see `target_logits`.
-    """
-    if isinstance(batch, Pack):
-        with attending(batch):
-            yield model(pack=batch)
-    else:
-        yield _padded_loss(model, batch, keep)
 
 
 def takes_logits_to_keep(model: Any) -> bool:
@@ -48,7 +28,7 @@ def target_logits(model: Any, batch: Batch, *, keep: bool) -> tuple[torch.Tensor
     """Logits and targets at the positions where any row of the batch predicts something.
 
     Args:
-        model: a causal language model, possibly wrapped.
+        model: a causal language model.
         batch: padded sequences [B, L].
         keep: the model takes `logits_to_keep`, so its output head runs at those positions only.
 
@@ -70,11 +50,3 @@ def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def correct_targets(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """int64 []: targets that the model ranks first."""
     return (logits.argmax(dim=-1) == targets).sum()
-
-
-def _padded_loss(model: Any, batch: Batch, keep: bool) -> Loss:
-    logits, targets = target_logits(model, batch, keep=keep)
-    loss = summed_loss(logits, targets)
-    if torch.is_grad_enabled():
-        return loss, torch.zeros((), dtype=torch.int64, device=loss.device)
-    return loss, correct_targets(logits, targets)

@@ -1,25 +1,26 @@
 """How a model's attention is made to follow a pack: through transformers' interfaces for attention and for masks.
 
-Models that ask for attention there get ours (`tree_attention.py`, `flex_tree.py`). Others, which compute it themselves,
-get the tree as the mask that they ask for, so that their biases, caps and windows stay their own code. Outside a pack
-nothing of this is in force. Which pack is being computed is held here for the length of a forward and a backward pass,
-since activation checkpointing runs layers again in the backward pass, on threads of torch's own.
+Models that ask for attention there get ours (`tree_attention.py`, `flex_tree.py`), and the pack among its arguments.
+Others, which compute it themselves, get the tree as the mask that they ask for, so that their biases, caps and windows
+stay their own code. What a decoder makes before its layers, masks and places, and layers that get no arguments of ours
+find the pack in the context that they run in; activation checkpointing takes the context along (`recomputed`).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
-from finetune_trainer.model.decoder import decoder_of
+from finetune_trainer.model.decoder import code_of, decoder_of
 from finetune_trainer.model.flex_tree import SMALLEST_HEAD, flex
-from finetune_trainer.model.places import by_place, follow_places, squares_of, usual_places
+from finetune_trainer.model.places import by_place, follow_places, position_ids, squares_of, takes, usual_places
 from finetune_trainer.model.prefix_tree import Pack
 from finetune_trainer.model.tree_attention import Scores, Sight, by_path, in_pieces, tree_mask
 
@@ -48,48 +49,114 @@ class PackingRefusedError(Exception):
     """The model cannot be run on packs; the text says why and ends no sentence."""
 
 
-class _Current:
-    """What is being computed now."""
+@dataclass(eq=False)
+class PackRun:
+    """One pack on its way through a decoder, forwards and, where layers are computed again, backwards."""
 
-    pack: Pack | None = None
+    pack: Pack
     asked: int = 0
-    """How often the model has asked for attention or for a mask since the pack began."""
-    sights: dict[int, tuple[torch.Tensor, Sight]] = {}  # noqa: RUF012
+    """How often the model has asked for attention or for a mask."""
+    sights: dict[int, tuple[torch.Tensor, Sight]] = field(default_factory=dict)
     """What masks stand for, by the address of their memory, which they keep."""
-    changed: list[tuple[Any, str, Any]] = []  # noqa: RUF012  never changed in place
-    """Attributes that are others for now: of what, which, and what they were."""
+    squares: list[tuple[Any, torch.Tensor]] = field(default_factory=list)
+    """Layers that keep a square of which place sees which, and what it is for this pack."""
 
 
-@contextmanager
-def attending(pack: Pack | None) -> Iterator[None]:
-    """All attention between here and the end is over this pack; None for the model's own."""
-    before = _Current.pack, _Current.asked, _Current.sights, _Current.changed
-    _Current.pack, _Current.asked, _Current.sights, _Current.changed = pack, 0, {}, []
-    try:
-        yield
-    finally:
-        for owner, name, value in _Current.changed:
-            setattr(owner, name, value)
-        _Current.pack, _Current.asked, _Current.sights, _Current.changed = before
+_RUN: ContextVar[PackRun | None] = ContextVar("finetune_pack_run", default=None)
 
 
 def current_pack() -> Pack | None:
     """What is being computed, or None if it is no pack."""
-    return _Current.pack
+    run = _RUN.get()
+    return None if run is None else run.pack
 
 
 def attention_calls() -> int:
     """How often the model has asked for attention or for a mask, since the pack began."""
-    return _Current.asked
+    run = _RUN.get()
+    return 0 if run is None else run.asked
 
 
-def use_packed_attention(model: Any) -> None:
-    """Make a transformers model ready to attend as a pack says, from `follow` on.
+def recomputed() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For checkpoint's `context_fn`: layers that the backward pass runs again find the pack they were given before,
+    on whatever thread that is.
+    """
+    run = _RUN.get()
+    return nullcontext(), nullcontext() if run is None else _computing(run)
+
+
+@contextmanager
+def _computing(run: PackRun) -> Iterator[None]:
+    before = [(module, module.bias) for module, _ in run.squares]
+    token = _RUN.set(run)
+    try:
+        for module, square in run.squares:
+            module.bias = square
+        yield
+    finally:
+        for module, square in before:
+            module.bias = square
+        _RUN.reset(token)
+
+
+class PackedDecoder:
+    """The decoder of a causal language model, made ready for packs; for other inputs too its attention is ours until
+    `undo`.
+
+    Args:
+        model: the causal language model.
 
     Raises:
         PackingRefusedError: it does not ask for its attention, or what it does cannot be known.
     """
-    decoder = decoder_of(model)
+
+    def __init__(self, model: Any) -> None:
+        self._decoder = decoder_of(model)
+        _refuse_unknown(self._decoder)
+        self._takes_pack = _asks_for_attention(self._decoder)
+        self._takes_places = takes(self._decoder, "position_ids")
+        self._implementations: list[tuple[Any, str]] = []
+        follow_places(self._decoder, current_pack)
+        for module in self._decoder.modules() if self._takes_pack else ():
+            config = getattr(module, "config", None)
+            found = getattr(config, _IMPLEMENTATION, None)
+            if found in ("sdpa", "eager"):
+                self._implementations.append((config, found))
+                setattr(config, _IMPLEMENTATION, NAME)
+
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        usual_places(self._decoder)
+        for config, found in self._implementations:
+            setattr(config, _IMPLEMENTATION, found)
+
+    def __call__(self, pack: Pack) -> Any:
+        """What the decoder returns for a pack; last_hidden_state [1, T, H].
+
+        Raises:
+            PackingRefusedError: the model is not built as this needs it.
+        """
+        run = PackRun(pack, squares=[] if self._takes_pack else self._squares(pack))
+        run.asked = len(run.squares)
+        # With a mask of ones transformers does not look for packs of its own in the position ids.
+        others: dict[str, Any] = {"attention_mask": torch.ones_like(pack.input_ids)}
+        if self._takes_places:
+            others["position_ids"] = position_ids(self._decoder, pack)
+        if self._takes_pack:
+            others["pack_run"] = run
+        with _computing(run):
+            found = self._decoder(input_ids=pack.input_ids, use_cache=False, **others)
+        if not run.asked:
+            raise PackingRefusedError("it asks transformers for neither attention nor masks")
+        return found
+
+    def _squares(self, pack: Pack) -> list[tuple[Any, torch.Tensor]]:
+        found = squares_of(self._decoder)
+        changed = by_place([square for _, square in found], pack, tree_mask(pack)) if found else []
+        return [(module, new) for (module, _), new in zip(found, changed, strict=True)]
+
+
+def _refuse_unknown(decoder: Any) -> None:
     config = decoder.config
     kinds = set(getattr(config, "layer_types", None) or ())
     others = sorted(kinds - _ATTENTION - _NO_ATTENTION - {_INDEXED})
@@ -103,46 +170,20 @@ def use_packed_attention(model: Any) -> None:
         raise PackingRefusedError("its position embeddings depend on the length of what is computed together")
     if not (_asks_for_attention(decoder) or _follows_masks(decoder)):
         raise PackingRefusedError("its attention cannot be replaced")
-    follow_places(decoder, lambda: _Current.pack)
-
-
-def usual_attention(model: Any) -> None:
-    """Undo `use_packed_attention`."""
-    usual_places(decoder_of(model))
-
-
-def follow(decoder: Any, pack: Pack) -> None:
-    """From here to the end of `attending` the decoder's attention is over `pack`."""
-    if _asks_for_attention(decoder):
-        for module in decoder.modules():
-            config = getattr(module, "config", None)
-            if getattr(config, _IMPLEMENTATION, None) in ("sdpa", "eager"):
-                _Current.changed.append((config, _IMPLEMENTATION, getattr(config, _IMPLEMENTATION)))
-                setattr(config, _IMPLEMENTATION, NAME)
-    elif squares := squares_of(decoder):
-        changed = by_place([square for _, square in squares], pack, tree_mask(pack))
-        for (module, square), new in zip(squares, changed, strict=True):
-            _Current.changed.append((module, "bias", square))
-            module.bias = new
-        _Current.asked += len(squares)
 
 
 def _asks_for_attention(decoder: Any) -> bool:
     indexed = _INDEXED in (getattr(decoder.config, "layer_types", None) or ())
-    return hasattr(_code(decoder), "ALL_ATTENTION_FUNCTIONS") and not indexed
+    return hasattr(code_of(decoder), "ALL_ATTENTION_FUNCTIONS") and not indexed
 
 
 def _follows_masks(decoder: Any) -> bool:
     """Whether it is one of transformers' own models, none of which does more than its masks say, and asks for them."""
-    code = _code(decoder)
+    code = code_of(decoder)
     # BigBird's attention has blocks until few tokens make it whole for good.
     whole = getattr(decoder, "attention_type", None) != "block_sparse"
     asks = hasattr(code, "create_causal_mask") or bool(squares_of(decoder))
     return whole and asks and code.__name__.startswith("transformers.")
-
-
-def _code(decoder: Any) -> Any:
-    return sys.modules[type(decoder).__module__]
 
 
 def most_tokens(model: Any) -> int | None:
@@ -195,13 +236,17 @@ def _attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Result [1, T, H, D]."""
-    pack = _Current.pack
-    if pack is None or key.shape[2] != pack.tokens:
+    # Some layers hand on no arguments to their attention.
+    run = others.get("pack_run") or _RUN.get()
+    if run is None:
+        raise PackingRefusedError("its attention is not told what is computed")
+    pack = run.pack
+    if key.shape[2] != pack.tokens:
         raise PackingRefusedError("it attends to more than its own tokens")
-    _Current.asked += 1
+    run.asked += 1
     sight = None
     if attention_mask is not None:
-        _, sight = _Current.sights.get(attention_mask.untyped_storage().data_ptr(), (None, None))
+        _, sight = run.sights.get(attention_mask.untyped_storage().data_ptr(), (None, None))
         if sight is None or attention_mask.shape[-2:] != (pack.tokens, pack.tokens):
             raise PackingRefusedError("it changes its masks")
     if sight is not None and sight.reach is not None and sight.reach >= pack.longest:
@@ -238,15 +283,16 @@ def _sight(pack: Pack, arguments: dict[str, Any]) -> Sight | None:
 
 def _mask(**arguments: Any) -> torch.Tensor | None:
     """For `_attention`: None where the whole path is seen, else bool [1, 1, T, T] that stands for a sight."""
-    pack = _Current.pack
-    if pack is None:
+    run = _RUN.get()
+    if run is None:
         return sdpa_mask(**arguments)
+    pack = run.pack
     sight = _sight(pack, arguments)
     if sight is None:
         return None
     # Known by its memory: who makes another mask of it is found out, who only takes all of it is not.
     mask = torch.zeros((), dtype=torch.bool, device=pack.span_end.device).expand(1, 1, pack.tokens, pack.tokens)
-    _Current.sights[mask.untyped_storage().data_ptr()] = (mask, sight)
+    run.sights[mask.untyped_storage().data_ptr()] = (mask, sight)
     return mask
 
 
@@ -254,11 +300,11 @@ def _tree_instead(own: Callable[..., torch.Tensor | None]) -> Callable[..., torc
     """transformers' own kind of mask, but of the pack that is being computed."""
 
     def mask(*args: Any, **arguments: Any) -> torch.Tensor | None:
-        pack = _Current.pack
-        if pack is None:
+        run = _RUN.get()
+        if run is None:
             return own(*args, **arguments)
-        _Current.asked += 1
-        found = tree_mask(pack, _sight(pack, arguments))[None, None]
+        run.asked += 1
+        found = tree_mask(run.pack, _sight(run.pack, arguments))[None, None]
         if own is sdpa_mask:
             return found
         dtype = arguments.get("dtype", torch.float32)

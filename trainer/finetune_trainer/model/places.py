@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from finetune_trainer.model.decoder import code_of
 from finetune_trainer.model.prefix_tree import Pack
 
 CurrentPack = Callable[[], Pack | None]
@@ -39,7 +39,7 @@ def position_ids(decoder: Any, pack: Pack) -> torch.Tensor:
 
 def follow_places(decoder: Any, current: CurrentPack) -> None:
     """Let what `decoder` knows of positions follow the pack that `current` gives, if it does not take position ids."""
-    code = sys.modules[type(decoder).__module__]
+    code = code_of(decoder)
     for name, function in list(vars(code).items()):
         if name.startswith("build_") and "alibi" in name and not hasattr(function, "__wrapped__"):
             setattr(code, name, _slopes_by_place(function, current))

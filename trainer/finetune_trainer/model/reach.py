@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
-from finetune_trainer.launch.failures import out_of_memory, quoted
+from finetune_trainer.launch.failures import has_other_cause, quoted
+from finetune_trainer.model.quantized import is_quantized
 
 PROBE_TOKENS = 128
 """Tokens of the text: enough for layers that pool several of them, and less work than a training step."""
@@ -63,7 +64,7 @@ def reached_by_text(model: Any, layers: Mapping[str, nn.Module], ids: Sequence[i
             # A sum of all would be flat where the head normalizes.
             logits.float().square().sum().backward()
     except Exception as error:  # Model code that nobody here has seen.
-        if out_of_memory(error, rank=0) is not None:
+        if has_other_cause(error):
             raise
         raise JobError(
             Reason.MODEL_UNSUPPORTED,
@@ -84,7 +85,8 @@ def _probing(path: str, probes: dict[str, torch.Tensor], foreign: set[str]) -> C
         first = output[0] if isinstance(output, tuple) else output
         if not isinstance(first, torch.Tensor) or not first.is_floating_point():
             return output
-        own = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+        usual = is_quantized(module) or type(module).forward is nn.Linear.forward
+        own = isinstance(module, nn.Linear) and not usual
         if own and not _is_linear(module, arguments, named, output):
             foreign.add(path)
         if path not in probes:

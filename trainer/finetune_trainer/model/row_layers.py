@@ -57,7 +57,7 @@ def find_row_layers(decoder: nn.Module, pack: Pack, run: Callable[[], object]) -
         run: computes `pack` without gradients.
     """
     seen: dict[nn.Module, _Seen] = {}
-    layers = _layers(decoder)
+    layers = outermost_layers(decoder)
     parts = {layer: list(layer.children()) for layer in layers}
     inner = {part: list(part.children()) for found in parts.values() for part in found}
     probe = _Probe(pack, seen)
@@ -94,7 +94,7 @@ def usual_layers(layers: list[RowLayer]) -> None:
         vars(layer.module).pop("forward", None)
 
 
-def _layers(decoder: nn.Module) -> list[nn.Module]:
+def outermost_layers(decoder: nn.Module) -> list[nn.Module]:
     """Elements of lists of modules, the outermost only."""
     found: list[nn.Module] = []
 

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 
 from finetune_api.outcome import Reason
+from finetune_api.problem import printable
 from finetune_trainer.errors import JobError, first_line
 
 _CLASSIFIERS = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction|Reward\w*)$")
 _INSTEAD = "name a causal language model, such as Llama, Qwen or Mistral"
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "n_ctx")
 """Where families write the number of their positions. ALiBi's and state-space models' `seq_length` bounds nothing."""
+_SENTENCE_LIMIT = 1500
+"""In characters. Names in a foreign file may be of any length."""
+
 _PACKAGES = (
     re.compile(r"pip install (?:-\S+ )*`?([\w.\-\[\]]+(?:[ ,]+(?!and|Please)[\w.\-\[\]]+)*)"),
     re.compile(r"No module named '([\w.]+)'"),
@@ -28,8 +32,8 @@ _PACKAGES = (
 
 
 def unsupported(name: str, why: str) -> JobError:
-    """ModelUnsupported: `name` `why`."""
-    return JobError(Reason.MODEL_UNSUPPORTED, f"{name} {why}.")
+    """ModelUnsupported: `name` `why`, which may quote what a foreign file holds."""
+    return JobError(Reason.MODEL_UNSUPPORTED, f"{name} {printable(why, _SENTENCE_LIMIT)}.")
 
 
 def missing_package(name: str, error: ImportError) -> JobError:

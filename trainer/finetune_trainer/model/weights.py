@@ -8,6 +8,7 @@ Files of other formats are judged by what loading them reports.
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LONGEST_HEADER_BYTES = 100_000_000
 """safetensors' own limit."""
 _HEADS = re.compile(r"(^|\.)(scores?|classifier|classification_head|(v|value|reward|rm)_head|qa_outputs)\b")
+_FILE_NAME = re.compile(r"[\w-][\w .+-]{0,254}")
 _SHOWN = 3
 
 
@@ -214,9 +216,18 @@ def _safetensors(folder: Path, name: str) -> list[Path]:
 def _index(folder: Path, name: str) -> dict[str, str]:
     """File of each weight, by name."""
     try:
-        return {str(key): str(file) for key, file in json.loads((folder / _INDEX).read_text())["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {
+            str(key): _file_name(file) for key, file in json.loads((folder / _INDEX).read_bytes())["weight_map"].items()
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise unsupported(name, f"has a damaged {_INDEX}: fetch the folder anew") from error
+
+
+def _file_name(value: Any) -> str:
+    """`value`, if it is the name of a file in its folder."""
+    if not isinstance(value, str) or not _FILE_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no file name")
+    return value
 
 
 def _header(file: Path, name: str) -> dict[str, torch.Tensor]:
@@ -235,12 +246,12 @@ def _header(file: Path, name: str) -> dict[str, torch.Tensor]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        end = max((operator.index(entry["data_offsets"][1]) for entry in header.values()), default=0)
         tensors = {
             key: torch.empty(entry["shape"], dtype=_TYPES.get(entry["dtype"], torch.float32), device="meta")
             for key, entry in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise unsupported(name, f"has a damaged {file.name}, which is no safetensors file: fetch it anew") from error
     if size < 8 + length + end:
         raise JobError(

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from finetune_api.chat_template import chat_template
 from finetune_api.generation import GenerationConfig
-from finetune_api.outcome import AdapterResult, MetricsResult, Reason, VerifiedResult
+from finetune_api.outcome import AdapterResult, DatasetResult, MetricsResult, Reason, VerifiedResult
 from finetune_api.prompt_format import PromptFormat
 from finetune_trainer.data.end_of_turn import answer_stops
 from finetune_trainer.data.load_tokenizer import save_tokenizer
@@ -159,6 +159,23 @@ def adapter_result(store: ObjectStore, manifest: Manifest) -> AdapterResult:
         targets=manifest.details.get("targets"),
         verified=manifest.details.get("verified"),
     )
+
+
+def published_results(store: ObjectStore, manifest: Manifest) -> tuple[AdapterResult, DatasetResult, MetricsResult]:
+    """What the manifest of a published adapter says that came out of its job.
+
+    Raises:
+        JobError: OutputConflict, it says nothing of the kind: it was not written by a trainer.
+    """
+    try:
+        dataset = DatasetResult.model_validate(manifest.details.get("dataset"))
+        return adapter_result(store, manifest), dataset, metrics_of(manifest)
+    except (LookupError, ValueError) as error:
+        raise JobError(
+            Reason.OUTPUT_CONFLICT,
+            f"{store.uri_of(FOLDER)}/{MANIFEST_NAME} says that this job is finished, but not what came out of it: "
+            "choose another output, or remove the folder.",
+        ) from error
 
 
 def finished_adapter(store: ObjectStore, identity: dict[str, Any]) -> Manifest | None:

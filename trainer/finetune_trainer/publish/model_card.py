@@ -35,7 +35,13 @@ def read_licence(model: Any) -> dict[str, str]:
 
 
 def write_model_card(
-    folder: Path, report: ReportData, *, base: BaseModelName, licence: Mapping[str, str], sha256: str
+    folder: Path,
+    report: ReportData,
+    *,
+    base: BaseModelName,
+    licence: Mapping[str, str],
+    sha256: str,
+    quantization: str | None = None,
 ) -> None:
     """Write the card into the adapter's `folder`.
 
@@ -45,12 +51,14 @@ def write_model_card(
         base: the base model. The Hub takes names of its own only, so others stay out of the card's metadata.
         licence: the base model's, in the Hub's keys.
         sha256: digest of the training file.
+        quantization: of the base model while it was trained on, if any.
     """
     metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora"]}
     if base.hub_name:
         relation = {"base_model": base.hub_name, "base_model_relation": "adapter"}
         metadata = {**relation, **licence, **metadata}
     revision = f" at revision {code(base.revision)}" if base.revision else ""
+    trained_in = f", trained on it in {code(quantization)} (bitsandbytes)" if quantization else ""
     figures = {
         "training loss": report.train_loss,
         "validation loss": report.eval_loss,
@@ -63,7 +71,7 @@ def write_model_card(
         "---",
         f"# {one_line(report.job_name)}",
         "",
-        f"A LoRA adapter of {code(base.name)}{revision}.",
+        f"A LoRA adapter of {code(base.name)}{revision}{trained_in}.",
         "",
         "## Trained layers",
         "",

@@ -18,9 +18,12 @@ from finetune_trainer.data.dataset import DataStats, TokenizedData
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import JobError
 from finetune_trainer.inputs import data_source
+from finetune_trainer.load_adapted import Trained
+from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.lora import adapted, trainable_parameters
+from finetune_trainer.model.quantized import left_out
 from finetune_trainer.pins import base_model_name, fetch_weights, portable
-from finetune_trainer.preparation import Prepared, Surroundings
+from finetune_trainer.preparation import Prepared, RunContext
 from finetune_trainer.publish import proof
 from finetune_trainer.publish.adapter import AdapterParts, publish_adapter, published_identity, write_adapter
 from finetune_trainer.publish.golden import write_golden
@@ -36,8 +39,8 @@ from finetune_trainer.publish.report import (
     write_report,
 )
 from finetune_trainer.publish.serving_notes import write_serving_notes
-from finetune_trainer.train.checkpoint import ADAPTER, Checkpoint
-from finetune_trainer.train.trainer import StepTrainer
+from finetune_trainer.train.checkpoint import Checkpoint
+from finetune_trainer.train.checkpoint_files import ADAPTER
 from finetune_trainer.verify.golden import GOLDEN
 
 REPORT = "report.html"
@@ -47,7 +50,7 @@ _SAMPLED_ROWS = 64
 
 
 def publish_best(
-    job: FineTuneJob, prepared: Prepared, around: Surroundings, trainer: StepTrainer, wall_seconds: float
+    job: FineTuneJob, prepared: Prepared, context: RunContext, result: Trained, wall_seconds: float
 ) -> TerminationMessage:
     """Publish the adapter of the lowest validation loss (without validation the last). Rank 0 only.
 
@@ -55,57 +58,75 @@ def publish_best(
         JobError: OutputConflict, the checkpoints were removed meanwhile; AdapterUnproven, training changed nothing or
             the published bytes are not what was trained; or the output cannot be written.
     """
-    around.console.phase("Publishing the adapter")
-    around.reporter.publish()
-    store, spec = around.output.store, job.spec
-    best = prepared.checkpoints.best(around.scratch / "best", around.console.warning)
+    context.console.phase("Publishing the adapter")
+    context.reporter.publish()
+    model = result.model
+    model.leave_packs()
+    store, spec = context.output.store, job.spec
+    best = prepared.checkpoints.best(context.scratch / "best", context.console.warning)
     if best is None:
         raise JobError(Reason.OUTPUT_CONFLICT, "The run's checkpoints were removed while it ran: start it again.")
-    trained = load_file(around.scratch / "best" / ADAPTER)
-    moved = proof.movement(trainer.start, trained, learning_rate=spec.learning_rate)
+    trained = load_file(context.scratch / "best" / ADAPTER)
+    moved = proof.movement(result.start, trained, learning_rate=spec.learning_rate)
     for notice in moved.notice():
-        around.console.warning(notice)
-    folder = around.scratch / "adapter"
+        context.console.warning(notice)
+    folder = context.scratch / "adapter"
     folder.mkdir()
     parts = AdapterParts(
-        model=trainer.peft_model,
+        model=model.peft,
         weights=trained,
         tokenizer=prepared.model.tokenizer,
         generation=prepared.model.generation,
         base=base_model_name(spec, prepared.model.revision),
     )
     write_adapter(folder, parts)
-    targets = adapted(trainer.peft_model)
-    merges = wants_merged(spec) and not trainer.sharded
+    targets = adapted(model.peft)
+    kept_whole = left_out(model.base)
+    merges = wants_merged(spec) and not model.sharded
     planned = [f"The merged model goes to {store.uri_of(MERGED)}."] if merges else []
-    metrics, dataset = _metrics(best, prepared, around), dataset_result(prepared.train.stats)
+    metrics, dataset = _metrics(best, prepared, context), dataset_result(prepared.train.stats)
     report = replace(
-        _report(job, prepared, around, best, metrics, wall_seconds, prepared.notices + moved.notice() + planned),
-        targets=targets.summary(trainable_parameters(trainer.peft_model)),
+        _report(job, prepared, context, best, metrics, wall_seconds, prepared.notices + moved.notice() + planned),
+        targets=targets.summary(trainable_parameters(model.peft)),
         layers=targets.in_full(),
     )
     write_report(folder / REPORT, report)
     store.upload_file(folder / REPORT, REPORT)
-    licence = read_licence(trainer.peft_model.get_base_model())
-    write_model_card(folder, report, base=parts.base, licence=licence, sha256=prepared.train.stats.sha256)
-    _write_golden(folder, job, prepared, around, trainer, trained)
-    write_serving_notes(folder, name=job.metadata.name, context_length=prepared.model.context_length)
+    licence = read_licence(model.peft.get_base_model())
+    write_model_card(
+        folder,
+        report,
+        base=parts.base,
+        licence=licence,
+        sha256=prepared.train.stats.sha256,
+        quantization=spec.quantization,
+    )
+    _write_golden(folder, job, prepared, context, model, trained)
+    write_serving_notes(
+        folder,
+        name=job.metadata.name,
+        context_length=prepared.model.context_length,
+        quantization=spec.quantization,
+        left_out=kept_whole,
+    )
     run = published_identity(prepared.identity)
     details: dict[str, Any] = {
         "job": job.metadata.name,
         "run": run,
         "baseModel": parts.base.name,
         "baseModelRevision": parts.base.revision,
+        **({"quantization": spec.quantization} if spec.quantization else {}),
+        **({"quantizationLeftOut": kept_whole} if kept_whole else {}),
         "contextLength": prepared.model.context_length,
         "targets": (report.targets or "")[:512],
-        "pins": {key: {**pin, "address": portable(pin["address"])} for key, pin in prepared.pins.run().items()},
+        "pins": {key: {**pin, "address": portable(pin["address"])} for key, pin in prepared.pins.contents().items()},
         "metrics": metrics.model_dump(exclude_none=True),
         "dataset": dataset.model_dump(exclude_none=True),
         "step": best.step,
     }
     verify = partial(
         proof.prove,
-        model=trainer.peft_model,
+        model=model.peft,
         trained=trained,
         moved=moved,
         rows=[
@@ -113,28 +134,28 @@ def publish_best(
             for row in range(min(_SAMPLED_ROWS, len(prepared.train)))
             for sequence in prepared.train.sequences(row)
         ],
-        sharded=trainer.sharded,
+        sharded=model.sharded,
     )
     adapter = publish_adapter(store, folder, details, verify)
     if adapter.verified is not None:
-        around.console.phase(proof.sentence(adapter.verified))
+        context.console.phase(proof.sentence(adapter.verified))
     message = f"The adapter is at {adapter.uri}."
-    around.console.phase(message)
+    context.console.phase(message)
     if merges:
-        release(trainer.peft_model)
+        release(model.peft)
         found = publish_merged(
             store,
             folder,
             base_name=parts.base.name,
             weights=fetch_weights(spec, prepared.pins),
             identity=run,
-            scratch=around.scratch,
-            device=trainer.args.device,
+            scratch=context.scratch,
+            device=model.device,
             trust_remote_code=spec.trust_remote_code,
-            console=around.console,
+            console=context.console,
         )
         message = f"{message} {found}"
-    around.reporter.finish()
+    context.reporter.finish()
     return TerminationMessage(
         succeeded=True,
         message=message,
@@ -163,24 +184,24 @@ def _write_golden(
     folder: Path,
     job: FineTuneJob,
     prepared: Prepared,
-    around: Surroundings,
-    trainer: StepTrainer,
+    context: RunContext,
+    model: AdaptedModel,
     trained: dict[str, torch.Tensor],
 ) -> None:
     """Prompts of the validation data, or of the training data where there is none, with the adapter's answers."""
     spec = job.spec
     if spec.output is not None and not spec.output.golden:
         return
-    if trainer.sharded:
-        around.console.warning(f"{GOLDEN} is left out, since the processes share the model.")
+    if model.sharded:
+        context.console.warning(f"{GOLDEN} is left out, since the processes share the model.")
         return
     source, rows = prepared.train_source, prepared.train
     if prepared.valid is not None and spec.valid_path:
         source, rows = data_source(spec, prepared.model, spec.valid_path), prepared.valid
-    around.console.phase(
+    context.console.phase(
         write_golden(
             folder,
-            model=trainer.peft_model,
+            model=model.peft,
             trained=trained,
             tokenizer=prepared.model.tokenizer.tokenizer,
             source=source,
@@ -189,10 +210,10 @@ def _write_golden(
     )
 
 
-def _metrics(best: Checkpoint, prepared: Prepared, around: Surroundings) -> MetricsResult:
+def _metrics(best: Checkpoint, prepared: Prepared, context: RunContext) -> MetricsResult:
     evaluated = best.manifest.details.get("metrics") or {}
     return MetricsResult(
-        train_loss=around.output.last_epoch_loss(prepared.plan),
+        train_loss=context.output.last_epoch_loss(prepared.plan),
         eval_loss=evaluated.get("eval_loss"),
         perplexity=evaluated.get("eval_perplexity"),
         token_accuracy=evaluated.get("eval_token_accuracy"),
@@ -202,7 +223,7 @@ def _metrics(best: Checkpoint, prepared: Prepared, around: Surroundings) -> Metr
 def _report(
     job: FineTuneJob,
     prepared: Prepared,
-    around: Surroundings,
+    context: RunContext,
     best: Checkpoint,
     metrics: MetricsResult,
     wall_seconds: float,
@@ -223,7 +244,9 @@ def _report(
         model=spec.model_id,
         created=datetime.now(UTC),
         job_yaml=yaml.safe_dump(
-            job.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False, allow_unicode=True
+            _as_trained(job, prepared).model_dump(mode="json", by_alias=True, exclude_none=True),
+            sort_keys=False,
+            allow_unicode=True,
         ),
         model_revision=prepared.model.revision,
         steps=prepared.plan.total_steps,
@@ -233,9 +256,9 @@ def _report(
         token_accuracy=metrics.token_accuracy,
         best_checkpoint_step=best.step,
         wall_seconds=wall_seconds,
-        resumed_from=around.output.store.uri_of(resume.key) if resume else None,
-        resumed_at_step=resume.step if resume else None,
-        curves=curves_from_metrics(around.output.metrics_path),
+        resumed_from=context.output.store.uri_of(resume.checkpoint.key) if resume else None,
+        resumed_at_step=resume.checkpoint.step if resume else None,
+        curves=curves_from_metrics(context.output.metrics_path),
         token_lengths=prepared.train.row_tokens,
         context_length=prepared.model.context_length,
         data=counts,
@@ -243,6 +266,16 @@ def _report(
         versions=library_versions(),
         notices=notices,
     )
+
+
+def _as_trained(job: FineTuneJob, prepared: Prepared) -> FineTuneJob:
+    """The effective job with what the data decided."""
+    rows = prepared.rows_per_batch
+    found = {
+        "train_batch_size_per_device": rows,
+        "eval_batch_size_per_device": job.spec.eval_batch_size_per_device or rows,
+    }
+    return job.model_copy(update={"spec": job.spec.model_copy(update=found)})
 
 
 def _counts(name: str, source: str, data: TokenizedData) -> DataCounts:

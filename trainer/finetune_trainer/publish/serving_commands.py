@@ -18,6 +18,11 @@ SERVER = "http://localhost:8000"
 
 _MESSAGES = [{"role": "user", "content": QUESTION}]
 _LONGEST_ANSWER = 256
+_QUANTIZED = {
+    "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+    "int8": "load_in_8bit=True",
+}
+"""What transformers has to be told to quantize the base model as it was for training."""
 
 
 def vllm_command(facts: ServingFacts, place: str) -> str:
@@ -83,13 +88,20 @@ def transformers_snippet(facts: ServingFacts, place: str) -> str:
     """One answer with Transformers and PEFT."""
     revision = f", revision={_literal(facts.revision)}" if facts.base and facts.revision else ""
     stops = f"    stop_strings={_listed(facts.stop_texts)},\n" if facts.stop_texts else ""
+    options = _QUANTIZED.get(facts.quantization or "")
+    if options and facts.left_out:
+        options += f", llm_int8_skip_modules={_listed(facts.left_out)}"
+    given = f", quantization_config=BitsAndBytesConfig({options})" if options else ""
+    imported = (
+        "AutoModelForCausalLM, AutoTokenizer, " + ("BitsAndBytesConfig, " if options else "") + "GenerationConfig"
+    )
     return f"""\
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import {imported}
 
 adapter = {_literal(place)}
 tokenizer = AutoTokenizer.from_pretrained(adapter)
-base = AutoModelForCausalLM.from_pretrained({_literal(facts.base or BASE_PLACEHOLDER)}{revision}, dtype="auto")
+base = AutoModelForCausalLM.from_pretrained({_literal(facts.base or BASE_PLACEHOLDER)}{revision}, dtype="auto"{given})
 model = PeftModel.from_pretrained(base, adapter).eval()
 generation = GenerationConfig.from_pretrained(adapter)
 
@@ -123,9 +135,11 @@ def lora_module(name: str, place: str, *, experts: bool = False) -> str:
 def _vllm(facts: ServingFacts, place: str) -> list[list[str]]:
     """A line of the command each."""
     revision = ["--revision", facts.revision] if facts.base and facts.revision else []
+    in_4bit = [["--quantization", "bitsandbytes"]] if facts.quantization == "nf4" else []
     rank = ["--max-lora-rank", str(facts.server_rank or facts.rank)]
     return [
         ["vllm", "serve", facts.base or BASE_PLACEHOLDER, *revision],
+        *in_4bit,
         ["--enable-lora", *rank, *(["--enable-mixed-moe-lora-format"] if facts.experts else [])],
         ["--lora-modules", lora_module(facts.name, place, experts=facts.experts)],
     ]

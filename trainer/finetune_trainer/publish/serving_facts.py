@@ -38,6 +38,10 @@ class ServingFacts:
     """None where the tokenizer's own template was trained."""
     context_length: int | None = None
     """Longest row that was trained, in tokens."""
+    quantization: str | None = None
+    """Of the base model while it was trained on: nf4, int8, or none."""
+    left_out: tuple[str, ...] = ()
+    """Layers that were not quantized, as transformers takes them; empty where it leaves out the same by itself."""
     tensors: tuple[str, ...] = field(default=(), repr=False)
     """Names of the adapter's tensors."""
 

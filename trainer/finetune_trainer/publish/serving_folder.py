@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import yaml
@@ -16,6 +17,7 @@ import yaml
 from finetune_api.generation import GenerationConfig
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import PromptFormat
+from finetune_api.training import Quantization
 from finetune_trainer.errors import JobError
 from finetune_trainer.publish.serving_facts import ServingFacts
 from finetune_trainer.published.job_beside import job_beside
@@ -28,6 +30,7 @@ _TOKENIZER_BYTES = 128 << 20
 _HEADER_BYTES = 64 << 20
 _NAME_CHARACTERS = 256
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_QUANTIZATION = re.compile("|".join(get_args(Quantization)))
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 
@@ -61,7 +64,13 @@ def weights_here(folder: Path) -> str | None:
 
 
 def read_facts(
-    folder: Path, *, name: str | None = None, base: str | None = None, context_length: int | None = None
+    folder: Path,
+    *,
+    name: str | None = None,
+    base: str | None = None,
+    context_length: int | None = None,
+    quantization: str | None = None,
+    left_out: Sequence[str] = (),
 ) -> ServingFacts:
     """The facts of the adapter in `folder`.
 
@@ -70,6 +79,8 @@ def read_facts(
         name: instead of the job's in the manifest.
         base: base model instead of the adapter's own, e.g. a path.
         context_length: instead of the manifest's, before there is one.
+        quantization: likewise.
+        left_out: likewise.
 
     Raises:
         JobError: InvalidSpec, a file is not what it should be.
@@ -99,6 +110,8 @@ def read_facts(
         bos=_automatic_bos(tokenizer),
         prompt_format=found if isinstance(found, PromptFormat) else None,
         context_length=context_length or (trained if isinstance(trained, int) and trained > 0 else None),
+        quantization=quantization or _matching(manifest.get("quantization"), _QUANTIZATION),
+        left_out=tuple(left_out or _listed(manifest.get("quantizationLeftOut"), str)),
         tensors=_tensor_names(folder / "adapter_model.safetensors"),
     )
 

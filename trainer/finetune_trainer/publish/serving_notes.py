@@ -24,18 +24,27 @@ PLACE = "ADAPTER_DIR"
 _TEMPLATE_BYTES = 1 << 20
 
 
-def write_serving_notes(folder: Path, *, name: str, context_length: int | None) -> None:
+def write_serving_notes(
+    folder: Path,
+    *,
+    name: str,
+    context_length: int | None,
+    quantization: str | None = None,
+    left_out: Sequence[str] = (),
+) -> None:
     """Write SERVING.md into an adapter's folder that is complete but for it and the manifest.
 
     Args:
         folder: the adapter's.
         name: the job's, which its server is to call it by.
         context_length: longest row that was trained, in tokens.
+        quantization: of the base model while it was trained on, if any.
+        left_out: layers that were not quantized.
 
     Raises:
         JobError: as `read_facts`.
     """
-    facts = read_facts(folder, name=name, context_length=context_length)
+    facts = read_facts(folder, name=name, context_length=context_length, quantization=quantization, left_out=left_out)
     text = serving_notes(facts, list(Target), place=PLACE, chat_template=read_template(folder))
     (folder / NAME).write_text(text, encoding="utf-8")
 

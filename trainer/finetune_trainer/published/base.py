@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from finetune_api.defaults import effective_job
 from finetune_api.outcome import Reason
+from finetune_api.training import Quantization
 from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.model.adapter_state import put_tensors
 from finetune_trainer.pins import BASE, model_source
@@ -76,6 +77,12 @@ def fetch_base(adapter: AdapterFolder, given: Base | None, *, trust_remote_code:
         )
         return base, FetchedModel(fetched.path, fetched.resolved_revision, (*fetched.warnings, warning))
     return base, fetched
+
+
+def quantization_of(adapter: AdapterFolder) -> Quantization | None:
+    """How the base model was quantized that the adapter was trained on, as its manifest says."""
+    found = _details(adapter.path).get("quantization")
+    return found if found in get_args(Quantization) else None
 
 
 def put_adapter(model: Any, adapter: AdapterFolder, base_name: str) -> Any:

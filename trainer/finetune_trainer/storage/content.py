@@ -18,12 +18,11 @@ from finetune_api.storage_uri import Scheme, StorageUri
 from finetune_trainer.storage.addresses import local_path, parse_address
 from finetune_trainer.storage.errors import local_errors
 from finetune_trainer.storage.fetch import FetchedModel
-from finetune_trainer.storage.model_files import tokenizer_files
+from finetune_trainer.storage.model_files import READ_WHOLE_BYTES, tokenizer_files
 from finetune_trainer.storage.s3 import S3Connection, connect, read_with_fallback
 from finetune_trainer.storage.s3_store import S3Store
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-_READ_WHOLE_BYTES = 64 << 20
 _SAMPLE_BYTES, _SAMPLE_EVERY_BYTES = 4 << 10, 8 << 20
 """Every matrix of a large model is longer than the second, so one that changed is seen."""
 
@@ -100,7 +99,7 @@ def _sampled(file: Path) -> tuple[int, str]:
     """Size, and digest of the file or, where it is large, of samples of it."""
     size, digest = file.stat().st_size, hashlib.sha256()
     with file.open("rb", buffering=0) as stream:
-        if size <= _READ_WHOLE_BYTES:
+        if size <= READ_WHOLE_BYTES:
             digest.update(stream.read())
         else:
             for start in (*range(0, size, _SAMPLE_EVERY_BYTES), size - _SAMPLE_BYTES):

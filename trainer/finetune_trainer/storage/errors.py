@@ -35,6 +35,8 @@ _BAD_CREDENTIALS = {
 _DENIED = {"AccessDenied", "AccountProblem", "AllAccessDisabled", "Forbidden", "UnauthorizedAccess", "401", "403"}
 _OTHER_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301"}
 _FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
+_ON_THE_WAY = {"BadDigest", "IncompleteBody", "NoSuchUpload", "RequestTimeout", "XAmzContentSHA256Mismatch"}
+"""The content did not arrive as it was sent; or the answer was lost that an upload in parts is complete."""
 _RETRYABLE = {0, 408, 412, 429}
 """No answer at all, too slow, changed meanwhile, too many."""
 _THROTTLED = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
@@ -105,6 +107,10 @@ def _answered(error: aws.ClientError, uri: str, where: str, signed: bool) -> Job
         return JobError(
             Reason.DISK_FULL, f"The object store{where} has no space left for {uri}: free some or raise the quota."
         )
+    if code in _ON_THE_WAY:
+        return JobError(
+            Reason.STORAGE_UNAVAILABLE, f"{uri} was damaged on its way to the object store{where} ({code}): try again."
+        )
     if status in _RETRYABLE or status >= 500 or code in _THROTTLED:
         return JobError(
             Reason.STORAGE_UNAVAILABLE, f"The object store{where} answered {code or status} for {uri}: try again later."
@@ -113,6 +119,14 @@ def _answered(error: aws.ClientError, uri: str, where: str, signed: bool) -> Job
         Reason.STORAGE_ACCESS_DENIED,
         f"The object store{where} refused {uri} ({code or status}): check the address and the credentials.",
     )
+
+
+def is_broken_on_the_way(error: BaseException) -> bool:
+    """Whether content was lost or changed between here and the store, which botocore itself does not try again."""
+    error = _innermost(error)
+    if isinstance(error, aws.ClientError):
+        return error.response.get("Error", {}).get("Code") in _ON_THE_WAY
+    return isinstance(error, aws.IncompleteReadError | aws.ResponseStreamingError)
 
 
 def local_error(error: OSError, path: str | Path | None = None) -> JobError:

@@ -25,9 +25,16 @@ from finetune_trainer.storage.addresses import local_path, parse_address
 from finetune_trainer.storage.errors import human_bytes, local_errors, require_space
 from finetune_trainer.storage.gguf import has_own_tokenizer, ordinary_folder, read_facts
 from finetune_trainer.storage.hub import download_dataset_file, download_snapshot
-from finetune_trainer.storage.model_files import Select, adapter_files, gguf_file, model_files, tokenizer_files
+from finetune_trainer.storage.model_files import (
+    READ_WHOLE_BYTES,
+    Select,
+    adapter_files,
+    gguf_file,
+    model_files,
+    tokenizer_files,
+)
 from finetune_trainer.storage.s3 import S3Connection, connect, read_with_fallback
-from finetune_trainer.storage.s3_store import ObjectStat, S3Store
+from finetune_trainer.storage.s3_store import ObjectStat, S3Store, file_md5
 
 _log = logging.getLogger(__name__)
 
@@ -204,7 +211,7 @@ def _fetch_object(address: StorageUri, cache_dir: Path, connection: S3Connection
     folder = cache_dir / "data" / _digest([str(address), stat.etag, stat.size_bytes])
     target = folder / address.path.rpartition("/")[2]
     with _lock(folder, str(address)):
-        if not target.exists():
+        if not _is_intact(target, stat, store, ""):
             require_space(folder, stat.size_bytes, str(address))
             _log.info("Downloading %s: %s.", address, human_bytes(stat.size_bytes))
             scratch = folder.with_name(folder.name + ".partial")
@@ -232,7 +239,32 @@ def _fetch_prefix(address: StorageUri, select: Select, cache_dir: Path, connecti
             require_space(folder, size, str(address))
             _log.info("Downloading %s: %d files, %s.", address, len(wanted), human_bytes(size))
             store.download_tree("", folder, paths=list(wanted))
+        for path, stat in wanted.items():
+            if not _is_intact(folder / path, stat, store, path):
+                scratch = folder.with_name(folder.name + ".partial")
+                try:
+                    store.download_file(path, scratch)
+                    with local_errors(folder):
+                        scratch.replace(folder / path)
+                finally:
+                    scratch.unlink(missing_ok=True)
     return folder
+
+
+def _is_intact(file: Path, stat: ObjectStat, store: S3Store, key: str) -> bool:
+    """Whether a cached copy is there and still what was fetched; of a large one only the size is looked at."""
+    with local_errors(file):
+        if not file.is_file():
+            return False
+        if file.stat().st_size == stat.size_bytes:
+            # A listing does not say which ETags are digests.
+            if stat.md5 is None or stat.size_bytes > READ_WHOLE_BYTES or file_md5(file) == stat.md5:
+                return True
+            digest = store.stat(key).md5
+            if digest is None:
+                return True
+    _log.warning("The copy of %s in the cache (%s) is damaged: it is fetched again.", store.uri_of(key), file)
+    return False
 
 
 def _rows(stats: dict[str, ObjectStat]) -> list[list[str | int]]:

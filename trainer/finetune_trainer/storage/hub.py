@@ -20,12 +20,13 @@ import httpx2
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub import errors as hub
+from huggingface_hub.hf_api import RepoSibling
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage.errors import human_bytes, local_error, require_space, safe_address
-from finetune_trainer.storage.hub_cache import Lack, Snapshot, cached_snapshot
+from finetune_trainer.storage.hub_cache import Lack, Snapshot, cached_snapshot, is_damaged
 from finetune_trainer.storage.model_files import Select
 
 _log = logging.getLogger(__name__)
@@ -155,7 +156,8 @@ def _download_snapshot(
         )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         wanted = select(sizes)
-        missing = [path for path in wanted if not _is_cached(asked.name, path, info.sha, cache_dir)]
+        described = {file.rfilename: file for file in info.siblings or []}
+        missing = [path for path in wanted if not _is_cached(asked.name, described[path], info.sha, cache_dir)]
         size = sum(sizes[path] for path in missing)
         require_space(cache_dir or Path(constants.HF_HUB_CACHE), size, asked.name)
         if missing:
@@ -171,9 +173,18 @@ def _download_snapshot(
     return Snapshot(Path(folder), Path(folder).name)
 
 
-def _is_cached(repo_id: str, path: str, commit: str | None, cache_dir: Path | None) -> bool:
-    found = huggingface_hub.try_to_load_from_cache(repo_id, path, cache_dir=cache_dir, revision=commit)
-    return isinstance(found, str)
+def _is_cached(repo_id: str, described: RepoSibling, commit: str | None, cache_dir: Path | None) -> bool:
+    """Whether the file is there. A damaged one is removed: the library would take it for whole."""
+    found = huggingface_hub.try_to_load_from_cache(repo_id, described.rfilename, cache_dir=cache_dir, revision=commit)
+    if not isinstance(found, str):
+        return False
+    file = Path(found)
+    if not is_damaged(file, described):
+        return True
+    _log.warning("%s in the cache is damaged, it is fetched again.", file)
+    file.resolve().unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
+    return False
 
 
 @contextmanager

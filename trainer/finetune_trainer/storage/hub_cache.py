@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import RepoFile, constants
 from huggingface_hub import errors as hub
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoSibling
 
 from finetune_trainer.errors import JobError
-from finetune_trainer.storage.model_files import INDEX, WEIGHTS, Select, is_vocabulary
+from finetune_trainer.storage.model_files import INDEX, READ_WHOLE_BYTES, WEIGHTS, Select, is_vocabulary
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ = {
@@ -77,6 +79,8 @@ def cached_snapshot(
         return absent
     try:
         tree = huggingface_hub.get_cached_repo_tree(repo_id, revision=commit, cache_dir=cache_dir)
+        damaged = {file.path for file in tree if is_damaged(snapshot.path / file.path, file, whole=complete)}
+        present -= damaged
         wanted = set(select(file.path for file in tree))
         spare = set() if complete else _unread(wanted, present)
         missing = sorted(wanted - spare - present)
@@ -85,6 +89,28 @@ def cached_snapshot(
             return absent
         missing = _missing(snapshot.path, present, select)
     return Lack(f"in the cache without {_some(missing)}", partly=True) if missing else snapshot
+
+
+def is_damaged(file: Path, described: RepoFile | RepoSibling, *, whole: bool = True) -> bool:
+    """Whether `file` is there and not what the Hub says of it.
+
+    Args:
+        file: in the cache.
+        described: its size and digest, either of which may be unknown.
+        whole: read it, unless it is large; else its size alone is compared.
+    """
+    if not file.is_file():
+        return False
+    size = file.stat().st_size
+    if described.size is not None and size != described.size:
+        return True
+    if not whole or size > READ_WHOLE_BYTES:
+        return False
+    data = file.read_bytes()
+    if described.lfs is not None:
+        return hashlib.sha256(data).hexdigest() != described.lfs.sha256
+    blob = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest()
+    return described.blob_id is not None and blob != described.blob_id
 
 
 def _commit(folder: Path, revision: str) -> str | None:

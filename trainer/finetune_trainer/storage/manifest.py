@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def parse_manifest(data: bytes, uri: str) -> Manifest:
             _inside(path): FileEntry(sha256=str(entry["sha256"]), size_bytes=int(entry["sizeBytes"]))
             for path, entry in content.pop("files").items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _unreadable(uri) from error
     if version != _VERSION:
         raise _unreadable(uri)
@@ -104,12 +104,23 @@ def verify_tree(folder: Path, manifest: Manifest, uri: str) -> None:
     Raises:
         JobError: StorageNotFound, names the first file that is missing or differs.
     """
+    for path, what in _damaged(folder, manifest):
+        raise _incomplete(uri, path, what)
+
+
+def is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether `folder` holds what `manifest` lists."""
+    return next(_damaged(folder, manifest), None) is None
+
+
+def _damaged(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Files that are not as listed, and what is wrong with each."""
     for path, entry in manifest.files.items():
         file = folder / path
         if not file.is_file():
-            raise _incomplete(uri, path, "is missing")
-        if file.stat().st_size != entry.size_bytes or _digest(file)[0] != entry.sha256:
-            raise _incomplete(uri, path, "differs from its manifest")
+            yield path, "is missing"
+        elif file.stat().st_size != entry.size_bytes or _digest(file)[0] != entry.sha256:
+            yield path, "differs from its manifest"
 
 
 def tree_files(folder: Path) -> list[str]:
@@ -132,7 +143,7 @@ def _incomplete(uri: str, path: str, what: str) -> JobError:
 
 def _inside(path: str) -> str:
     """`path` when it stays in its folder: a manifest from a foreign bucket must not write elsewhere."""
-    if not path or path.startswith("/") or "\\" in path or ".." in path.split("/"):
+    if not path or path.startswith("/") or "\\" in path or "\0" in path or ".." in path.split("/"):
         raise ValueError(f"unsafe path {path!r}")
     return path
 

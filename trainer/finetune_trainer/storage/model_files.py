@@ -20,6 +20,8 @@ INDEX = re.compile(r"[^/]*\.index\.json")
 _READ_FIRST = "model.safetensors.index.json"
 """The list of shards that is read before any of them, since it tells what is missing."""
 WEIGHTS = (".safetensors", ".bin", ".gguf")
+READ_WHOLE_BYTES = 64 << 20
+"""Larger files are not read as a whole to see whether they are what they were."""
 _VOCABULARIES = (".model", ".tiktoken", ".spm", ".vocab", ".tokenizer")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _NO_MODEL = re.compile(r"(^|/)(mmproj|imatrix)|imatrix\.gguf$|mmproj[^/]*\.gguf$")

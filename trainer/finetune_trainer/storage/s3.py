@@ -35,10 +35,18 @@ DEFAULT_REGION = "us-east-1"
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 60
 MAX_ATTEMPTS = 6
-"""Tries per request, AWS_MAX_ATTEMPTS overrides it; waits grow to 20 s."""
+"""Tries per request, AWS_MAX_ATTEMPTS overrides it. Only a server that says it is busy is given more than a second."""
 MIB = 1024 * 1024
 TRANSFER = TransferConfig(multipart_threshold=16 * MIB, multipart_chunksize=16 * MIB, max_concurrency=8)
 """Larger files travel in parts. boto3 raises the part size itself where a file would need more than 10 000 parts."""
+
+
+@dataclass(frozen=True)
+class _Patience:
+    """How long a client waits for a server."""
+
+    read_timeout_seconds: int
+    attempts: int
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,11 @@ class S3Connection:
     """Address of the server; None for AWS itself."""
     signed: bool
     """Whether requests carry credentials. Without any, only public buckets can be read."""
+    patience: _Patience
 
     def anonymous(self) -> S3Connection:
         """The same server without credentials."""
-        return replace(self, client=_client(boto3.Session(), self.endpoint, signed=False), signed=False)
+        return replace(self, client=_client(boto3.Session(), self.endpoint, self.patience, signed=False), signed=False)
 
     @contextmanager
     def errors(self, uri: str) -> Iterator[None]:
@@ -67,20 +76,25 @@ class S3Connection:
             raise local_error(error) from error
 
 
-def connect() -> S3Connection:
+def connect(*, read_timeout_seconds: int | None = None, attempts: int | None = None) -> S3Connection:
     """A connection as the AWS variables (or files) describe it; without credentials it is an anonymous one.
+
+    Args:
+        read_timeout_seconds: how long an answer may take to go on, READ_TIMEOUT_SECONDS when None.
+        attempts: tries per request, AWS_MAX_ATTEMPTS or MAX_ATTEMPTS when None.
 
     Raises:
         JobError: InvalidSpec when a variable cannot be read, StorageAccessDenied when the profile does not exist.
     """
-    attempts = os.environ.get("AWS_MAX_ATTEMPTS") or str(MAX_ATTEMPTS)
-    if not attempts.isdigit() or int(attempts) < 1:
-        raise JobError(Reason.INVALID_SPEC, f"AWS_MAX_ATTEMPTS is {attempts!r}: write a whole number from 1.")
+    asked = os.environ.get("AWS_MAX_ATTEMPTS") or str(MAX_ATTEMPTS)
+    if not asked.isdigit() or int(asked) < 1:
+        raise JobError(Reason.INVALID_SPEC, f"AWS_MAX_ATTEMPTS is {asked!r}: write a whole number from 1.")
+    patience = _Patience(read_timeout_seconds or READ_TIMEOUT_SECONDS, attempts or int(asked))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     try:
         session = boto3.Session()
         signed = session.get_credentials() is not None
-        client = _client(session, endpoint, signed=signed)
+        client = _client(session, endpoint, patience, signed=signed)
     except InvalidRegionError as error:
         raise JobError(Reason.INVALID_SPEC, "AWS_REGION is not the name of a region such as us-east-1.") from error
     except ValueError as error:
@@ -94,7 +108,7 @@ def connect() -> S3Connection:
         ) from error
     # A configuration file may name the endpoint too.
     endpoint = endpoint or (None if ".amazonaws.com" in client.meta.endpoint_url else client.meta.endpoint_url)
-    return S3Connection(client, endpoint, signed)
+    return S3Connection(client, endpoint, signed, patience)
 
 
 def read_with_fallback(connection: S3Connection, read: Callable[[S3Connection], _T]) -> _T:
@@ -119,12 +133,12 @@ def read_with_fallback(connection: S3Connection, read: Callable[[S3Connection], 
         return result
 
 
-def _client(session: boto3.Session, endpoint: str | None, *, signed: bool) -> S3Client:
+def _client(session: boto3.Session, endpoint: str | None, patience: _Patience, *, signed: bool) -> S3Client:
     region = os.environ.get("AWS_REGION") or session.region_name or DEFAULT_REGION
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        read_timeout=READ_TIMEOUT_SECONDS,
-        retries={"mode": "adaptive", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or MAX_ATTEMPTS)},
+        read_timeout=patience.read_timeout_seconds,
+        retries={"mode": "adaptive", "total_max_attempts": patience.attempts},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         # A server of one's own rarely has a DNS name per bucket.

@@ -16,7 +16,7 @@ from typing import Protocol
 from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage.errors import local_error, local_errors
-from finetune_trainer.storage.manifest import MANIFEST_NAME, Manifest, parse_manifest, tree_files, verify_tree
+from finetune_trainer.storage.manifest import MANIFEST_NAME, Manifest, is_whole, parse_manifest, tree_files, verify_tree
 
 
 class ObjectStore(Protocol):
@@ -99,6 +99,9 @@ class TreeTransfer:
                 with local_errors(folder):
                     (scratch / path).parent.mkdir(parents=True, exist_ok=True)
                 self.download_file(_join(prefix, path), scratch / path)
+                if manifest is not None and not is_whole(scratch, manifest.only([path])):
+                    # A damaged copy of a whole file and a whole copy of a damaged one look the same, once.
+                    self.download_file(_join(prefix, path), scratch / path)
             with local_errors(folder):
                 if manifest is not None:
                     verify_tree(scratch, manifest.only(paths), source)

@@ -1,7 +1,6 @@
 """Rows of an optimizer step -> what one rank runs through the model for it.
 
-One item is one optimizer step: its batches and the number of trained tokens over all ranks, which the loss is divided
-by. Which rows a step has is the plan's alone; how they are laid out changes no mathematics, only time and memory.
+Which rows a step has is the plan's alone; how they are laid out changes no mathematics, only time and memory.
 """
 
 from __future__ import annotations
@@ -10,15 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from torch.utils.data import Dataset
-
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.data.dataset import TokenizedData
 from finetune_trainer.model.batch import Batch, TokenPair, pad, without_targets
 from finetune_trainer.model.prefix_tree import Pack, pack_count, packs_of, without_predictions
-from finetune_trainer.train.plan import Array, TrainingPlan, share_of_rank
+from finetune_trainer.train.dealing import deal
+from finetune_trainer.train.plan import Array
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,19 @@ class Batching:
     def packs(self) -> bool:
         """Whether batches are packs."""
         return self.layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED)
+
+    def halved(self, largest: int) -> Batching:
+        """Batches of half the size; `largest` is the most tokens that one had so far."""
+        if self.packs:
+            # It may be far below what is allowed.
+            return replace(self, tokens_per_pack=min(self.tokens_per_pack, largest) // 2)
+        return replace(self, rows_per_batch=max(1, self.rows_per_batch // 2))
+
+    def bound(self) -> str:
+        """How large a batch may be, for a sentence."""
+        if self.packs:
+            return f"packs of at most {self.tokens_per_pack:,} tokens"
+        return f"{self.rows_per_batch} rows at a time"
 
     def batches(self, rows: Sequence[list[TokenPair]]) -> list[Batch | Pack]:
         """Batches of one or more rows, largest first, so that memory runs out early if it does."""
@@ -71,25 +80,6 @@ class Batching:
         return self.layout is BatchLayout.SHARED_PREFIX
 
 
-@dataclass(frozen=True)
-class StepBatches:
-    """What one rank computes for one optimizer step."""
-
-    step: int
-    """Counted from 0."""
-    batching: Batching
-    batches: list[Batch | Pack]
-    """At least one."""
-    trained_tokens: int
-    """Targets of the step over all ranks."""
-    tokens: int
-    """Tokens of the step over all ranks: every row's own, padding not counted."""
-
-    def to(self, device: torch.device) -> StepBatches:
-        """The same on `device`."""
-        return replace(self, batches=[batch.to(device) for batch in self.batches])
-
-
 class RankBatches:
     """Batches of this rank's share of some rows.
 
@@ -108,45 +98,28 @@ class RankBatches:
 
     def of(self, rows: Array, batching: Batching) -> list[Batch | Pack]:
         """At least one batch; `rows` are those of all ranks."""
-        mine = self._sequences(rows, self._rank)
+        ranks = deal(self.data.row_tokens[rows], self._world_size)
+        mine = self._sequences(rows[ranks == self._rank])
         batches = batching.batches(mine) if mine else []
         wanted = 1
         if self._in_step:
             others = (rank for rank in range(self._world_size) if rank != self._rank)
-            wanted = max([len(batches), *(batching.count(self._sequences(rows, rank)) for rank in others)])
+            wanted = max([len(batches), *(batching.count(self._sequences(rows[ranks == rank])) for rank in others)])
         idle = batching.idle(self.data.sequences(int(rows[0]))) if len(batches) < wanted else None
         return batches + [idle] * (wanted - len(batches)) if idle is not None else batches
 
-    def _sequences(self, rows: Array, rank: int) -> list[list[TokenPair]]:
-        return [self.data.sequences(int(row)) for row in share_of_rank(rows, rank, self._world_size)]
+    def _sequences(self, rows: Array) -> list[list[TokenPair]]:
+        return [self.data.sequences(int(row)) for row in rows]
 
 
-class StepDataset(Dataset[StepBatches]):
-    """Item i is optimizer step i of the plan, for one rank; `batching` may be changed between items."""
+def is_single_row(batch: Batch | Pack) -> bool:
+    """Whether a batch cannot be made smaller."""
+    return batch.tokens == batch.longest if isinstance(batch, Pack) else len(batch.input_ids) == 1
 
-    def __init__(self, rows: RankBatches, plan: TrainingPlan, batching: Batching) -> None:
-        self.rows = rows
-        self.batching = batching
-        self._plan = plan
 
-    def __len__(self) -> int:
-        return self._plan.total_steps
-
-    def __getitem__(self, step: int) -> StepBatches:
-        rows, data, batching = self._plan.rows_of_step(step), self.rows.data, self.batching
-        return StepBatches(
-            step,
-            batching,
-            self.rows.of(rows, batching),
-            trained_tokens=int(data.row_trained_tokens[rows].sum()),
-            tokens=int(data.row_tokens[rows].sum()),
-        )
-
-    def first_rows(self, count: int) -> list[list[TokenPair]]:
-        """Up to `count` rows as the first epoch begins with them, the same on all ranks."""
-        steps = range(min(len(self), math.ceil(count / self._plan.rows_per_step)))
-        rows = np.concatenate([self._plan.rows_of_step(step) for step in steps])[:count]
-        return [self.rows.data.sequences(int(row)) for row in rows]
+def tokens_of(batch: Batch | Pack) -> int:
+    """Tokens that are computed, padding too."""
+    return batch.tokens if isinstance(batch, Pack) else batch.input_ids.numel()
 
 
 def _flat(rows: Sequence[list[TokenPair]]) -> list[TokenPair]:

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from finetune_api.outcome import CheckpointResult, Reason
 from finetune_trainer.errors import JobError
-from finetune_trainer.model.adapter_state import not_finite
 from finetune_trainer.storage import MANIFEST_NAME, Manifest, ObjectStore, read_manifest, write_manifest
+from finetune_trainer.storage.errors import local_errors
+from finetune_trainer.train.checkpoint_files import ADAPTER, adapter_fault, resume_fault
 
 FOLDER = "checkpoints"
-ADAPTER = "adapter_model.safetensors"
+_STEP = re.compile(r"step-\d{8}")
 _NAME = re.compile(rf"^{FOLDER}/(step-(\d{{8}}))/{re.escape(MANIFEST_NAME)}$")
+
+_LARGEST_LOSS = 1e300
+"""No comparison with a value that is no number says which is the better."""
 
 Warn = Callable[[str], None]
 
@@ -41,7 +43,9 @@ class Checkpoint:
     def eval_loss(self) -> float | None:
         """Validation loss when it was made, or None without validation data."""
         value = self.manifest.details.get("evalLoss")
-        return float(value) if value is not None else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_LOSS:
+            return None
+        return float(value)
 
 
 class Checkpoints:
@@ -58,12 +62,18 @@ class Checkpoints:
         self._identity = dict(identity)
         self._keep = keep
 
-    def all(self) -> list[Checkpoint]:
-        """Complete checkpoints, oldest first. Folders without a manifest that can be read do not count."""
+    def all(self, warn: Warn = lambda _: None) -> list[Checkpoint]:
+        """Complete checkpoints, oldest first. Folders without a manifest that can be read do not count.
+
+        `warn` is told of those with one that cannot.
+        """
+        return self._complete(self._store.list(FOLDER), warn)
+
+    def _complete(self, keys: Iterable[str], warn: Warn) -> list[Checkpoint]:
         found = []
-        for key in self._store.list(FOLDER):
+        for key in keys:
             match = _NAME.match(key)
-            manifest = self._manifest(f"{FOLDER}/{match.group(1)}") if match else None
+            manifest = self._manifest(f"{FOLDER}/{match.group(1)}", warn) if match else None
             if match and manifest is not None:
                 found.append(Checkpoint(f"{FOLDER}/{match.group(1)}", int(match.group(2)), manifest))
         return sorted(found, key=lambda checkpoint: checkpoint.step)
@@ -78,12 +88,12 @@ class Checkpoints:
         Raises:
             JobError: CheckpointMismatch, one belongs to another job, other data or another number of processes.
         """
-        return self._first_whole(reversed(self.all()), folder, None, warn)
+        return self._first_whole(reversed(self.all(warn)), folder, warn, adapter_only=False)
 
     def best(self, folder: Path, warn: Warn) -> Checkpoint | None:
         """The whole checkpoint of the lowest validation loss, the earlier one of two equal; without validation the
         newest. A copy of its adapter is put in `folder`; otherwise as `newest`."""
-        return self._first_whole(sorted(self.all(), key=_rank), folder, [ADAPTER], warn)
+        return self._first_whole(sorted(self.all(warn), key=_rank), folder, warn, adapter_only=True)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that another run made.
@@ -104,32 +114,54 @@ class Checkpoints:
                 "or remove the checkpoints there.",
             )
 
-    def save(self, folder: Path, *, step: int, eval_loss: float | None, details: Mapping[str, Any]) -> CheckpointResult:
-        """Publish `folder` as the checkpoint of `step`, then remove what need not be kept."""
-        key = f"{FOLDER}/step-{step:08d}"
-        write_manifest(folder, {**details, "step": step, "evalLoss": eval_loss, "run": self._identity})
-        self._store.upload_tree(folder, key)
-        self._prune()
-        return self.result(step)
+    def seal(self, folder: Path, *, step: int, eval_loss: float | None, details: Mapping[str, Any]) -> Manifest:
+        """Put the manifest of the checkpoint of `step` into `folder`, whose files are then final."""
+        with local_errors(folder):
+            return write_manifest(folder, {**details, "step": step, "evalLoss": eval_loss, "run": self._identity})
+
+    def upload(self, folder: Path, step: int) -> CheckpointResult:
+        """Publish a sealed `folder` as the checkpoint of `step`."""
+        result = self.result(step)
+        self._store.upload_tree(folder, f"{FOLDER}/step-{step:08d}")
+        return result
+
+    def prune(self) -> None:
+        """Remove all but the newest checkpoint and the best ones, and what killed attempts left of older ones."""
+        keys = self._store.list(FOLDER)
+        checkpoints = self._complete(keys, lambda _: None)
+        kept = {checkpoint.step for checkpoint in sorted(checkpoints, key=_rank)[: self._keep]}
+        for checkpoint in checkpoints[:-1]:
+            if checkpoint.step not in kept:
+                self._store.delete_tree(checkpoint.key)
+        if checkpoints:
+            self._remove_unfinished(keys, before=checkpoints[-1].key)
+
+    def _remove_unfinished(self, keys: Iterable[str], *, before: str) -> None:
+        finished = {match.group(1) for key in keys if (match := _NAME.match(key))}
+        for name in sorted({key.split("/")[1] for key in keys} - finished):
+            if _STEP.fullmatch(name) and f"{FOLDER}/{name}" < before:
+                self._store.delete_tree(f"{FOLDER}/{name}")
 
     def result(self, step: int) -> CheckpointResult:
         """Address of the checkpoint of `step`."""
         return CheckpointResult(uri=self._store.uri_of(f"{FOLDER}/step-{step:08d}"), step=step)
 
-    def _manifest(self, key: str) -> Manifest | None:
+    def _manifest(self, key: str, warn: Warn) -> Manifest | None:
         try:
             return read_manifest(self._store, key)
         except JobError as error:
             if error.reason is not Reason.STORAGE_NOT_FOUND:
                 raise
+            # A newer version may have written it, so that it stays.
+            warn(f"The checkpoint {self._store.uri_of(key)} is not used: {error.message}")
             return None
 
     def _first_whole(
-        self, checkpoints: Iterable[Checkpoint], folder: Path, paths: list[str] | None, warn: Warn
+        self, checkpoints: Iterable[Checkpoint], folder: Path, warn: Warn, *, adapter_only: bool
     ) -> Checkpoint | None:
         for checkpoint in checkpoints:
             self.check(checkpoint)
-            damage = self._fetch(checkpoint, folder, paths)
+            damage = self._fetch(checkpoint, folder, adapter_only=adapter_only)
             if damage is None:
                 return checkpoint
             # Without its manifest it was never finished: else it would be kept as the newest, in place of better ones.
@@ -137,25 +169,22 @@ class Checkpoints:
             warn(f"The checkpoint {self._store.uri_of(checkpoint.key)} is not used, {damage}")
         return None
 
-    def _fetch(self, checkpoint: Checkpoint, folder: Path, paths: list[str] | None) -> str | None:
+    def _fetch(self, checkpoint: Checkpoint, folder: Path, *, adapter_only: bool) -> str | None:
         """Put a copy in `folder`, or say what is wrong with it."""
         try:
-            self._store.download_tree(checkpoint.key, folder, paths=paths)
+            self._store.download_tree(checkpoint.key, folder, paths=[ADAPTER] if adapter_only else None)
         except JobError as error:
             if error.reason is not Reason.STORAGE_NOT_FOUND:
                 raise
             return f"because it is damaged: {error.message}"
-        if not_finite(load_file(folder / ADAPTER)):
+        fault = adapter_fault(folder) if adapter_only else resume_fault(folder, self._world_size())
+        if fault is not None:
             shutil.rmtree(folder)
-            return "because its adapter has values that are no numbers."
-        return None
+        return fault
 
-    def _prune(self) -> None:
-        checkpoints = self.all()
-        kept = {checkpoint.step for checkpoint in sorted(checkpoints, key=_rank)[: self._keep]}
-        for checkpoint in checkpoints[:-1]:
-            if checkpoint.step not in kept:
-                self._store.delete_tree(checkpoint.key)
+    def _world_size(self) -> int | None:
+        value = self._identity.get("world_size")
+        return value if isinstance(value, int) else None
 
 
 def recorded_run(store: ObjectStore) -> dict[str, Any]:

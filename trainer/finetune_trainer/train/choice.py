@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from finetune_api.outcome import BatchLayout
+from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.packed_attention import chooses_among_equals, most_tokens
 from finetune_trainer.train.batching import Batching
@@ -23,7 +27,6 @@ from finetune_trainer.train.memory import (
     enough_tokens,
     tokens_that_fit,
 )
-from finetune_trainer.train.passes import Passes
 from finetune_trainer.train.sample import SAMPLE_TOKENS, sample_of
 
 _USEFUL_TOKENS = 2048
@@ -35,6 +38,13 @@ _MEASURED_TOKENS = 128
 _STEP = 256
 """Packs are bounded by a multiple of this, so that a little more or less free memory makes the same packs."""
 
+
+CHECKPOINTED = {
+    1: "activations are computed again in the backward pass",
+    2: "activations of every second layer are computed again in the backward pass",
+    4: "activations of every fourth layer are computed again in the backward pass",
+}
+"""By `Choice.checkpointed`; a layer that keeps its activations spares a third of its time."""
 
 _LAID_OUT = {
     BatchLayout.SHARED_PREFIX: "rows are packed",
@@ -49,15 +59,19 @@ class Choice:
     """What was decided."""
 
     batching: Batching
-    checkpointing: bool
+    checkpointed: int
+    """Activations of every so many-th layer are computed again in the backward pass: 1 is all, 0 none."""
     verdict: Verdict
+    may_checkpoint: bool = False
+    """Whether the job leaves open that activations are checkpointed, should memory ask for it."""
 
     def figures(self) -> dict[str, object]:
         """For metrics.jsonl and the checkpoints."""
         return {
             "batching": self.batching.layout,
             "tokens_per_pack": self.batching.tokens_per_pack if self.batching.packs else None,
-            "activation_checkpointing": self.checkpointing,
+            "activation_checkpointing": self.checkpointed > 0,
+            "checkpointed_every": self.checkpointed or None,
             "gate_loss_difference": self.verdict.loss_difference,
             "gate_gradient_difference": self.verdict.gradient_difference,
             "gate_seconds": round(self.verdict.seconds, 3),
@@ -69,7 +83,7 @@ class Choice:
             return f"{_LAID_OUT[self.batching.layout].capitalize()}."
         shared = "what rows begin with alike is computed once" if self._shares else "each row is computed whole"
         difference = self.verdict.gradient_difference or 0.0
-        checkpointing = "; activations are computed again in the backward pass" if self.checkpointing else ""
+        checkpointing = f"; {CHECKPOINTED[self.checkpointed]}" if self.checkpointed else ""
         return (
             f"Rows lie in packs of at most {self.batching.tokens_per_pack:,} tokens, {shared}{checkpointing} (checked "
             f"on real rows: the gradients differ from one row at a time by {difference:.0e} of their size; "
@@ -87,105 +101,115 @@ class Choice:
         return self.batching.layout is BatchLayout.SHARED_PREFIX
 
 
-class Chooser:
-    """Makes the choice for one model.
+def choose(
+    model: AdaptedModel,
+    ranks: Ranks,
+    rows: list[list[TokenPair]],
+    batching: Batching,
+    *,
+    checkpointing: bool | None,
+    longest: int,
+    earlier: Mapping[str, Any] | None = None,
+    bound: int | None = None,
+) -> Choice:
+    """The choice; the model is left as it needs it.
 
     Args:
-        model: the PeftModel, not wrapped.
-        wrapped: the same as training runs it.
-        passes: forward and backward passes as training makes them.
+        model: is trained.
         ranks: this process among the others.
-        checkpointing: whether activations are checkpointed; None to decide it here.
-        sharded: by FSDP.
+        rows: some of the data, the same on all ranks.
+        batching: the first layout to try; where that is padded rows, no packs are.
+        checkpointing: whether the job wants activations checkpointed; None to decide it by memory.
+        longest: tokens of the longest row.
+        earlier: `Choice.figures` of the attempt that is continued: its packs are made again where they still fit, so
+            that a resumed run rounds as an undisturbed one.
+        bound: most tokens of a pack, where an attempt before ran out of memory.
+
+    Raises:
+        JobError: ModelUnsupported, the model is not causal.
     """
-
-    def __init__(
-        self,
-        model: Any,
-        wrapped: Any,
-        passes: Passes,
-        ranks: Ranks,
-        *,
-        checkpointing: bool | None,
-        sharded: bool = False,
-    ) -> None:
-        self._model = model
-        self._wrapped = wrapped
-        self._passes = passes
-        self._ranks = ranks
-        self._checkpointing = checkpointing
-        self._sharded = sharded
-
-    def choose(
-        self, rows: list[list[TokenPair]], batching: Batching, *, longest: int, earlier: Mapping[str, Any] | None
-    ) -> Choice:
-        """The choice.
-
-        Args:
-            rows: some of the data, the same on all ranks.
-            batching: the first layout to try; where that is padded rows, no packs are.
-            longest: tokens of the longest row.
-            earlier: `Choice.figures` of the attempt that is continued: its packs are made again where they still fit,
-                so that a resumed run rounds as an undisturbed one.
-        """
-        shortest = min((sequence for row in rows for sequence in row), key=lambda sequence: len(sequence[0]))
-        kept = self._kept_bytes_per_token(shortest, batching)
-        checkpointing, fitting = self._agreed(kept, longest)
-        tokens = min(fitting, enough_tokens(self._passes.device))
-        known = (earlier or {}).get("tokens_per_pack")
-        if isinstance(known, int) and known <= fitting:
-            tokens = known
-        tokens = min(tokens, most_tokens(self._model.get_base_model()) or tokens)
-        batching = replace(batching, tokens_per_pack=tokens)
-        gate = Gate(self._model, self._wrapped, self._passes, self._ranks, sharded=self._sharded)
-        sample = sample_of(rows, min(SAMPLE_TOKENS[self._passes.device.type], tokens))
-        one_by_one = chooses_among_equals(self._model.get_base_model(), longest)
-        if one_by_one is None:
-            verdict = gate.choose(sample, batching)
-        else:
-            padded = gate.choose(sample, replace(batching, layout=BatchLayout.PADDED))
-            verdict = Verdict(BatchLayout.SINGLE_ROWS, refused=one_by_one, seconds=padded.seconds)
-        batching = replace(batching, layout=verdict.layout, whole_rows=verdict.rows_apart > 0)
-        return Choice(batching, checkpointing, verdict)
-
-    def _kept_bytes_per_token(self, sequence: TokenPair, batching: Batching) -> float:
-        ids, trained = (part[:_MEASURED_TOKENS] for part in sequence)
-        counter = KeptBytes(self._model)
-        with without_dropout(self._model), counter.counting():
-            self._passes(self._wrapped, [pad([(ids, trained)], batching.pad_id)], reduce=self._sharded)
-        self._model.zero_grad()
-        return counter.total / len(ids)
-
-    def _agreed(self, kept: float, longest: int) -> tuple[bool, int]:
-        """Whether activations are checkpointed, and how many tokens then fit."""
-        config = self._model.get_base_model().config.get_text_config()
-        dtype = self._model.get_base_model().dtype
-        if self._checkpointing:
-            per_token = checkpointed_bytes_per_token(config, 0, dtype)
-            return True, self._least(max(per_token, kept))
-        fitting = self._least(kept)
-        if self._checkpointing is False or fitting >= max(longest, _USEFUL_TOKENS):
-            return False, fitting
-        if not checkpoint_activations(self._model):
-            return False, fitting
-        return True, self._least(checkpointed_bytes_per_token(config, kept, dtype))
-
-    def _least(self, bytes_per_token: float) -> int:
-        """Tokens that fit on the rank with the least memory."""
-        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        # Gradients and AdamW's two moments.
-        reserved = 3 * sum(parameter.numel() * parameter.element_size() for parameter in trained)
-        fitting = tokens_that_fit(
-            bytes_per_token, device=self._passes.device, processes=self._ranks.local_world_size, reserved=reserved
-        )
-        least = int(min(self._ranks.gather(fitting)))
-        return max(_STEP, math.floor(least / _STEP) * _STEP)
+    asked = True if checkpointing is None and model.sharded else checkpointing
+    measured = max((sequence for row in rows for sequence in row), key=lambda sequence: len(sequence[0]))
+    kept = _kept_bytes_per_token(model, measured, batching.pad_id)
+    checkpointed, fitting = _room(model, ranks, kept, asked, longest)
+    tokens = min(fitting, enough_tokens(model.device))
+    known = earlier.get("tokens_per_pack") if isinstance(earlier, dict) else None
+    if isinstance(known, int) and 0 < known <= fitting:
+        tokens = known
+    tokens = min(tokens, most_tokens(model.base) or tokens, bound or tokens)
+    batching = replace(batching, tokens_per_pack=tokens)
+    gate = Gate(model, ranks)
+    sample = sample_of(rows, min(SAMPLE_TOKENS[model.device.type], tokens))
+    one_by_one = chooses_among_equals(model.base, longest)
+    if one_by_one is None:
+        verdict = gate.choose(sample, batching)
+    else:
+        padded = gate.choose(sample, replace(batching, layout=BatchLayout.PADDED))
+        verdict = Verdict(BatchLayout.SINGLE_ROWS, refused=one_by_one, seconds=padded.seconds)
+    batching = replace(batching, layout=verdict.layout, whole_rows=verdict.rows_apart > 0)
+    if batching.layout is BatchLayout.PADDED:
+        fit = _power_of_two(fitting // max(longest, batching.length or 0))
+        batching = replace(batching, rows_per_batch=min(batching.rows_per_batch, fit))
+    return Choice(batching, checkpointed, verdict, may_checkpoint=asked is None)
 
 
-def checkpoint_activations(model: Any) -> bool:
-    """Compute activations again in the backward pass from now on; whether the model knows how."""
-    base = model.get_base_model()
-    if not getattr(base, "supports_gradient_checkpointing", False):
-        return False
-    base.gradient_checkpointing_enable({"use_reentrant": False})
-    return True
+def _power_of_two(number: int) -> int:
+    """The largest that is not above `number`, at least 1: a little more or less memory then makes the same batches."""
+    return 1 << max(number.bit_length() - 1, 0)
+
+
+def _kept_bytes_per_token(model: AdaptedModel, sequence: TokenPair, pad_id: int) -> float:
+    """What the backward pass keeps of a token: the difference of two rows, in which all that is kept of any row (logits
+    of its last token, weights that were gathered or cast) cancels out.
+    """
+    long = min(len(sequence[0]), _MEASURED_TOKENS)
+    short = max(1, long // 2)
+    kept = []
+    with without_dropout(model.peft):
+        for tokens in (long, short):
+            last = np.arange(tokens) == tokens - 1
+            counter = KeptBytes(model.peft)
+            with counter.counting():
+                loss, _ = model.loss(pad([(sequence[0][:tokens], last)], pad_id))
+            if model.sharded:
+                # Weights that were gathered are shared out again.
+                torch.autograd.backward(loss)
+            del loss
+            kept.append(counter.total)
+    model.peft.zero_grad()
+    return (kept[0] - kept[1]) / (long - short) if long > short else kept[0]
+
+
+def _room(model: AdaptedModel, ranks: Ranks, kept: float, asked: bool | None, longest: int) -> tuple[int, int]:
+    """Of how many layers activations are checkpointed (`Choice.checkpointed`): of as few as let enough tokens fit; and
+    how many then fit on the rank with the least memory.
+
+    Args:
+        model: is trained.
+        ranks: this process among the others.
+        kept: bytes that the backward pass keeps of a token.
+        asked: None where both are possible.
+        longest: tokens of the longest row.
+    """
+    config = model.base.config.get_text_config()
+
+    def fitting(every: int) -> int:
+        each = checkpointed_bytes_per_token(config, kept, model.dtype, every) if every else kept
+        return _fitting(model, ranks, each)
+
+    if asked and model.checkpoint_activations():
+        return 1, fitting(1)
+    enough, whole = max(longest, _USEFUL_TOKENS), fitting(0)
+    if asked is False or whole >= enough or not model.checkpoint_activations():
+        return 0, whole
+    checkpointed = next((every for every in (4, 2) if fitting(every) >= enough), 1)
+    model.checkpoint_activations(checkpointed)
+    return checkpointed, fitting(checkpointed)
+
+
+def _fitting(model: AdaptedModel, ranks: Ranks, bytes_per_token: float) -> int:
+    # Gradients and AdamW's two moments.
+    reserved = 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.trained)
+    fitting = tokens_that_fit(bytes_per_token, device=model.device, processes=ranks.local_world_size, reserved=reserved)
+    least = int(min(ranks.gather(fitting)))
+    return max(_STEP, math.floor(least / _STEP) * _STEP)

@@ -21,16 +21,15 @@ import torch
 from finetune_api.outcome import BatchLayout, Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.failures import out_of_memory, quoted
+from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import IGNORED, Batch, TokenPair, pad
 from finetune_trainer.model.decoder import decoder_of
 from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
-from finetune_trainer.model.packed_attention import PackingRefusedError, use_packed_attention, usual_attention
-from finetune_trainer.model.packed_forward import take_packs
+from finetune_trainer.model.packed_attention import PackingRefusedError
 from finetune_trainer.model.prefix_tree import Node, Pack, packs_of
 from finetune_trainer.model.row_layers import RowLayer, compute_rows_apart, find_row_layers, usual_layers
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
-from finetune_trainer.train.passes import Passes
 from finetune_trainer.train.sample import beginning_of
 
 Differences = tuple[float, float]
@@ -81,29 +80,21 @@ class Verdict:
 
 
 _Outcome = tuple[float, list[torch.Tensor]]
-"""Sum of the losses, and this rank's part of the gradients."""
+"""Sum of the losses, and the gradients."""
 
 
 class Gate:
     """Compares layouts on one model.
 
     Args:
-        model: the PeftModel, not wrapped.
-        wrapped: the same as training runs it.
-        passes: forward and backward passes as training makes them.
+        model: is left as the layout that was chosen needs it.
         ranks: this process among the others.
-        sharded: by FSDP.
     """
 
-    def __init__(self, model: Any, wrapped: Any, passes: Passes, ranks: Ranks, *, sharded: bool = False) -> None:
+    def __init__(self, model: AdaptedModel, ranks: Ranks) -> None:
         self._model = model
-        self._wrapped = wrapped
-        self._passes = passes
         self._ranks = ranks
-        self._sharded = sharded
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._dtype = model.get_base_model().dtype
-        self._half = self._dtype in _SEES_AHEAD
+        self._half = model.dtype in _SEES_AHEAD
 
     def choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
         """The first layout from that of `batching` on that is exact; the model is left as that layout needs it.
@@ -116,7 +107,7 @@ class Gate:
             JobError: ModelUnsupported, the model is not causal.
         """
         began = time.monotonic()
-        with without_dropout(self._model):
+        with without_dropout(self._model.peft):
             for sequence in (sample[0], sample[-1]):
                 self._check_causality(pad([sequence], batching.pad_id))
             verdict = self._choose(sample, batching)
@@ -127,7 +118,7 @@ class Gate:
         changed = row.input_ids.clone()
         changed[0, -1] = next(token for token in (*changed[0].tolist(), 0, 1) if token != changed[0, -1])
         change = self._logit_change(row, replace(row, input_ids=changed))
-        most = _SEES_AHEAD.get(self._dtype, 1e-5)
+        most = _SEES_AHEAD.get(self._model.dtype, 1e-5)
         if change > most:
             # Some draw random numbers: Reformer's hashes.
             most = max(most, _TIMES_GROUPING * self._logit_change(row, row))
@@ -141,11 +132,13 @@ class Gate:
             )
 
     def _logit_change(self, row: Batch, other: Batch) -> float:
-        logits, others = (self._passes.logits(self._wrapped, which).float() for which in (row, other))
+        logits, others = (self._model.logits(which).float() for which in (row, other))
         return float((others - logits).norm() / logits.norm())
 
     def _choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
         alone = self._outcome([pad([sequence], batching.pad_id) for sequence in sample])
+        # From here on: in half precision it rounds otherwise, which the noise that is measured has to include.
+        fuse_lora(self._model.peft)
         padded = self._compare_padded(alone, sample, batching) if self._half or not batching.packs else None
         refused: dict[str, None] = {}
         if batching.packs:
@@ -158,6 +151,7 @@ class Gate:
             return Verdict(BatchLayout.PADDED, refused="; ".join(refused))
         found = _within(padded, _CLOSE_HALF[1] if self._half else _CLOSE_PADDED, BatchLayout.PADDED, refused)
         if found is None:
+            unfuse_lora(self._model.peft)
             return Verdict(BatchLayout.SINGLE_ROWS, refused="; ".join(refused))
         return Verdict(BatchLayout.PADDED, *found, refused="; ".join(refused))
 
@@ -183,18 +177,14 @@ class Gate:
         refused: dict[str, None],
     ) -> Verdict | None:
         """The first kind of packs that is exact, or None; `refused` gets the reasons why others are not."""
-        base = self._model.get_base_model()
         try:
-            # Outside of packs it is the model's own.
-            use_packed_attention(base)
+            self._model.take_packs()
         except PackingRefusedError as error:
             refused[str(error)] = None
             return None
-        take_packs(base)
         apart = self._row_layers(sample[0][0], refused)
         if apart is not None:
             compute_rows_apart(apart)
-            fuse_lora(self._model)
             for layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED):
                 laid_out = replace(batching, layout=layout, whole_rows=bool(apart))
                 compared = self._compare(alone, sample, laid_out) or "a pack of a few rows has no room in memory"
@@ -202,8 +192,7 @@ class Gate:
                 if found is not None:
                     return Verdict(layout, *found, refused="; ".join(refused), rows_apart=len(apart))
             usual_layers(apart)
-        usual_attention(base)
-        unfuse_lora(self._model)
+        self._model.leave_packs()
         return None
 
     def _row_layers(self, ids: Any, refused: dict[str, None]) -> list[RowLayer] | None:
@@ -213,8 +202,7 @@ class Gate:
         (pack,) = packs_of(rows, budget=32, share=False)
         refusal, found = "", []
         try:
-            decoder = decoder_of(self._model.get_base_model())
-            found = find_row_layers(decoder, pack, lambda: self._passes.loss(self._wrapped, pack))
+            found = find_row_layers(decoder_of(self._model.base), pack, lambda: self._loss(pack))
         except Exception as error:
             refusal = _refusal(error)
         if self._ranks.any(bool(refusal)):
@@ -233,7 +221,7 @@ class Gate:
 
     def _compare(self, alone: _Outcome, sample: Sequence[TokenPair], batching: Batching) -> Differences | str | None:
         """How far the sample in this layout is from each row `alone`, or why that cannot be told, or None where memory
-        ran out; the same on all ranks, none of which waits for another while it computes.
+        ran out; the same on all ranks. Where the base is not sharded none waits for another while it computes.
         """
         refusal, together, leak, fits = "", alone, None, True
         try:
@@ -253,26 +241,24 @@ class Gate:
         if self._ranks.any(leak is not None):
             return f"in a pack rows see each other (one that changes changes the loss of others by {leak or 0.0:.0e})"
         loss, gradient = alone
-        return (
-            abs(together[0] - loss) / max(abs(loss), 1e-12),
-            self._norm(b - a for a, b in zip(gradient, together[1], strict=True)) / max(self._norm(gradient), 1e-12),
-        )
+        apart = _norm([b - a for a, b in zip(gradient, together[1], strict=True)])
+        own = abs(together[0] - loss) / max(abs(loss), 1e-12), apart / max(_norm(gradient), 1e-12)
+        # Kernels may round differently from rank to rank, verdicts must not; and NaN is more than any bound.
+        most = np.max(self._ranks.gather(own), axis=0)
+        return float(most[0]), float(most[1])
 
     def _outcome(self, batches: list[Batch | Pack]) -> _Outcome:
-        """Sum of the losses, and this rank's part of the gradients."""
-        self._model.zero_grad()
+        """Sum of the losses, and the gradients."""
+        self._model.peft.zero_grad()
         try:
-            # FSDP shards gradients as it reduces them; otherwise no rank waits for another, which may have failed.
-            loss = float(self._passes(self._wrapped, batches, reduce=self._sharded))
-            return loss, [_gradient(parameter) for parameter in self._trained]
+            loss = float(self._model.backward(batches))
+            return loss, [_gradient(parameter) for parameter in self._model.trained]
         finally:
-            self._model.zero_grad()
+            self._model.peft.zero_grad()
 
-    def _norm(self, gradients: Any) -> float:
-        squares = torch.stack([gradient.double().square().sum() for gradient in gradients]).sum()
-        # Over all ranks: of a sharded model each holds a part; of others all hold the same, which counts alike above
-        # and below the line.
-        return float(self._ranks.sums([float(squares)])[0] ** 0.5)
+    def _loss(self, batch: Batch | Pack) -> float:
+        with torch.no_grad():
+            return float(self._model.loss(batch)[0])
 
     def _leak(self, batch: Batch | Pack) -> float | None:
         """Relative change of the other rows' loss when tokens are changed that only the first row of a pack has; None
@@ -290,19 +276,15 @@ class Gate:
         changed = pack.input_ids.clone()
         # Not only in another order, which attention that has learned nothing yet would not tell.
         changed[:, leaf.start : leaf.end] = changed[:, :1]
-        loss, other = (
-            float(self._passes.loss(self._wrapped, which)) for which in (others, replace(others, input_ids=changed))
-        )
+        loss, other = self._loss(others), self._loss(replace(others, input_ids=changed))
         return abs(other - loss) / max(abs(loss), 1e-12)
 
     def _try_dropout(self, pack: Batch | Pack) -> None:
         """Let layers refuse what they only do in training; the random numbers are given back."""
-        device = self._passes.device
-        devices = [device] if device.type == "cuda" else []
-        with _modes_kept(self._model), torch.random.fork_rng(devices), torch.no_grad():
-            self._model.train()
-            with self._passes.forward(self._wrapped, pack):
-                pass
+        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        with _modes_kept(self._model.peft), torch.random.fork_rng(devices):
+            self._model.peft.train()
+            self._loss(pack)
 
 
 @contextmanager
@@ -351,7 +333,9 @@ def _refusal(error: Exception) -> str:
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
-    """A copy of this rank's part of it."""
-    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    local: torch.Tensor = getattr(gradient, "_local_tensor", gradient)
-    return local.detach().clone()
+    """A copy of it."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
+
+
+def _norm(gradients: Sequence[torch.Tensor]) -> float:
+    return float(torch.stack([gradient.double().square().sum() for gradient in gradients]).sum() ** 0.5)

@@ -1,11 +1,8 @@
-"""How many tokens fit: what the backward pass keeps of each, and what is free on the device.
-
-Source of the estimate for one checkpointed layer: SmolLM2 with LoRA on all linear layers keeps 36 values of its hidden
-size per token and layer (benchmarks/trainer/RESULTS.md).
-"""
+"""How many tokens fit: what the backward pass keeps of each, and what is free on the device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +17,6 @@ _USED = 0.6
 """Share of the free memory that activations may take; the rest is for gradients on their way back, chunks of logits and
 what the allocator keeps in pieces."""
 
-_VALUES_PER_LAYER = 36
-
 _ENOUGH = {"cpu": 4096, "cuda": 16384}
 """Tokens of a pack above which larger ones are not faster."""
 
@@ -32,9 +27,6 @@ class KeptBytes:
     def __init__(self, model: Any) -> None:
         self.total = 0
         self._known = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        # Autocast makes copies of LoRA's weights, which do not grow with the tokens.
-        trained = [tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad]
-        self._weights = {shape for known in trained for shape in (known, known[::-1])}
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -44,23 +36,25 @@ class KeptBytes:
 
     def _count(self, tensor: torch.Tensor) -> torch.Tensor:
         address = _address(tensor)
-        if address not in self._known and tuple(tensor.shape) not in self._weights:
+        if address not in self._known:
             self._known.add(address)
             self.total += tensor.untyped_storage().nbytes()
         return tensor
 
 
-def checkpointed_bytes_per_token(config: Any, kept: float, dtype: torch.dtype) -> float:
-    """What a token takes with activation checkpointing: its input to every layer, and all of one layer.
+def checkpointed_bytes_per_token(config: Any, kept: float, dtype: torch.dtype, every: int = 1) -> float:
+    """What a token takes with activation checkpointing: its input to the layers that are computed again, all of the
+    others, and all of the one that is being computed again.
 
     Args:
         config: the language model's.
-        kept: bytes per token without checkpointing, or 0 if not known.
+        kept: bytes per token without checkpointing.
         dtype: of the activations.
+        every: every so many-th layer is computed again.
     """
     hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    one_layer = kept / layers if kept else _VALUES_PER_LAYER * hidden * dtype.itemsize
-    return layers * hidden * dtype.itemsize + one_layer
+    again = math.ceil(layers / every)
+    return again * hidden * dtype.itemsize + (layers - again + 1) * kept / layers
 
 
 def tokens_that_fit(bytes_per_token: float, *, device: torch.device, processes: int, reserved: int) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from finetune_api.training import DEFAULT_TOKENS_PER_STEP, MOST_DEFAULT_ROWS
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -62,9 +64,15 @@ def make_plan(
     return TrainingPlan(rows, rows_per_step, epochs, seed)
 
 
-def share_of_rank(rows: Array, rank: int, world_size: int) -> Array:
-    """The rows of a step that `rank` computes; empty when there are fewer rows than ranks."""
-    return rows[rank::world_size]
+def default_batch_size(tokens: int, rows: int) -> int:
+    """Rows per device and step of a job that does not say: the power of two that comes nearest to the tokens it should.
+
+    Args:
+        tokens: of all training rows.
+        rows: how many these are, at least 1.
+    """
+    wanted = DEFAULT_TOKENS_PER_STEP * rows / max(tokens, 1)
+    return int(2 ** min(max(round(math.log2(wanted)), 0), int(math.log2(MOST_DEFAULT_ROWS))))
 
 
 def save_steps(*, total_steps: int, every: int, at_most: int | None) -> frozenset[int]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch.optim.lr_scheduler import LambdaLR
+from typing import Literal
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.training import DEFAULT_SAVES, DEFAULT_WARMUP_STEPS
@@ -34,11 +32,6 @@ class Schedule:
         if self.kind == "constant":
             return 1.0
         return left if self.kind == "linear" else math.sin(0.5 * math.pi * left) ** 2
-
-    def of(self, optimizer: Any) -> LambdaLR:
-        """The same for an optimizer whose rate is the highest."""
-        # A function proper, which LambdaLR leaves out of its state.
-        return LambdaLR(optimizer, lambda step: self.share(step))
 
 
 def make_schedule(spec: FineTuneJobSpec, total_steps: int) -> tuple[Schedule, list[str]]:

@@ -1,12 +1,13 @@
 """Everything a run needs to continue exactly where it was, to and from a folder.
 
-Works for a plain model, under DDP and under FSDP2: the sharded states are gathered whole, so a checkpoint does not
-depend on how it was sharded. All ranks call these functions together; rank 0 writes.
+What is trained is whole on every rank, so a checkpoint does not depend on how the base was shared out.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,28 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api.outcome import Reason
-from finetune_trainer.errors import JobError
+from finetune_trainer.errors import JobError, first_line
 from finetune_trainer.model.adapter_state import adapter_tensors, not_finite, put_tensors
-from finetune_trainer.train.checkpoint import ADAPTER
+from finetune_trainer.train.checkpoint_files import ADAPTER, OPTIMIZER, RANDOM, load_saved
 from finetune_trainer.train.collective import Ranks
 
-OPTIMIZER = "optimizer.pt"
-SCHEDULER = "scheduler.pt"
-TRAINER_STATE = "trainer_state.json"
-RANDOM = "random.pt"
 
+def adapter_state(model: Any, step: int) -> dict[str, torch.Tensor]:
+    """The tensors of a PeftModel's adapter as they go into a file, on CPU.
 
-def adapter_state(model: Any, wrapped: Any) -> dict[str, torch.Tensor]:
-    """The adapter's tensors as they go into a file, on CPU.
-
-    Args:
-        model: the PeftModel.
-        wrapped: the same as training runs it (DDP, FSDP2 or itself).
-    """
-    sharded = None
-    if any(_is_sharded(parameter) for parameter in wrapped.parameters()):
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        sharded = get_model_state_dict(wrapped, options=options)
-    return adapter_tensors(model, sharded)
-
-
-def refuse_not_finite(adapter: dict[str, torch.Tensor], step: int) -> None:
-    """Let no adapter with a value that is no number become a checkpoint: it would be what a next attempt goes on from.
+    One with a value that is no number becomes no checkpoint: it would be what a next attempt goes on from.
 
     Raises:
-        JobError: LossDiverged.
+        JobError: LossDiverged; or ModelUnsupported, as `adapter_tensors`.
     """
+    adapter = adapter_tensors(model)
     if broken := not_finite(adapter):
         raise JobError(
             Reason.LOSS_DIVERGED,
             f"After step {step} the adapter has values that are no numbers (in {broken[0]}), {len(broken)} of its "
             f"{len(adapter)} tensors: lower learning_rate, raise num_warmup_steps or look for broken rows in the data.",
         )
+    return adapter
 
 
 def load_adapter_state(model: Any, folder: Path) -> None:
@@ -70,22 +54,35 @@ def load_adapter_state(model: Any, folder: Path) -> None:
         )
 
 
-def optimizer_state(wrapped: Any, optimizer: Any) -> dict[str, Any]:
-    """The optimizer's whole state, on CPU."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-    inner = getattr(optimizer, "optimizer", optimizer)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_optimizer_state_dict(wrapped, inner, options=options))
+def optimizer_state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What the optimizer keeps of each parameter, by the parameter's name, on CPU."""
+    states = {name: optimizer.state[parameter] for name, parameter in _trained(model)}
+    return {name: {key: value.cpu() for key, value in state.items()} for name, state in states.items()}
 
 
-def load_optimizer_state(wrapped: Any, optimizer: Any, folder: Path) -> None:
-    """Put the optimizer's state of a checkpoint back."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+def load_optimizer_state(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Put the optimizer's state of a checkpoint back; the optimizer has one group, of all that `model` trains.
 
-    inner = getattr(optimizer, "optimizer", optimizer)
-    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    set_optimizer_state_dict(wrapped, inner, state, options=StateDictOptions(full_state_dict=True))
+    Raises:
+        JobError: CheckpointMismatch, it is none of these weights'.
+    """
+    found = load_saved(folder / OPTIMIZER)
+    with _refused(OPTIMIZER, LookupError, TypeError, ValueError, AttributeError, AssertionError):
+        # Earlier images wrote it under a key.
+        found = found.get("state", found)
+        state = {number: _state_of(parameter, found[name]) for number, (name, parameter) in enumerate(_trained(model))}
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _state_of(parameter: torch.Tensor, found: dict[str, Any]) -> dict[str, Any]:
+    for key in ("exp_avg", "exp_avg_sq"):
+        if found[key].shape != parameter.shape:
+            raise ValueError(f"{key} has the shape {tuple(found[key].shape)} in place of {tuple(parameter.shape)}")
+    return found
+
+
+def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def random_state() -> dict[str, Any]:
@@ -97,8 +94,14 @@ def random_state() -> dict[str, Any]:
 
 
 def load_random_state(folder: Path, ranks: Ranks) -> None:
-    """Put this rank's random generators back where the checkpoint left them."""
-    set_random_state(torch.load(folder / RANDOM, weights_only=True)[ranks.rank])
+    """Put this rank's random generators back where the checkpoint left them.
+
+    Raises:
+        JobError: CheckpointMismatch, it holds no state of generators.
+    """
+    state = load_saved(folder / RANDOM)[ranks.rank]
+    with _refused(RANDOM, LookupError, TypeError, ValueError, RuntimeError):
+        set_random_state(state)
 
 
 def set_random_state(state: dict[str, Any]) -> None:
@@ -109,7 +112,14 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _is_sharded(parameter: torch.Tensor) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(parameter, DTensor)
+@contextmanager
+def _refused(name: str, *errors: type[Exception]) -> Iterator[None]:
+    """`errors` within the block mean that the checkpoint's file `name` is not what this run has written."""
+    try:
+        yield
+    except errors as error:
+        raise JobError(
+            Reason.CHECKPOINT_MISMATCH,
+            f"The checkpoint to resume from does not fit this run, its {name} is refused ({first_line(error)}): choose "
+            "another output, or remove the checkpoints there.",
+        ) from error

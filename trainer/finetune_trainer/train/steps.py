@@ -1,35 +1,33 @@
-"""Runs an optimizer step's forward and backward passes, and makes it again in smaller parts where memory runs out.
+"""Forward and backward passes of optimizer steps on this rank, made again in smaller parts where memory runs out.
 
-Smaller parts are the same mathematics. With several processes all ranks take them together, or gradients of different
-rows would be added up.
+Smaller parts are the same mathematics. All ranks take them together, before any gradient is sent: else gradients of
+different rows would be added up. How rows become batches is held here and nowhere else.
 """
 
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+import numpy as np
 import torch
-import torch.distributed as dist
 
 from finetune_api.outcome import Reason
+from finetune_trainer.data.dataset import TokenizedData
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.failures import out_of_memory
-from finetune_trainer.model.batch import Batch
+from finetune_trainer.model.adapted_model import AdaptedModel
+from finetune_trainer.model.batch import Batch, TokenPair
 from finetune_trainer.model.prefix_tree import Pack
 from finetune_trainer.train import state as saved
-from finetune_trainer.train.batching import Batching, StepBatches, StepDataset
-from finetune_trainer.train.choice import Choice, Chooser, checkpoint_activations
+from finetune_trainer.train.batching import Batching, RankBatches, is_single_row, tokens_of
+from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.collective import Ranks
-from finetune_trainer.train.passes import Passes
-
-_PROVING_STEPS = 3
-"""Steps after which memory is known to suffice. With several processes only these can be made again: later ones reduce
-gradients while they are computed, and a rank that has run out of memory would leave the others waiting."""
-
-_GATE_ROWS = 64
-"""Rows among which the gate looks for its sample."""
+from finetune_trainer.train.gradients import Gradients
+from finetune_trainer.train.plan import TrainingPlan
 
 
 class BatchingObserver(Protocol):
@@ -39,149 +37,162 @@ class BatchingObserver(Protocol):
         """Before the first step of this attempt, which is number `step` counted from 0."""
 
     def batches_halved(self, sentence: str) -> None:
-        """A step ran out of memory and goes on in smaller parts."""
+        """Memory ran out, and it goes on in smaller parts."""
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """What one rank computes for one optimizer step."""
+
+    step: int
+    """Counted from 0."""
+    batching: Batching
+    batches: list[Batch | Pack]
+    """At least one."""
+    trained_tokens: int
+    """Targets of the step over all ranks."""
+    tokens: int
+    """Tokens of the step over all ranks: every row's own, padding not counted."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What the passes of a step on this rank came to."""
+
+    loss: torch.Tensor
+    """float32 []: this rank's part of the loss per trained token."""
+    tokens: int
+    """As in StepBatches."""
+    stop: bool
+    """Whether a rank was asked to stop."""
 
 
 class StepRunner:
     """Runs the steps of one job on this rank.
 
     Args:
-        model: the PeftModel, not wrapped.
-        steps: whose batching is decided here.
-        passes: run them.
+        model: is trained, ready for what was chosen.
+        rows: this rank's share of the training rows.
+        plan: which rows each step has.
+        choice: how they become batches, to begin with.
+        gradients: where they are added up.
         ranks: this process among the others.
         observer: is told about batches; None for nobody.
-        checkpointing: whether activations are checkpointed already; None to decide it by memory.
-        sharded: by FSDP.
-        earlier: `Choice.figures` of the attempt that is continued.
+        bound_packs: lets the next attempt make smaller packs.
     """
 
     def __init__(
         self,
-        model: Any,
-        steps: StepDataset,
-        passes: Passes,
+        model: AdaptedModel,
+        rows: RankBatches,
+        plan: TrainingPlan,
+        choice: Choice,
+        gradients: Gradients,
         ranks: Ranks,
-        *,
-        observer: BatchingObserver | None,
-        checkpointing: bool | None,
-        sharded: bool,
-        earlier: dict[str, Any] | None,
+        observer: BatchingObserver | None = None,
+        bound_packs: Callable[[int], None] | None = None,
     ) -> None:
+        self.choice = choice
         self._model = model
-        self._steps = steps
-        self._passes = passes
+        self._rows = rows
+        self._plan = plan
+        self._gradients = gradients
         self._ranks = ranks
         self._observer = observer
-        self._checkpointing = checkpointing
-        self._sharded = sharded
-        self._earlier = earlier
-        self._choice: Choice | None = None
-        self._made = 0
+        self._bound_packs = bound_packs
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._next: Future[StepBatches] | None = None
 
-    def choose(self, wrapped: Any, step: int) -> Choice:
-        """Decide how rows become batches, once.
+    def batches(self, step: int) -> StepBatches:
+        """What this rank computes for `step`, counted from 0."""
+        rows, data, batching = self._plan.rows_of_step(step), self._rows.data, self.choice.batching
+        return StepBatches(
+            step,
+            batching,
+            [batch.to(self._model.device) for batch in self._rows.of(rows, batching)],
+            trained_tokens=int(data.row_trained_tokens[rows].sum()),
+            tokens=int(data.row_tokens[rows].sum()),
+        )
 
-        Args:
-            wrapped: the model as training runs it.
-            step: optimizer steps made so far.
-        """
-        if self._choice is None:
-            chooser = Chooser(
-                self._model,
-                wrapped,
-                self._passes,
-                self._ranks,
-                checkpointing=self._checkpointing,
-                sharded=self._sharded,
-            )
-            self._choice = chooser.choose(
-                self._steps.first_rows(_GATE_ROWS),
-                self._steps.batching,
-                longest=int(self._steps.rows.data.row_tokens.max()),
-                earlier=self._earlier,
-            )
-            self._steps.batching = self._choice.batching
-            if self._observer is not None:
-                self._observer.batching_chosen(self._choice, step)
-        return self._choice
-
-    def run(self, model: Any, item: StepBatches) -> torch.Tensor:
-        """This rank's part of a step's mean loss times the number of ranks, float32 []; see `StepTrainer`.
+    def run(self, step: int, *, stop: bool = False) -> Passed:
+        """Add up this rank's gradients of `step`.
 
         Args:
-            model: as training runs it.
-            item: the step.
+            step: counted from 0.
+            stop: this process was asked to stop. A signal may reach one rank only, so ranks agree.
 
         Raises:
             JobError: OutOfMemory, a single row does not fit.
         """
-        if item.batching != self._steps.batching:
-            # Made before memory ran out, in larger parts.
-            item = self._steps[item.step]
-        while (total := self._attempt(model, item)) is None:
-            item = self._steps[item.step]
-        self._made += 1
-        return total
+        while True:
+            item = self._taken(step)
+            generators = saved.random_state()
+            self._gradients.zero()
+            loss, trouble = None, None
+            try:
+                loss = self._model.backward(item.batches, 1 / max(item.trained_tokens, 1))
+            except (RuntimeError, MemoryError) as error:
+                trouble = out_of_memory(error, self._ranks.rank)
+                if trouble is None:
+                    raise
+                if self._model.sharded:
+                    raise self._out_of_memory_while_sharing(item, trouble) from error
+            ran_out, stop = self._ranks.any_of(trouble is not None, stop)
+            if not ran_out and loss is not None:
+                return Passed(loss, item.tokens, stop)
+            del loss
+            self._use_less(item, trouble)
+            saved.set_random_state(generators)
 
-    def _attempt(self, model: Any, item: StepBatches) -> torch.Tensor | None:
-        """None when a rank ran out of memory: the next attempt uses less."""
-        scale = self._ranks.world_size / max(item.trained_tokens, 1)
-        alone = self._ranks.world_size == 1
-        if not alone and (self._sharded or self._made >= _PROVING_STEPS):
-            return self._passes(model, item.batches, scale)
-        generators = saved.random_state()
-        total, trouble = None, None
-        try:
-            total = self._passes(model, item.batches, scale, reduce=alone)
-        except (RuntimeError, MemoryError) as error:
-            trouble = out_of_memory(error, self._ranks.rank)
-            if trouble is None:
-                raise
-        if not self._ranks.any(trouble is not None):
-            if not alone:
-                self._average_gradients()
-            return total
-        del total
-        model.zero_grad()
-        self._use_less(model, item, trouble)
-        saved.set_random_state(generators)
-        return None
+    def _taken(self, step: int) -> StepBatches:
+        """The batches of `step`, which a thread has made while the step before was computed; it makes the next ones."""
+        made = self._next.result() if self._next is not None else None
+        self._next = None
+        if made is None or (made.step, made.batching) != (step, self.choice.batching):
+            made = self.batches(step)
+        if step + 1 < self._plan.total_steps:
+            self._next = self._thread.submit(self.batches, step + 1)
+        return made
 
-    def _average_gradients(self) -> None:
-        """What DDP does while gradients are computed."""
-        for parameter in self._model.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self._ranks.world_size
+    def _out_of_memory_while_sharing(self, item: StepBatches, trouble: tuple[Reason, str]) -> JobError:
+        """The others wait for this rank's part of the weights, so only another attempt can take smaller packs."""
+        batching = item.batching
+        if self._bound_packs is None or not batching.packs or is_single_row(item.batches[0]):
+            return JobError(*trouble)
+        smaller = batching.halved(max(tokens_of(batch) for batch in item.batches))
+        self._bound_packs(smaller.tokens_per_pack)
+        return JobError(
+            Reason.PACKS_TOO_LARGE,
+            f"Rank {self._ranks.rank} ran out of memory at step {item.step + 1}, with {batching.bound()}; processes "
+            f"that share the model cannot make the step again: the next attempt takes {smaller.bound()}.",
+        )
 
-    def _use_less(self, model: Any, item: StepBatches, trouble: tuple[Reason, str] | None) -> None:
+    def _use_less(self, item: StepBatches, trouble: tuple[Reason, str] | None) -> None:
         """Halve the batches or, where a single row does not fit, checkpoint activations; on all ranks."""
-        gc.collect()
-        if self._passes.device.type == "cuda":
-            torch.cuda.empty_cache()
-        choice = self.choose(model, item.step)
-        if not self._ranks.any(trouble is not None and _is_single_row(item.batches[0])):
-            smaller, what = self._halved(item)
-            choice = replace(choice, batching=smaller)
-        elif self._checkpointing is None and not choice.checkpointing and checkpoint_activations(self._model):
-            choice, what = replace(choice, checkpointing=True), "activations computed again in the backward pass"
+        free_memory(self._model.device)
+        choice = self.choice
+        if not self._ranks.any(trouble is not None and is_single_row(item.batches[0])):
+            largest = max(self._ranks.gather(max(tokens_of(batch) for batch in item.batches)))
+            choice = replace(choice, batching=choice.batching.halved(largest))
+            what = choice.batching.bound()
+        elif choice.may_checkpoint and choice.checkpointed != 1 and self._model.checkpoint_activations():
+            choice, what = replace(choice, checkpointed=1), "activations computed again in the backward pass"
         else:
             raise JobError(*next(found for found in self._ranks.gather(trouble) if found is not None))
-        self._choice, self._steps.batching = choice, choice.batching
+        self.choice = choice
         if self._observer is not None:
             self._observer.batches_halved(f"Memory ran out at step {item.step + 1}: it goes on with {what}.")
 
-    def _halved(self, item: StepBatches) -> tuple[Batching, str]:
-        batching = item.batching
-        if not batching.packs:
-            rows = max(1, batching.rows_per_batch // 2)
-            return replace(batching, rows_per_batch=rows), f"{rows} rows at a time"
-        # The largest pack may be far below what is allowed.
-        largest = max(self._ranks.gather(max(pack.tokens for pack in item.batches if isinstance(pack, Pack))))
-        tokens = min(batching.tokens_per_pack, largest) // 2
-        return replace(batching, tokens_per_pack=tokens), f"packs of at most {tokens:,} tokens"
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a failed pass left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
-def _is_single_row(batch: Batch | Pack) -> bool:
-    return batch.tokens == batch.longest if isinstance(batch, Pack) else len(batch.input_ids) == 1
+def first_rows(data: TokenizedData, plan: TrainingPlan, count: int) -> list[list[TokenPair]]:
+    """Up to `count` rows as the first epoch begins with them, the same on all ranks."""
+    steps = range(min(plan.total_steps, -(-count // plan.rows_per_step)))
+    rows = np.concatenate([plan.rows_of_step(step) for step in steps])[:count]
+    return [data.sequences(int(row)) for row in rows]

@@ -11,7 +11,7 @@ import torch
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.greedy import Greedy
 from finetune_trainer.model.load import load_model, training_dtype
-from finetune_trainer.published.base import Base, fetch_base, load_tokenizer_of, put_adapter
+from finetune_trainer.published.base import Base, fetch_base, load_tokenizer_of, put_adapter, quantization_of
 from finetune_trainer.published.folder import AdapterFolder
 from finetune_trainer.verify.at_hand import judge_at_hand
 from finetune_trainer.verify.compare import Answer
@@ -48,18 +48,23 @@ def verify_locally(folder: AdapterFolder, *, base: Base | None = None, trust_rem
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     named, fetched = fetch_base(folder, base, trust_remote_code=trust_remote_code)
     notes += fetched.warnings
-    plain = load_model(
-        fetched.path, dtype=training_dtype(device), trust_remote_code=trust_remote_code, name=named.address
+    alone = load_model(
+        fetched.path,
+        dtype=training_dtype(device),
+        trust_remote_code=trust_remote_code,
+        name=named.address,
+        quantization=quantization_of(folder),
+        device=device,
     )
     try:
-        model = put_adapter(plain.to(device), folder, named.address)
+        model = put_adapter(alone, folder, named.address)
     except JobError as error:
         fault = Check("tensors", Status.FAULT, error.message[0].lower() + error.message[1:].rstrip("."))
         return judge_at_hand([files, fault], cases, notes=notes)
-    asked, alone = _answers(model, folder.path, tokenizer, cases)
+    asked, unadapted = _answers(model, folder.path, tokenizer, cases)
     prompts = [_rendered(tokenizer, case) for case in cases]
     return judge_at_hand(
-        checks, cases, prompts=prompts, answers=asked, base=alone, base_model=named.address, notes=notes
+        checks, cases, prompts=prompts, answers=asked, base=unadapted, base_model=named.address, notes=notes
     )
 
 
