@@ -2,7 +2,8 @@
 
 Tests on a control plane wait for it most of the time, each lane for its own, and the others compute: side by side they
 take little longer than the work in them. Lines come as they are written, with the lane's name in front, and a test
-that fails is shown at once. A check or a build that fails ends the run.
+that fails is shown at once. A check or a build that fails ends the run. How steps that failed had ended is said again
+at the end, behind what the others wrote since.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +38,8 @@ GENTLY = ("nice", "-n", "10")
 """Tests that wait for each other are worth more than a build that nobody waits for yet."""
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 """Threads that share cores with another lane take several times as long; those that spin while they wait, longer."""
+LAST_LINES = 15
+"""Of a step that failed, said again at the end: pytest names there what failed."""
 END_SECONDS = 60
 """How long a step may take to end when it is interrupted: tests take their servers down."""
 
@@ -86,6 +90,9 @@ class Run:
         self._lines: queue.SimpleQueue[tuple[Step, str | None]] = queue.SimpleQueue()
         """What steps write; None is the end."""
         self._kept: dict[Step, list[str]] = {step: [] for step in steps}
+        """What quiet steps have written."""
+        self._last = {step: deque[str](maxlen=LAST_LINES) for step in steps}
+        self._failed: list[Step] = []
         self._begun: dict[Step, float] = {}
         self._exit_code = 0
         self._deadline: float | None = None
@@ -101,7 +108,14 @@ class Run:
                 print("Interrupted: the tests take their servers down…", flush=True)
                 self._exit_code = 128 + signal.SIGINT
                 self._interrupt()
+        self._say_again_what_failed()
         return self._exit_code
+
+    def _say_again_what_failed(self) -> None:
+        for step in self._failed:
+            print(f"\nThe end of {step.name}, which failed:", flush=True)
+            for line in self._last[step]:
+                self._print(step, line)
 
     def _go_on(self) -> None:
         """Wait for what a step writes, or for its end."""
@@ -145,6 +159,7 @@ class Run:
         self._lines.put((step, None))
 
     def _show(self, step: Step, line: str) -> None:
+        self._last[step].append(line)
         if step.is_quiet:
             self._kept[step].append(line)
         else:
@@ -164,6 +179,7 @@ class Run:
                 self._print(step, line)
             self._print(step, f"FAILED after {took}")
             self._exit_code = 1
+            self._failed.append(step)
             if not step.is_lane:
                 self._interrupt()
 

@@ -21,7 +21,8 @@ from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import pad
 from finetune_trainer.model.flex_tree import flex
 from finetune_trainer.model.fused_lora import fuse_lora
-from finetune_trainer.model.prefix_tree import Pack, packs_of
+from finetune_trainer.model.packing import packs_of
+from finetune_trainer.model.prefix_tree import Pack
 from finetune_trainer.model.quantized import values_of
 from finetune_trainer.model.tree_attention import Scores, Sight, dense, tree_mask
 from finetune_trainer.train.batching import Batching

@@ -27,7 +27,7 @@ from benchmarks.gpu.contact_models import LLAMA_3_8B, random_base, rows, with_ad
 from benchmarks.gpu.devices import device_name, give_back, peak_memory, peak_tflops, reset_peak, wait_for
 from finetune_trainer.model.batch import TokenPair
 from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
-from finetune_trainer.model.prefix_tree import packs_of
+from finetune_trainer.model.packing import packs_of
 from tests.architectures.tokenizer import save_tokenizer
 
 _MARK = 12_473

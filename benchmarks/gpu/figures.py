@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.model.prefix_tree import Pack
+from finetune_trainer.model.batch import Batch
+from finetune_trainer.model.prefix_tree import PrefixedPacks
 from finetune_trainer.train.steps import StepBatches
 
 FORMULA = (
@@ -73,12 +74,13 @@ def work_of(item: StepBatches) -> Work:
     """What the step computes."""
     sizes, predicted = [], 0
     for batch in item.batches:
-        if isinstance(batch, Pack):
-            sizes.append(batch.tokens)
-            predicted += len(batch.sources)
-        else:
+        if isinstance(batch, Batch):
             sizes.append(batch.input_ids.numel())
             predicted += len(batch.input_ids) * len(batch.positions)
+            continue
+        for pack in batch.parts if isinstance(batch, PrefixedPacks) else (batch,):
+            sizes.append(pack.tokens)
+            predicted += len(pack.sources)
     return Work(len(sizes), item.tokens, item.trained_tokens, sum(sizes), predicted, max(sizes))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from typing_extensions import override
 
 from benchmarks.trainer.job import BenchmarkJob
+from finetune_trainer.train.batching import computed_of
 from finetune_trainer.train.loop import Loop
 
 
@@ -44,6 +45,10 @@ class Contestant(ABC):
     @abstractmethod
     def train(self, number: int) -> tuple[float, float]:
         """Make optimizer step `number`; its loss, and the norm of its gradient before clipping."""
+
+    @abstractmethod
+    def positions(self, number: int) -> int:
+        """Positions that the model is run on in optimizer step `number`, padding too."""
 
     def prepare(self) -> str:
         """What the trainer does once, before its first step; a sentence about it, or nothing."""
@@ -92,9 +97,10 @@ class Ours(Contestant):
         self.model.train()
         choice = self._loop.runner.choice
         layout, packs = choice.batching.layout.value, choice.batching.tokens_per_pack
+        shared = ", what several begin with computed once" if choice.batching.prefixes else ""
         return (
-            f"Ours: layout {layout}, packs of at most {packs:,} tokens; before the first step the gate and what it "
-            f"needs took {wall:.1f} s, {cpu:.1f} CPU s. Gradients of the sample differ by "
+            f"Ours: layout {layout}, packs of at most {packs:,} tokens{shared}; before the first step the gate and "
+            f"what it needs took {wall:.1f} s, {cpu:.1f} CPU s. Gradients of the sample differ by "
             f"{choice.verdict.gradient_difference or 0:.1e} from one row at a time."
         )
 
@@ -110,3 +116,9 @@ class Ours(Contestant):
             group["lr"] = loop.learning_rate * loop.schedule.share(number)
         loop.optimizer.step()
         return float(loss), float(norm)
+
+    @override
+    def positions(self, number: int) -> int:
+        if self._loop is None:
+            raise RuntimeError("a step before prepare")
+        return sum(computed_of(batch) for batch in self._loop.runner.batches(number).batches)

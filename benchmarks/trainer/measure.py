@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import warnings
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import transformers
 
@@ -22,6 +24,8 @@ from benchmarks.trainer.memory import Peak, is_out_of_memory, limit_memory, peak
 from benchmarks.trainer.opponents import Trl
 from benchmarks.trainer.report import Case, case_markdown, conditions
 from benchmarks.trainer.shapes import rows_of
+from finetune_trainer.model.batch import TokenPair
+from finetune_trainer.model.packing import common_beginning, lexicographic
 from tests.models import smollm2_folder
 
 
@@ -113,14 +117,24 @@ def _run(job: BenchmarkJob, model: Path, scratch: Path, settings: Settings, shap
         case.tokens.append(int(data.row_tokens[rows].sum()))
         case.trained_tokens.append(int(data.row_trained_tokens[rows].sum()))
         case.longest_row = max(case.longest_row, int(data.row_tokens[rows].max()))
+        case.distinct_tokens.append(distinct_tokens([pair for row in rows for pair in data.sequences(int(row))]))
         first = number % len(contestants)
         for contestant in contestants[first:] + contestants[:first]:
             if contestant.name not in case.failures:
                 say(f"{shape}, {plan.rows_per_step} rows, step {number}: {contestant.name}")
                 _step(contestant, number, case, settings.memory_gib)
+            if contestant.name not in case.failures:
+                case.positions.setdefault(contestant.name, []).append(contestant.positions(number))
     if settings.profile and contestants[0].name not in case.failures:
         case.profile = _profile(contestants[0], settings.warm_up + settings.rounds)
     return case
+
+
+def distinct_tokens(sequences: list[TokenPair]) -> int:
+    """Tokens that no trainer can do without: what predicts something and all before it, common beginnings once."""
+    seen = [ids[: int(np.flatnonzero(trained[1:]).max(initial=0)) + 1] for ids, trained in sequences]
+    seen.sort(key=lexicographic)
+    return len(seen[0]) + sum(len(row) - common_beginning(last, row) for last, row in itertools.pairwise(seen))
 
 
 def _step(contestant: Contestant, number: int, case: Case, memory_gib: float) -> None:

@@ -100,15 +100,22 @@ class Trl(Contestant):
         self.model.zero_grad()
         return loss, float(norm)
 
-    def _backward(self, number: int) -> float:
+    @override
+    def positions(self, number: int) -> int:
+        return sum(batch["input_ids"].numel() for batch in self._batches(number))
+
+    def _batches(self, number: int) -> list[Any]:
         rows = [int(row) for row in self._plan.rows_of_step(number)]
         if self._fair:
             rows.sort(key=lambda row: -int(self._lengths[row]))
         size, dataset = self._rows_per_device, self._trainer.train_dataset
-        batches = [
+        return [
             self._trainer.data_collator([dataset[row] for row in rows[start : start + size]])
             for start in range(0, len(rows), size)
         ]
+
+    def _backward(self, number: int) -> float:
+        batches = self._batches(number)
         # As Trainer's loop does before the first micro-batch of a step.
         self._trainer.current_gradient_accumulation_steps = len(batches)
         count = sum(batch["labels"][..., 1:].ne(IGNORED).sum() for batch in batches)

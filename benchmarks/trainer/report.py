@@ -34,6 +34,10 @@ class Case:
     tokens: list[int] = field(default_factory=list)
     """Of each step, padding not counted."""
     trained_tokens: list[int] = field(default_factory=list)
+    distinct_tokens: list[int] = field(default_factory=list)
+    """Of each step: those that no trainer can do without."""
+    positions: dict[str, list[int]] = field(default_factory=dict)
+    """That each contestant computes in each step."""
     longest_row: int = 0
     remarks: list[str] = field(default_factory=list)
     """Sentences about what contestants did before the first step."""
@@ -59,14 +63,17 @@ def _lines(case: Case) -> Iterator[str]:
     yield (
         f"{span(case.tokens[measured])} tokens a step, {span(case.trained_tokens[measured])} of them trained; the "
         f"longest row has {case.longest_row}. {len(ours)} steps after a warm-up of {case.warm_up}; least / median / "
-        "most.\n"
+        f"most. No trainer can do without {span(case.distinct_tokens[measured])} tokens; `positions : needed` is what "
+        "one computes for each of these, and the column behind it what its time against ours is of that.\n"
     )
     columns = ["CPU s", "wall s", "CPU : ours", "wall : ours", "rows/s", "tokens/s", "tokens/CPU s"]
+    columns += ["positions : needed", "CPU : ours, of that"]
     columns += ["RSS before (MiB)", "RSS peak (MiB)"] if case.peaks else []
     yield f"| | {' | '.join(columns)} |"
     yield "| --- |" + " ---: |" * len(columns)
     for name, steps in case.steps.items():
-        cells = [case.failures[name], *[""] * 6] if name in case.failures else _cells(case, steps[measured], ours)
+        cells = [case.failures[name], *[""] * 8] if name in case.failures else _cells(case, steps[measured], ours)
+        cells += _quotients(case, name, ours) if name not in case.failures else []
         label = f"{name} ({case.shrunk[name]} at a time)" if name in case.shrunk else name
         yield f"| {label} | {' | '.join(cells + _memory(case, name))} |"
     yield ""
@@ -91,6 +98,16 @@ def _cells(case: Case, steps: Sequence[Step], ours: Sequence[Step]) -> list[str]
         _number(median(count / seconds for count, seconds in zip(tokens, wall, strict=False))),
         _number(median(count / seconds for count, seconds in zip(tokens, cpu, strict=False))),
     ]
+
+
+def _quotients(case: Case, name: str, ours: Sequence[Step]) -> list[str]:
+    """Positions for each token that is needed, and the ratio of CPU seconds to ours for each of these."""
+    measured = slice(case.warm_up, None)
+    counts = zip(case.positions[name][measured], case.distinct_tokens[measured], strict=False)
+    quotients = [positions / needed for positions, needed in counts]
+    pairs = zip(case.steps[name][measured], ours, quotients, strict=False)
+    shares = [step.cpu_seconds / own.cpu_seconds / quotient for step, own, quotient in pairs]
+    return [_number(median(quotients)), _number(median(shares))]
 
 
 def _memory(case: Case, name: str) -> list[str]:

@@ -78,13 +78,15 @@ def test_lanes_run_at_the_same_time_and_one_that_fails_leaves_the_others(
         "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.02)\n"
     )
     steps = [
-        step("one", meet + "sys.exit(3)", "1", "2", is_lane=True),
+        step("one", meet + "print('one test failed'); sys.exit(3)", "1", "2", is_lane=True),
         step("two", meet + "time.sleep(0.5); print('to the end')", "2", "1", is_lane=True),
     ]
     assert Run(steps, tmp_path).run() == 1
     printed = lines(capfd)
     assert [line for line in printed if line.startswith("two")] == ["two | to the end", "two | done"]
     assert any(line.startswith("one | FAILED") for line in printed)
+    # Where a reader of the end finds it.
+    assert printed[-3:] == ["", "The end of one, which failed:", "one | one test failed"]
 
 
 def test_a_build_that_fails_ends_the_run_and_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from finetune_trainer.train.schedule import steps_to_save
 from finetune_trainer.train.steps import StepRunner, first_rows
 
 _GATE_ROWS = 64
-"""Rows among which the gate looks for its sample."""
+"""Rows among which the gate looks for its sample, at least; all of a step show whether they fill several packs."""
 
 
 def make_loop(
@@ -66,7 +66,7 @@ def make_loop(
     choice = choose(
         model,
         ranks,
-        first_rows(prepared.train, plan, _GATE_ROWS),
+        first_rows(prepared.train, plan, max(_GATE_ROWS, plan.rows_per_step)),
         batching,
         checkpointing=spec.gradient_checkpointing,
         longest=int(prepared.train.row_tokens.max()),

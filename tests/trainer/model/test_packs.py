@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,31 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.model import flex_tree
+from finetune_trainer.model import packing
 from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
-from finetune_trainer.model.flex_tree import flex
 from finetune_trainer.model.packed_attention import PackedDecoder, PackingRefusedError, most_tokens
-from finetune_trainer.model.prefix_tree import Pack, packs_of
-from finetune_trainer.model.tree_attention import Scores, Sight, by_path, dense, in_pieces, tree_mask
+from finetune_trainer.model.packing import behind_one_prefix, packs_of, prefixed_packs_of
+from tests.trainer.model.row_trees import VOCABULARY, behind, trees
 
-VOCABULARY = 50
 CLOSE = 1e-5
 """Relative, on the whole gradient."""
-
-
-@st.composite
-def trees(draw: st.DrawFn) -> list[TokenPair]:
-    """Rows that leave each other's path at random places."""
-    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    rows: list[TokenPair] = []
-    for _ in range(draw(st.integers(1, 7))):
-        start = rows[draw(st.integers(0, len(rows) - 1))][0] if rows else np.zeros(0, dtype=np.int64)
-        kept = start[: draw(st.integers(0, len(start)))]
-        own = generator.integers(0, VOCABULARY, draw(st.integers(1, 60)))
-        ids = np.concatenate([kept, own]).astype(np.int64)
-        rows.append((ids, generator.random(len(ids)) < draw(st.sampled_from([0.0, 0.1, 1.0]))))
-    return rows
 
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -125,6 +108,58 @@ def test_layers_that_are_computed_again_on_another_thread_find_their_pack(name: 
 
 
 @pytest.mark.filterwarnings("ignore")  # each architecture has its own
+@pytest.mark.parametrize("name", ["full", "sliding", "capped", "sinks", "arguments-kept"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
+@settings(max_examples=10, deadline=None)
+@given(rows=trees(), prefix=st.integers(0, 40), budget=st.sampled_from([1, 64, 10_000]))
+def test_packs_behind_what_they_begin_with_have_loss_and_gradients_of_one_row_at_a_time(
+    name: str, again: bool, rows: list[TokenPair], prefix: int, budget: int
+) -> None:
+    model = tiny(name)
+    rows = behind(prefix, rows)
+    wanted_loss, wanted = outcome(model, rows, budget=None)
+    model.peft.zero_grad()
+    with pytest.MonkeyPatch.context() as patch:
+        # So that it is worth it for a few tokens.
+        patch.setattr(packing, "_PACK_COST", 2)
+        forced = behind_one_prefix(rows)
+        batches = [forced] if budget == 1 and forced else prefixed_packs_of(rows, budget=budget)
+    if again:
+        assert model.checkpoint_activations()
+    try:
+        model.take_packs()
+        loss = float(model.backward(batches))
+        with torch.no_grad():
+            evaluated = sum(float(model.loss(batch)[0]) for batch in batches)
+    finally:
+        model.leave_packs()
+        model.base.gradient_checkpointing_disable()
+    found = torch.cat([each.grad.flatten() for each in model.trained if each.grad is not None])
+    assert loss == pytest.approx(wanted_loss, rel=CLOSE)
+    assert evaluated == pytest.approx(wanted_loss, rel=CLOSE)
+    assert torch.norm(found - wanted) <= CLOSE * torch.norm(wanted)
+
+
+@pytest.mark.filterwarnings("ignore")  # each architecture has its own
+@pytest.mark.parametrize("name", ["alibi", "squares", "learned-places"])
+def test_a_model_that_computes_attention_itself_takes_no_packs_behind_a_prefix(name: str) -> None:
+    model = tiny(name)
+    prefixed = behind_one_prefix(
+        behind(9, [(np.arange(1, 9), np.arange(8) > 3), (np.arange(11, 19), np.arange(8) > 3)])
+    )
+    assert prefixed is not None
+    try:
+        model.take_packs()
+        if name == "learned-places":  # BART asks for its attention.
+            model.backward([prefixed])
+        else:
+            with pytest.raises(PackingRefusedError, match="computes its attention itself"):
+                model.backward([prefixed])
+    finally:
+        model.leave_packs()
+
+
+@pytest.mark.filterwarnings("ignore")  # each architecture has its own
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "plain"])
 @settings(max_examples=10, deadline=None)
@@ -137,109 +172,6 @@ def test_loss_and_gradients_are_those_of_one_row_at_a_time(
     packed_loss, packed_gradient = outcome(model, rows, budget=budget, share=share)
     assert packed_loss == pytest.approx(loss, rel=CLOSE)
     assert torch.norm(packed_gradient - gradient) <= CLOSE * torch.norm(gradient)
-
-
-WINDOW = Sight(lambda _b, _h, q, kv: q - kv < 9, 9)
-CHUNKS = Sight(lambda _b, _h, q, kv: q // 9 == kv // 9, 9)
-SCORES = {
-    "plain": Scores(0.25),
-    "cap": Scores(0.25, cap=1.5),
-    "sinks": Scores(0.25, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
-    "bias": Scores(0.25, bias=torch.randn(1, 4, 1, 500, generator=torch.Generator().manual_seed(0))),
-}
-
-
-def attended(kind: str, pack: Pack, sight: Sight | None, scores: Scores, *tensors: torch.Tensor) -> Any:
-    query, key, value = tensors
-    if kind == "dense":
-        return dense(query, key, value, tree_mask(pack, sight), scores)
-    if kind == "in_pieces":
-        return in_pieces(query, key, value, pack, scores)
-    return (flex if kind == "flex" else by_path)(query, key, value, pack, sight, scores)
-
-
-# Compiling takes a compiler and minutes; the tree is the same without.
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("sight", [None, WINDOW, CHUNKS], ids=["whole", "window", "chunks"])
-@pytest.mark.parametrize("name", SCORES)
-@settings(max_examples=5, deadline=None)
-@given(rows=trees())
-def test_all_kinds_of_attention_agree(name: str, sight: Sight | None, rows: list[TokenPair]) -> None:
-    (pack,) = packs_of(rows, budget=10_000, share=True)
-    size = pack.input_ids.shape[1]
-    scores = SCORES[name]
-    scores = replace(scores, bias=None if scores.bias is None else scores.bias[..., :size])
-    shapes = (1, 4, size, 16), (1, 2, size, 16), (1, 2, size, 8)
-    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    learned = [*tensors, scores.sinks.double().requires_grad_()] if scores.sinks is not None else tensors
-    scores = replace(scores, sinks=learned[3] if scores.sinks is not None else None)
-    weight = torch.randn(1, 4, size, 8, dtype=torch.float64)
-
-    def outcome(kind: str) -> list[torch.Tensor]:
-        if kind == "flex":  # It has no backward pass on a CPU.
-            fixed = replace(scores, sinks=None if scores.sinks is None else scores.sinks.detach())
-            return [attended(kind, pack, sight, fixed, *(tensor.detach() for tensor in tensors))]
-        out = attended(kind, pack, sight, scores, *tensors)
-        return [out, *torch.autograd.grad((out * weight).sum(), learned)]
-
-    wanted = outcome("dense")
-    kinds = ["by_path"]
-    kinds += ["in_pieces"] if sight is None and name in ("plain", "sinks") else []
-    kinds += ["flex"] if name != "bias" else []
-    for kind in kinds:
-        for found, right in zip(outcome(kind), wanted, strict=False):
-            torch.testing.assert_close(found, right, atol=1e-9, rtol=1e-9)
-
-
-@pytest.mark.parametrize("sight", [None, WINDOW, CHUNKS], ids=["whole", "window", "chunks"])
-@settings(max_examples=50, deadline=None)
-@given(rows=trees(), block=st.sampled_from([2, 8, 128]))
-def test_the_block_mask_is_the_tree(sight: Sight | None, rows: list[TokenPair], block: int) -> None:
-    (pack,) = packs_of(rows, budget=10_000, share=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flex_tree, "_BLOCK", block)
-        flex_tree._block_mask.cache_clear()
-        found = flex_tree._block_mask(pack, sight)
-        flex_tree._block_mask.cache_clear()
-    wanted = tree_mask(pack, sight)
-    size = -(-pack.tokens // block)
-    squares = torch.nn.functional.pad(wanted, (0, -pack.tokens % block) * 2).view(size, block, size, block)
-    full, touched = squares.all(3).all(1), squares.any(3).any(1)
-
-    def listed(numbers: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        there = torch.zeros(size, size, dtype=torch.bool)
-        for row in range(size):
-            there[row, columns[0, 0, row, : numbers[0, 0, row]].long()] = True
-        return there
-
-    partly, wholly = (
-        listed(found.kv_num_blocks, found.kv_indices),
-        listed(found.full_kv_num_blocks, found.full_kv_indices),
-    )
-    assert not (partly & wholly).any()
-    assert not (wholly & ~full).any(), "in full blocks nothing is masked"
-    assert not (touched & ~(partly | wholly)).any(), "what is attended to is computed"
-    if sight is None:
-        assert int((partly | wholly).sum()) <= int(touched.sum()) + size, "little else is"
-    elif len(rows) == 1:
-        most = 2 + (9 - 1) // block
-        assert int((partly | wholly).sum(1).max()) <= most, "what a window cannot reach is skipped"
-
-
-@given(rows=trees(), budget=st.integers(1, 200))
-def test_every_target_of_every_row_is_there_once(rows: list[TokenPair], budget: int) -> None:
-    packs = packs_of(rows, budget=budget, share=True)
-    wanted = sorted(int(i) for ids, trained in rows for i in ids[1:][trained[1:]])
-    assert sorted(int(i) for pack in packs for i in pack.targets) == wanted
-
-
-def test_a_shared_prompt_is_stored_once() -> None:
-    prompt = np.arange(40)
-    rows = [(np.concatenate([prompt, [40 + i] * 5]), np.arange(45) >= 42) for i in range(4)]
-    (shared,) = packs_of(rows, budget=1_000, share=True)
-    assert shared.input_ids.shape[1] == 40 + 4 * 4  # the last token of a row predicts nothing
-    (plain,) = packs_of(rows, budget=1_000, share=False)
-    assert plain.input_ids.shape[1] == 4 * 44
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import transformers
 
 from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
-from finetune_trainer.model.prefix_tree import Pack, pack_count, packs_of
+from finetune_trainer.model.packing import pack_count, packs_of
+from finetune_trainer.model.prefix_tree import Pack
 from finetune_trainer.model.row_layers import RowLayer, compute_rows_apart, find_row_layers, usual_layers
 
 VOCABULARY = 64

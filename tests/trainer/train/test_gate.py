@@ -19,7 +19,8 @@ from finetune_trainer.errors import JobError
 from finetune_trainer.model import packed_attention
 from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
-from finetune_trainer.model.prefix_tree import common_beginning
+from finetune_trainer.model.packing import behind_one_prefix, common_beginning
+from finetune_trainer.model.prefix_cache import PrefixCache
 from finetune_trainer.model.tree_attention import Scores, Sight
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
@@ -105,6 +106,20 @@ def ready(model: Any) -> AdaptedModel:
     return AdaptedModel(model, torch.device("cpu"))
 
 
+def test_packs_behind_a_prefix_that_are_not_exact_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = PrefixCache.add_gradients
+
+    def loses_half(cache: PrefixCache) -> None:
+        own(cache)
+        cache._sums = {made: gradient / 2 for made, gradient in cache._sums.items()}
+
+    monkeypatch.setattr(PrefixCache, "add_gradients", loses_half)
+    verdict = chosen(tiny("Llama"), rows(31, 45, 52, 60), replace(BATCHING, prefixes=True))
+    assert verdict.layout is SHARED
+    assert not verdict.prefixes
+    assert verdict.refused.startswith("computing a beginning once for several packs changes the loss by")
+
+
 def chosen(model: Any, found: list[list[TokenPair]], batching: Batching = BATCHING) -> Verdict:
     return Gate(ready(model), Ranks()).choose(sample_of(found, 1024), batching)
 
@@ -119,6 +134,10 @@ def outcome(model: AdaptedModel, batches: list[Any]) -> tuple[float, torch.Tenso
 
 SHARED = BatchLayout.SHARED_PREFIX
 PADDED = BatchLayout.PADDED
+OWN_ATTENTION = {"RoFormer", "GPTJ", "Bloom", "Falcon", "Mpt", "GPTNeo", "OpenAIGPT", "DeepseekV32"}
+"""They take packs by a mask, which is of a pack's own tokens: none of others before it."""
+STATES = {"Mamba", "Qwen3Next", "GraniteMoeHybrid", "Bamba", "Lfm2"}
+"""Rows are computed whole, so nothing is shared."""
 
 
 @pytest.mark.filterwarnings("ignore")  # each architecture has its own
@@ -173,9 +192,15 @@ PADDED = BatchLayout.PADDED
 def test_every_architecture_trains_as_row_by_row(kind: str, settings: dict[str, Any], layout: BatchLayout) -> None:
     model, found = ready(tiny(kind, **settings)), rows(31, 45, 52, 60)
     wanted_loss, wanted = outcome(model, [pad(row, 0) for row in found])
-    verdict = Gate(model, Ranks()).choose(sample_of(found, 1024), BATCHING)
+    verdict = Gate(model, Ranks()).choose(sample_of(found, 1024), replace(BATCHING, prefixes=True))
     assert verdict.layout is layout
-    assert bool(verdict.refused) == (layout is not SHARED)
+    assert verdict.prefixes is (layout is SHARED and kind not in OWN_ATTENTION | STATES)
+    assert bool(verdict.refused) == (layout is not SHARED or kind in OWN_ATTENTION)
+    if verdict.prefixes:
+        prefixed: Any = behind_one_prefix([row[0] for row in found])
+        loss, gradient = outcome(model, [prefixed])
+        assert loss == pytest.approx(wanted_loss, rel=1e-5)
+        assert torch.norm(gradient - wanted) <= 1e-5 * torch.norm(wanted)
     batching = Batching(verdict.layout, tokens_per_pack=100, rows_per_batch=2, pad_id=0)
     loss, gradient = outcome(model, batching.batches(found))
     assert loss == pytest.approx(wanted_loss, rel=1e-5)

@@ -147,6 +147,19 @@ def test_layers_that_keep_their_activations_keep_what_is_estimated_and_gradients
         assert estimate == pytest.approx(counted, rel=0.05)
 
 
+@pytest.mark.parametrize(("shared", "prefixes"), [(300, True), (60, False)])
+def test_what_rows_of_several_packs_begin_with_is_computed_once_where_that_is_less_work(
+    shared: int, prefixes: bool
+) -> None:
+    model = ready(tiny("Llama", dropout=0.0, max_position_embeddings=1024))
+    found = choices.choose(
+        model, Ranks(), rows(*[60] * 8, shared=shared), BATCHING, checkpointing=None, longest=360, bound=512
+    )
+    assert found.batching.layout is BatchLayout.SHARED_PREFIX
+    assert found.batching.prefixes is prefixes
+    assert found.warning() is None
+
+
 @pytest.mark.parametrize(("fit", "before", "tokens"), [(100_000, 700, 700), (2_600, 4_096, 2_560)])
 def test_a_resumed_run_makes_the_packs_of_the_first_attempt_where_they_fit(fit: int, before: int, tokens: int) -> None:
     model = tiny("Llama", dropout=0.0)

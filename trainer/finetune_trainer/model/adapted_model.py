@@ -19,7 +19,8 @@ from finetune_trainer.model.decoder import decoder_of
 from finetune_trainer.model.head import Head
 from finetune_trainer.model.loss import Loss, correct_targets, summed_loss, takes_logits_to_keep, target_logits
 from finetune_trainer.model.packed_attention import PackedDecoder, recomputed
-from finetune_trainer.model.prefix_tree import Pack
+from finetune_trainer.model.prefix_cache import PrefixCache
+from finetune_trainer.model.prefix_tree import AnyBatch, Pack, PrefixedPacks
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -82,14 +83,19 @@ class AdaptedModel:
         self.base.gradient_checkpointing_enable(settings, **({"every_n_layers": every} if every > 1 else {}))
         return True
 
-    def loss(self, batch: Batch | Pack) -> Loss:
-        """The loss of a batch."""
+    def loss(self, batch: AnyBatch) -> Loss:
+        """The loss of a batch; of packs behind a prefix only without gradients, which `backward` makes."""
         batch = batch.to(self.device)
+        if isinstance(batch, PrefixedPacks):
+            cache = PrefixCache()
+            found = [self._loss_of_pack(batch.prefix, cache)]
+            cache.close()
+            found += [self._loss_of_pack(pack, cache) for pack in batch.packs]
+            losses, correct = zip(*found, strict=True)
+            return torch.stack(losses).sum(), torch.stack(correct).sum()
+        if isinstance(batch, Pack):
+            return self._loss_of_pack(batch)
         with self._autocast():
-            if isinstance(batch, Pack):
-                if self._packed is None or self._head is None:
-                    raise RuntimeError("a pack before take_packs")
-                return self._head.loss(self._packed(batch), batch.sources, batch.targets, self._gathered)
             # A backward pass gathers the head once more and shares it out again by itself.
             with nullcontext() if torch.is_grad_enabled() else self._gathered():
                 logits, targets = target_logits(self.base, batch, keep=self._keep)
@@ -103,7 +109,7 @@ class AdaptedModel:
         with torch.no_grad(), self._autocast(), self._gathered():
             return target_logits(self.base, batch.to(self.device), keep=self._keep)[0]
 
-    def backward(self, batches: Sequence[Batch | Pack], scale: float = 1.0) -> torch.Tensor:
+    def backward(self, batches: Sequence[AnyBatch], scale: float = 1.0) -> torch.Tensor:
         """Forward and backward pass of each batch; gradients are added to those in the model.
 
         Args:
@@ -118,16 +124,42 @@ class AdaptedModel:
         """
         total = torch.zeros((), device=self.device)
         for batch in batches:
-            loss, _ = self.loss(batch)
-            if not loss.requires_grad:
-                raise JobError(
-                    Reason.MODEL_UNSUPPORTED,
-                    "No gradient gets from the loss to the adapter: this model's code computes without recording it, "
-                    "so it cannot be trained. Choose another model.",
-                )
-            torch.autograd.backward(loss * scale)
-            total += loss.detach() * scale
+            if isinstance(batch, PrefixedPacks):
+                total += self._backward_behind_prefix(batch.to(self.device), scale)
+            else:
+                loss = self._recorded(self.loss(batch)) * scale
+                torch.autograd.backward(loss)
+                total += loss.detach()
         return total
+
+    def _backward_behind_prefix(self, batch: PrefixedPacks, scale: float) -> torch.Tensor:
+        cache = PrefixCache()
+        loss_of_prefix = self._recorded(self._loss_of_pack(batch.prefix, cache)) * scale
+        cache.close()
+        total = loss_of_prefix.detach().clone()
+        for pack in batch.packs:
+            loss = self._recorded(self._loss_of_pack(pack, cache)) * scale
+            torch.autograd.backward(loss)
+            cache.add_gradients()
+            total += loss.detach()
+        cache.backward(loss_of_prefix)
+        return total
+
+    def _loss_of_pack(self, pack: Pack, cache: PrefixCache | None = None) -> Loss:
+        if self._packed is None or self._head is None:
+            raise RuntimeError("a pack before take_packs")
+        with self._autocast():
+            return self._head.loss(self._packed(pack, cache), pack.sources, pack.targets, self._gathered)
+
+    def _recorded(self, found: Loss) -> torch.Tensor:
+        loss, _ = found
+        if not loss.requires_grad:
+            raise JobError(
+                Reason.MODEL_UNSUPPORTED,
+                "No gradient gets from the loss to the adapter: this model's code computes without recording it, so it "
+                "cannot be trained. Choose another model.",
+            )
+        return loss
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Half-precision weights meet float32 ones of the adapter; what needs more than half precision gets it."""

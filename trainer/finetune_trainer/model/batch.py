@@ -34,7 +34,12 @@ class Batch:
         if device == self.input_ids.device:
             return self
         tensors = (self.input_ids, self.attention_mask, self.targets, self.positions)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        return Batch(*(moved(tensor, device) for tensor in tensors))
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on `device`; whoever asks for one on a GPU does not wait for it, nor for what the GPU does meanwhile."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def pad(sequences: Sequence[TokenPair], pad_id: int, length: int | None = None) -> Batch:

@@ -73,33 +73,41 @@ def _block_mask(pack: Pack, sight: Sight | None = None) -> Any:
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    ends, place = pack.span_end, pack.position_ids[0]
-    tokens, size = len(ends), _BLOCK
+    # Keys have `before` others in front, which all queries see: their span ends behind the pack.
+    tokens, keys, size = pack.tokens, pack.before + pack.tokens, _BLOCK
+    ends = functional.pad(pack.span_end + pack.before, (pack.before, 0), value=keys)
+    place, key_place = pack.position_ids[0], pack.key_places
+    # As a tensor: a number would be compiled anew whenever it is another.
+    before = torch.tensor(pack.before, device=ends.device)
 
     def attends(_b: Any, _h: Any, q: Any, kv: Any) -> Any:
-        return (kv <= q) & (q < ends[kv])
+        return (kv <= q + before) & (q + before < ends[kv])
 
     def sees(b: Any, h: Any, q: Any, kv: Any) -> Any:
-        return attends(b, h, q, kv) & sight.sees(b, h, place[q], place[kv])  # type: ignore[union-attr]  # used with one
+        return attends(b, h, q, kv) & sight.sees(b, h, place[q], key_place[kv])  # type: ignore[union-attr]  # used with one
 
-    starts = torch.arange(0, tokens, size, device=ends.device)
-    blocks = functional.pad(ends, (0, -tokens % size)).view(-1, size)
+    starts = torch.arange(0, keys, size, device=ends.device)
+    blocks = functional.pad(ends, (0, -keys % size)).view(-1, size)
     # What is behind the last token has the end 0: nothing attends to it, and its block is never full.
-    q, nearest, furthest = starts[:, None], blocks.amin(1), blocks.amax(1)
-    touched = (starts < q + size) & (q < furthest)
-    full = (starts + size <= q) & (q + size <= nearest) & (q + size <= tokens)
+    q, nearest, furthest = torch.arange(0, tokens, size, device=ends.device)[:, None], blocks.amin(1), blocks.amax(1)
+    last = q + pack.before + size
+    touched = (starts < last) & (last - size < furthest)
+    full = (starts + size <= last - size) & (last <= nearest) & (last <= keys)
     if sight is not None:
         full = torch.zeros_like(full)
         if sight.reach is not None:
             # Places from the first query to the last key of a block, at the least; the last place once more behind it.
-            places = functional.pad(place[None].double(), (0, -tokens % size), mode="replicate").view(-1, size)
-            touched &= places.amin(1)[:, None] - places.amax(1) < sight.reach
+            nearest_query, furthest_key = (
+                functional.pad(places[None].double(), (0, -len(places) % size), mode="replicate").view(-1, size)
+                for places in (place, key_place)
+            )
+            touched &= nearest_query.amin(1)[:, None] - furthest_key.amax(1) < sight.reach
     return BlockMask.from_kv_blocks(
         *_listed(touched & ~full),
         *_listed(full),
         BLOCK_SIZE=size,
         mask_mod=attends if sight is None else sees,
-        seq_lengths=(tokens, tokens),
+        seq_lengths=(tokens, keys),
     )
 
 

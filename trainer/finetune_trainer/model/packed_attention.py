@@ -20,9 +20,11 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 
 from finetune_trainer.model.decoder import code_of, decoder_of
 from finetune_trainer.model.flex_tree import SMALLEST_HEAD, flex
-from finetune_trainer.model.places import by_place, follow_places, position_ids, squares_of, takes, usual_places
+from finetune_trainer.model.places import by_place, first_place, follow_places, squares_of, takes, usual_places
+from finetune_trainer.model.prefix_cache import AttendsTwiceError, PrefixCache
 from finetune_trainer.model.prefix_tree import Pack
-from finetune_trainer.model.tree_attention import Scores, Sight, by_path, in_pieces, tree_mask
+from finetune_trainer.model.tree_attention import Scores, Sight, by_path, in_pieces, masked, tree_mask
+from finetune_trainer.model.varlen_rows import side_by_side, takes_side_by_side
 
 NAME = "finetune_packed"
 
@@ -37,6 +39,9 @@ _NO_ATTENTION = {"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding"
 _SQUARES = 512, 2048
 """Least and most of the bound on a pack's tokens where a model computes attention itself: with scores of all pairs at
 once, masked or not."""
+
+_SHORT = 512
+"""Tokens up to which a GPU is sooner done with a whole masked square than with starting a kernel that skips parts."""
 
 _HEADS_THAT_TELL_APART = 16
 """Heads of an indexer from which on no two tokens score alike: each head leaves out about half of all tokens."""
@@ -54,6 +59,8 @@ class PackRun:
     """One pack on its way through a decoder, forwards and, where layers are computed again, backwards."""
 
     pack: Pack
+    cache: PrefixCache | None = None
+    """Takes what is made of the pack, or has what lies before it."""
     asked: int = 0
     """How often the model has asked for attention or for a mask."""
     sights: dict[int, tuple[torch.Tensor, Sight]] = field(default_factory=dict)
@@ -114,7 +121,9 @@ class PackedDecoder:
         self._decoder = decoder_of(model)
         _refuse_unknown(self._decoder)
         self._takes_pack = _asks_for_attention(self._decoder)
-        self._takes_places = takes(self._decoder, "position_ids")
+        self._first_place = first_place(self._decoder) if takes(self._decoder, "position_ids") else None
+        # Walks over all modules are made here, not in every pass.
+        self._squares = [] if self._takes_pack else squares_of(self._decoder)
         self._implementations: list[tuple[Any, str]] = []
         follow_places(self._decoder, current_pack)
         for module in self._decoder.modules() if self._takes_pack else ():
@@ -130,18 +139,24 @@ class PackedDecoder:
         for config, found in self._implementations:
             setattr(config, _IMPLEMENTATION, found)
 
-    def __call__(self, pack: Pack) -> Any:
+    def __call__(self, pack: Pack, cache: PrefixCache | None = None) -> Any:
         """What the decoder returns for a pack; last_hidden_state [1, T, H].
+
+        Args:
+            pack: to be computed.
+            cache: for a prefix and the packs behind it.
 
         Raises:
             PackingRefusedError: the model is not built as this needs it.
         """
-        run = PackRun(pack, squares=[] if self._takes_pack else self._squares(pack))
+        if cache is not None and not self._takes_pack:
+            raise PackingRefusedError("it computes its attention itself, to its own tokens only")
+        run = PackRun(pack, cache, squares=self._squares_for(pack))
         run.asked = len(run.squares)
         # With a mask of ones transformers does not look for packs of its own in the position ids.
         others: dict[str, Any] = {"attention_mask": torch.ones_like(pack.input_ids)}
-        if self._takes_places:
-            others["position_ids"] = position_ids(self._decoder, pack)
+        if self._first_place is not None:
+            others["position_ids"] = pack.position_ids + self._first_place
         if self._takes_pack:
             others["pack_run"] = run
         with _computing(run):
@@ -150,10 +165,11 @@ class PackedDecoder:
             raise PackingRefusedError("it asks transformers for neither attention nor masks")
         return found
 
-    def _squares(self, pack: Pack) -> list[tuple[Any, torch.Tensor]]:
-        found = squares_of(self._decoder)
-        changed = by_place([square for _, square in found], pack, tree_mask(pack)) if found else []
-        return [(module, new) for (module, _), new in zip(found, changed, strict=True)]
+    def _squares_for(self, pack: Pack) -> list[tuple[Any, torch.Tensor]]:
+        if not self._squares:
+            return []
+        changed = by_place([square for _, square in self._squares], pack, tree_mask(pack))
+        return [(module, new) for (module, _), new in zip(self._squares, changed, strict=True)]
 
 
 def _refuse_unknown(decoder: Any) -> None:
@@ -243,6 +259,8 @@ def _attention(
     pack = run.pack
     if key.shape[2] != pack.tokens:
         raise PackingRefusedError("it attends to more than its own tokens")
+    if run.cache is not None:
+        key, value = _with_prefix(run.cache, module, pack, key, value, others.get("position_bias"))
     run.asked += 1
     sight = None
     if attention_mask is not None:
@@ -258,14 +276,33 @@ def _attention(
         sinks=others.get("s_aux"),
         dropout=dropout if module.training else 0.0,
     )
-    weighed = scores.bias is not None or bool(scores.dropout)
-    if query.is_cuda and not weighed and min(query.shape[-1], value.shape[-1]) >= SMALLEST_HEAD:
-        out = flex(query, key, value, pack, sight, scores)
-    elif query.is_cuda or weighed or sight is not None or scores.cap is not None:
-        out = by_path(query, key, value, pack, sight, scores)
-    else:
-        out = in_pieces(query, key, value, pack, scores)
+    out = _kernel(query, value, pack, sight, scores)(query, key, value, pack, sight, scores)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _kernel(
+    query: torch.Tensor, value: torch.Tensor, pack: Pack, sight: Sight | None, scores: Scores
+) -> Callable[..., torch.Tensor]:
+    """The fastest way that does what is asked for."""
+    weighed = scores.bias is not None or bool(scores.dropout)
+    if not query.is_cuda:
+        return by_path if weighed or sight is not None or scores.cap is not None else in_pieces
+    if pack.before + pack.tokens <= _SHORT:
+        return by_path if weighed else masked
+    if takes_side_by_side(query, value, pack, sight, scores):
+        return side_by_side
+    return by_path if weighed or min(query.shape[-1], value.shape[-1]) < SMALLEST_HEAD else flex
+
+
+def _with_prefix(
+    cache: PrefixCache, layer: Any, pack: Pack, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if bias is not None:
+        raise PackingRefusedError("its scores have a bias that is known between its own tokens only")
+    try:
+        return cache.with_prefix(layer, pack, key, value)
+    except (AttendsTwiceError, KeyError):
+        raise PackingRefusedError("its layers ask for attention more than once") from None
 
 
 def _sight(pack: Pack, arguments: dict[str, Any]) -> Sight | None:

@@ -28,13 +28,12 @@ def takes(decoder: Any, name: str) -> bool:
     return name in inspect.signature(decoder.forward).parameters
 
 
-def position_ids(decoder: Any, pack: Pack) -> torch.Tensor:
-    """What `decoder` takes for position ids, int64 [1, T]: RoBERTa and its kin count from behind the padding's."""
-    first = 0
-    for module in decoder.modules():
-        if hasattr(module, "create_position_ids_from_input_ids"):
-            first = (getattr(module, "padding_idx", None) or 0) + 1
-    return pack.position_ids + first
+def first_place(decoder: Any) -> int:
+    """What `decoder` takes for the position id of a row's first token: RoBERTa and its kin count from behind the
+    padding's.
+    """
+    counting = (module for module in decoder.modules() if hasattr(module, "create_position_ids_from_input_ids"))
+    return max(((getattr(module, "padding_idx", None) or 0) + 1 for module in counting), default=0)
 
 
 def follow_places(decoder: Any, current: CurrentPack) -> None:

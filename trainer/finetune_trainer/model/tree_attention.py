@@ -5,7 +5,8 @@ node: the first by the fast kernel for CPUs, where a mask would cost it (each no
 descendants attend to it without a mask, and the pieces are merged by their log-sum-exp); the second by whatever a layer
 does to its scores. `flex_tree.py` is for GPUs.
 
-Shapes: query [1, H, T, D], key [1, K, T, D] and value [1, K, T, E] with K dividing H; results [1, H, T, E].
+Shapes: query [1, H, T, D], key [1, K, S, D] and value [1, K, S, E] with K dividing H; results [1, H, T, E]. S is T, and
+more by what lies before the pack (`Pack.before`), which all of it sees.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Scores:
     cap: float | None = None
     """They end up between minus and plus this."""
     bias: torch.Tensor | None = None
-    """Added: [1, 1 or H, 1 or T, T]."""
+    """Added: [1, 1 or H, 1 or T, S]."""
     sinks: torch.Tensor | None = None
     """[H]: a score of each head beside those of the tokens, whose share is lost."""
     dropout: float = 0.0
@@ -55,17 +56,20 @@ class Scores:
 
 
 def tree_mask(pack: Pack, sight: Sight | None = None) -> torch.Tensor:
-    """bool [T, T]: whether token q (row) attends to token k (column); without a sight, to all of its path."""
+    """bool [T, S]: whether token q (row) attends to token k (column); without a sight, to all of its path."""
     q = torch.arange(pack.tokens, device=pack.span_end.device)[:, None]
-    mask = (q >= q.T) & (q < pack.span_end[None])
+    mask = functional.pad((q >= q.T) & (q < pack.span_end[None]), (pack.before, 0), value=True)
     if sight is not None:
-        place = pack.position_ids[0]
-        mask &= sight.sees(0, 0, place[:, None], place[None])
+        mask &= sight.sees(0, 0, pack.position_ids[0][:, None], pack.key_places[None])
     return mask
 
 
+_kept_mask = functools.lru_cache(maxsize=4)(tree_mask)
+"""Made once per pack, for all layers that see alike."""
+
+
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scores: Scores) -> Any:
-    """With a mask bool [T, T]."""
+    """With a mask bool [T, S]."""
     return _masked(query, _repeated(key, query), _repeated(value, query), mask, scores.bias, scores)
 
 
@@ -85,13 +89,24 @@ def by_path(
     return torch.cat(parts, 2)
 
 
-def in_pieces(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores) -> Any:
-    """By the fast CPU kernel, piece by piece; scores may have sinks and nothing else."""
+def masked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, sight: Sight | None, scores: Scores
+) -> Any:
+    """All at once, masked, which is the fastest for few tokens."""
+    return dense(query, key, value, _kept_mask(pack, sight), scores)
+
+
+def in_pieces(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, _: Sight | None, scores: Scores
+) -> torch.Tensor:
+    """By the fast CPU kernel, piece by piece; scores may have sinks and nothing else, and there is no sight."""
     size = value.shape[-1]
     # The kernel wants one size: zeros more change no score, and what they yield is cut off.
     widest = max(query.shape[-1], size)
     query, key, value = (functional.pad(tensor, (0, widest - tensor.shape[-1])) for tensor in (query, key, value))
-    out = _InPieces.apply(query, _repeated(key, query), _repeated(value, query), scores.sinks, pack, scores.scale)  # type: ignore[no-untyped-call]  # torch's
+    out: torch.Tensor = _InPieces.apply(
+        query, _repeated(key, query), _repeated(value, query), scores.sinks, pack, scores.scale
+    )  # type: ignore[no-untyped-call]  # torch's
     return out[..., :size]
 
 
@@ -127,13 +142,15 @@ def _paths(pack: Pack, sight: Sight | None) -> list[tuple[slice, list[slice], to
     """Of each node its tokens, the runs of tokens that they see, and which of these each sees, bool [n, P]; made once
     per pack, for all layers.
     """
-    place = pack.position_ids[0]
+    place = pack.key_places
     found = []
     ancestors: list[Node] = []
-    for node in pack.nodes:
+    for node in pack.key_nodes:
         while ancestors and ancestors[-1].span_end <= node.start:
             ancestors.pop()
         ancestors.append(node)
+        if node.start < pack.before:
+            continue
         depth = sum(other.end - other.start for other in ancestors[:-1])
         first = 0 if sight is None or sight.reach is None else max(0, depth - sight.reach + 1)
         spans: list[slice] = []
@@ -152,8 +169,18 @@ def _paths(pack: Pack, sight: Sight | None) -> list[tuple[slice, list[slice], to
         mask = seen[None] <= q
         if sight is not None:
             mask = mask & sight.sees(0, 0, place[q], place[seen][None])
-        found.append((slice(node.start, node.end), spans, mask))
+        found.append((slice(node.start - pack.before, node.end - pack.before), spans, mask))
     return found
+
+
+@functools.lru_cache(maxsize=4)
+def _pieces(pack: Pack) -> tuple[list[tuple[slice, slice]], list[tuple[slice, slice]]]:
+    """(queries, keys) of each node with itself, and of all its descendants with it."""
+    before, nodes = pack.before, pack.key_nodes
+    return (
+        [(slice(n.start - before, n.end - before), slice(n.start, n.end)) for n in nodes if n.start >= before],
+        [(slice(n.end - before, n.span_end - before), slice(n.start, n.end)) for n in nodes if n.span_end > n.end],
+    )
 
 
 class _InPieces(torch.autograd.Function):
@@ -176,18 +203,16 @@ class _InPieces(torch.autograd.Function):
         # The kernel's own precision of log-sum-exps.
         precision = torch.promote_types(query.dtype, torch.float32)
         total = query.new_empty(query.shape[:1] + query.shape[2:3] + query.shape[1:2], dtype=precision).transpose(1, 2)
-        for node in pack.nodes:
-            own = slice(node.start, node.end)
-            o, lse = _forward(query[:, :, own], key[:, :, own], value[:, :, own], 0.0, True, scale=scale)
-            out[:, :, own], total[:, :, own] = o, lse
-        for node in pack.nodes:
-            if node.span_end > node.end:
-                own, below = slice(node.start, node.end), slice(node.end, node.span_end)
-                o, lse = _forward(query[:, :, below], key[:, :, own], value[:, :, own], 0.0, False, scale=scale)
-                merged = torch.logaddexp(total[:, :, below], lse)
-                out[:, :, below] *= (total[:, :, below] - merged).exp_().unsqueeze(-1)
-                out[:, :, below] += o * (lse - merged).exp_().unsqueeze(-1)
-                total[:, :, below] = merged
+        itself, others = _pieces(pack)
+        for q, own in itself:
+            o, lse = _forward(query[:, :, q], key[:, :, own], value[:, :, own], 0.0, True, scale=scale)
+            out[:, :, q], total[:, :, q] = o, lse
+        for below, own in others:
+            o, lse = _forward(query[:, :, below], key[:, :, own], value[:, :, own], 0.0, False, scale=scale)
+            merged = torch.logaddexp(total[:, :, below], lse)
+            out[:, :, below] *= (total[:, :, below] - merged).exp_().unsqueeze(-1)
+            out[:, :, below] += o * (lse - merged).exp_().unsqueeze(-1)
+            total[:, :, below] = merged
         if sinks is not None:
             merged = torch.logaddexp(total, sinks.to(precision)[None, :, None])
             out *= (total - merged).exp_().unsqueeze(-1)
@@ -206,16 +231,17 @@ class _InPieces(torch.autograd.Function):
             whole = (tensor[:, :, q] for tensor in (out, total))
             return _backward(gradient[:, :, q], query[:, :, q], *taken, *whole, 0.0, causal, scale=ctx.scale)
 
-        for node in ctx.pack.nodes:
-            own = slice(node.start, node.end)
-            to_query[:, :, own], to_key[:, :, own], to_value[:, :, own] = piece(own, own, True)
-        for node in ctx.pack.nodes:
-            if node.span_end > node.end:
-                own, below = slice(node.start, node.end), slice(node.end, node.span_end)
-                for whole, where, part in zip(
-                    (to_query, to_key, to_value), (below, own, own), piece(below, own, False), strict=True
-                ):
-                    whole[:, :, where] += part
+        itself, others = _pieces(ctx.pack)
+        # What lies before the pack sees nothing of itself here.
+        for to_before in (to_key, to_value):
+            to_before[:, :, : ctx.pack.before] = 0
+        for q, own in itself:
+            to_query[:, :, q], to_key[:, :, own], to_value[:, :, own] = piece(q, own, True)
+        for below, own in others:
+            for whole, where, part in zip(
+                (to_query, to_key, to_value), (below, own, own), piece(below, own, False), strict=True
+            ):
+                whole[:, :, where] += part
         to_sinks = None
         if ctx.needs_input_grad[3]:
             shares = (sinks.to(total.dtype)[None, :, None] - total).exp()

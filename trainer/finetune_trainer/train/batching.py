@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.data.dataset import TokenizedData
 from finetune_trainer.model.batch import Batch, TokenPair, pad, without_targets
-from finetune_trainer.model.prefix_tree import Pack, pack_count, packs_of, without_predictions
+from finetune_trainer.model.packing import pack_count, packs_of, prefixed_packs_of, without_predictions
+from finetune_trainer.model.prefix_tree import AnyBatch, Pack, PrefixedPacks
 from finetune_trainer.train.dealing import deal
 from finetune_trainer.train.plan import Array
 
@@ -30,6 +31,8 @@ class Batching:
     """Fills padding; it is never attended to nor trained on."""
     length: int | None = None
     """Padded batches are at least so many tokens wide."""
+    prefixes: bool = False
+    """What rows of several packs begin with is computed once for all of them."""
     whole_rows: bool = False
     """Some layers compute each row of a pack whole, so the bound of a pack counts what rows share once for each."""
 
@@ -51,8 +54,10 @@ class Batching:
             return f"packs of at most {self.tokens_per_pack:,} tokens"
         return f"{self.rows_per_batch} rows at a time"
 
-    def batches(self, rows: Sequence[list[TokenPair]]) -> list[Batch | Pack]:
+    def batches(self, rows: Sequence[list[TokenPair]]) -> list[AnyBatch]:
         """Batches of one or more rows, largest first, so that memory runs out early if it does."""
+        if self.prefixes and self._shares:
+            return [*prefixed_packs_of(_flat(rows), budget=self.tokens_per_pack)]
         if self.packs:
             return [*packs_of(_flat(rows), budget=self.tokens_per_pack, share=self._shares, whole=self.whole_rows)]
         if self.layout is BatchLayout.SINGLE_ROWS:
@@ -96,7 +101,7 @@ class RankBatches:
         self._world_size = world_size
         self._in_step = in_step
 
-    def of(self, rows: Array, batching: Batching) -> list[Batch | Pack]:
+    def of(self, rows: Array, batching: Batching) -> list[AnyBatch]:
         """At least one batch; `rows` are those of all ranks."""
         ranks = deal(self.data.row_tokens[rows], self._world_size)
         mine = self._sequences(rows[ranks == self._rank])
@@ -112,14 +117,21 @@ class RankBatches:
         return [self.data.sequences(int(row)) for row in rows]
 
 
-def is_single_row(batch: Batch | Pack) -> bool:
+def is_single_row(batch: AnyBatch) -> bool:
     """Whether a batch cannot be made smaller."""
+    if isinstance(batch, PrefixedPacks):
+        return False
     return batch.tokens == batch.longest if isinstance(batch, Pack) else len(batch.input_ids) == 1
 
 
-def tokens_of(batch: Batch | Pack) -> int:
+def tokens_of(batch: AnyBatch) -> int:
+    """Tokens that are in memory at a time, padding too."""
+    return batch.input_ids.numel() if isinstance(batch, Batch) else batch.tokens
+
+
+def computed_of(batch: AnyBatch) -> int:
     """Tokens that are computed, padding too."""
-    return batch.tokens if isinstance(batch, Pack) else batch.input_ids.numel()
+    return batch.computed if isinstance(batch, PrefixedPacks) else tokens_of(batch)
 
 
 def _flat(rows: Sequence[list[TokenPair]]) -> list[TokenPair]:

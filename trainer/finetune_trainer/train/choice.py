@@ -18,6 +18,7 @@ from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.packed_attention import chooses_among_equals, most_tokens
+from finetune_trainer.model.prefix_tree import AnyBatch, PrefixedPacks
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import Gate, Verdict, without_dropout
@@ -138,6 +139,9 @@ def choose(
         tokens = known
     tokens = min(tokens, most_tokens(model.base) or tokens, bound or tokens)
     batching = replace(batching, tokens_per_pack=tokens)
+    # Sharded models have to run equally many passes on all ranks.
+    prefixes = not model.sharded and any(isinstance(batch, PrefixedPacks) for batch in _as_one_step(rows, batching))
+    batching = replace(batching, prefixes=prefixes)
     gate = Gate(model, ranks)
     sample = sample_of(rows, min(SAMPLE_TOKENS[model.device.type], tokens))
     one_by_one = chooses_among_equals(model.base, longest)
@@ -146,11 +150,15 @@ def choose(
     else:
         padded = gate.choose(sample, replace(batching, layout=BatchLayout.PADDED))
         verdict = Verdict(BatchLayout.SINGLE_ROWS, refused=one_by_one, seconds=padded.seconds)
-    batching = replace(batching, layout=verdict.layout, whole_rows=verdict.rows_apart > 0)
+    batching = replace(batching, layout=verdict.layout, prefixes=verdict.prefixes, whole_rows=verdict.rows_apart > 0)
     if batching.layout is BatchLayout.PADDED:
         fit = _power_of_two(fitting // max(longest, batching.length or 0))
         batching = replace(batching, rows_per_batch=min(batching.rows_per_batch, fit))
     return Choice(batching, checkpointed, verdict, may_checkpoint=asked is None)
+
+
+def _as_one_step(rows: list[list[TokenPair]], batching: Batching) -> list[AnyBatch]:
+    return replace(batching, prefixes=True).batches(rows) if batching.packs else []
 
 
 def _power_of_two(number: int) -> int:

@@ -14,8 +14,7 @@ from finetune_trainer.ahead import ahead
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.failures import out_of_memory
 from finetune_trainer.model.adapted_model import AdaptedModel
-from finetune_trainer.model.batch import Batch
-from finetune_trainer.model.prefix_tree import Pack
+from finetune_trainer.model.prefix_tree import AnyBatch
 from finetune_trainer.train.batching import Batching, RankBatches, is_single_row, tokens_of
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.plan import Array
@@ -79,15 +78,13 @@ class Evaluation:
         perplexity = math.exp(mean) if mean < 700 else math.inf
         return {"eval_loss": mean, "eval_perplexity": perplexity, "eval_token_accuracy": correct / count}
 
-    def _laid_out(
-        self, groups: list[Array], batching: Batching
-    ) -> Iterator[tuple[Array, Batching, list[Batch | Pack]]]:
+    def _laid_out(self, groups: list[Array], batching: Batching) -> Iterator[tuple[Array, Batching, list[AnyBatch]]]:
         """Each group with its batches and how they were made, in `batching` or what is known to fit by then."""
         for group in groups:
             used = self._most or batching
             yield group, used, self._rows.of(group, used)
 
-    def _sums(self, group: Array, batching: Batching, batches: list[Batch | Pack]) -> torch.Tensor:
+    def _sums(self, group: Array, batching: Batching, batches: list[AnyBatch]) -> torch.Tensor:
         """float64 [2]: loss and correct targets of this rank's batches of `group`, in smaller ones if need be."""
         try:
             parts = [torch.stack([part.double() for part in self._model.loss(batch)]) for batch in batches]

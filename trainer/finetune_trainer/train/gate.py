@@ -26,7 +26,8 @@ from finetune_trainer.model.batch import IGNORED, Batch, TokenPair, pad
 from finetune_trainer.model.decoder import decoder_of
 from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.packed_attention import PackingRefusedError
-from finetune_trainer.model.prefix_tree import Node, Pack, packs_of
+from finetune_trainer.model.packing import behind_one_prefix, packs_of
+from finetune_trainer.model.prefix_tree import AnyBatch, Node, Pack
 from finetune_trainer.model.row_layers import RowLayer, compute_rows_apart, find_row_layers, usual_layers
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
@@ -74,6 +75,8 @@ class Verdict:
     """Relative, on the whole gradient of the adapter."""
     refused: str = ""
     """Why it is not the first layout; ends no sentence."""
+    prefixes: bool = False
+    """Whether packs may lie behind a common prefix that is computed once for all of them."""
     rows_apart: int = 0
     """Layers that compute each row of a pack for itself."""
     seconds: float = 0.0
@@ -149,7 +152,9 @@ class Gate:
         if padded is None:
             # A step that does not fit is made again in smaller parts; a comparison need not be.
             return Verdict(BatchLayout.PADDED, refused="; ".join(refused))
-        found = _within(padded, _CLOSE_HALF[1] if self._half else _CLOSE_PADDED, BatchLayout.PADDED, refused)
+        found = _within(
+            padded, _CLOSE_HALF[1] if self._half else _CLOSE_PADDED, _WHAT_CHANGES[BatchLayout.PADDED], refused
+        )
         if found is None:
             unfuse_lora(self._model.peft)
             return Verdict(BatchLayout.SINGLE_ROWS, refused="; ".join(refused))
@@ -186,14 +191,27 @@ class Gate:
         if apart is not None:
             compute_rows_apart(apart)
             for layout in (BatchLayout.SHARED_PREFIX, BatchLayout.PACKED):
-                laid_out = replace(batching, layout=layout, whole_rows=bool(apart))
+                prefixes = batching.prefixes and layout is BatchLayout.SHARED_PREFIX and not apart
+                laid_out = replace(batching, layout=layout, prefixes=prefixes, whole_rows=bool(apart))
                 compared = self._compare(alone, sample, laid_out) or "a pack of a few rows has no room in memory"
-                found = _within(compared, close, layout, refused)
+                found = _within(compared, close, _WHAT_CHANGES[layout], refused)
                 if found is not None:
-                    return Verdict(layout, *found, refused="; ".join(refused), rows_apart=len(apart))
+                    prefixes = laid_out.prefixes and self._takes_prefix(alone, sample, close, refused)
+                    return Verdict(layout, *found, refused="; ".join(refused), prefixes=prefixes, rows_apart=len(apart))
             usual_layers(apart)
         self._model.leave_packs()
         return None
+
+    def _takes_prefix(
+        self, alone: _Outcome, sample: Sequence[TokenPair], close: Differences, refused: dict[str, None]
+    ) -> bool:
+        """Whether packs behind a common prefix are exact too; the sample begins with the rows that share most."""
+        prefixed = behind_one_prefix(sample[:2])
+        if prefixed is None:
+            return False
+        rest = packs_of(sample[2:], budget=sum(len(ids) for ids, _ in sample), share=True) if sample[2:] else []
+        compared = self._compare_batches(alone, [prefixed, *rest]) or "a prefix and a row have no room in memory"
+        return _within(compared, close, "computing a beginning once for several packs", refused) is not None
 
     def _row_layers(self, ids: Any, refused: dict[str, None]) -> list[RowLayer] | None:
         """Layers that have to be given rows, not packs; None where packs cannot be computed at all."""
@@ -223,11 +241,17 @@ class Gate:
         """How far the sample in this layout is from each row `alone`, or why that cannot be told, or None where memory
         ran out; the same on all ranks. Where the base is not sharded none waits for another while it computes.
         """
+        first = batching.batches([[beginning_of(sample[0], 16)]])[0] if batching.packs else None
+        return self._compare_batches(alone, batching.batches([list(sample)]), first)
+
+    def _compare_batches(
+        self, alone: _Outcome, batches: list[AnyBatch], first: AnyBatch | None = None
+    ) -> Differences | str | None:
+        """As `_compare`, of the sample in these batches; `first` is run with dropout before."""
         refusal, together, leak, fits = "", alone, None, True
         try:
-            batches = batching.batches([list(sample)])
-            if batching.packs:
-                self._try_dropout(batching.batches([[beginning_of(sample[0], 16)]])[0])
+            if first is not None:
+                self._try_dropout(first)
             together = self._outcome(batches)
             if self._half:
                 leak = next((found for batch in batches if (found := self._leak(batch))), None)
@@ -247,7 +271,7 @@ class Gate:
         most = np.max(self._ranks.gather(own), axis=0)
         return float(most[0]), float(most[1])
 
-    def _outcome(self, batches: list[Batch | Pack]) -> _Outcome:
+    def _outcome(self, batches: list[AnyBatch]) -> _Outcome:
         """Sum of the losses, and the gradients."""
         self._model.peft.zero_grad()
         try:
@@ -256,11 +280,11 @@ class Gate:
         finally:
             self._model.peft.zero_grad()
 
-    def _loss(self, batch: Batch | Pack) -> float:
+    def _loss(self, batch: AnyBatch) -> float:
         with torch.no_grad():
             return float(self._model.loss(batch)[0])
 
-    def _leak(self, batch: Batch | Pack) -> float | None:
+    def _leak(self, batch: AnyBatch) -> float | None:
         """Relative change of the other rows' loss when tokens are changed that only the first row of a pack has; None
         where it is no more than what the last row does to the others, who cannot see it.
         """
@@ -279,7 +303,7 @@ class Gate:
         loss, other = self._loss(others), self._loss(replace(others, input_ids=changed))
         return abs(other - loss) / max(abs(loss), 1e-12)
 
-    def _try_dropout(self, pack: Batch | Pack) -> None:
+    def _try_dropout(self, pack: AnyBatch) -> None:
         """Let layers refuse what they only do in training; the random numbers are given back."""
         devices = [self._model.device] if self._model.device.type == "cuda" else []
         with _modes_kept(self._model.peft), torch.random.fork_rng(devices):
@@ -309,17 +333,14 @@ def _modes_kept(model: Any) -> Iterator[None]:
             module.training = mode
 
 
-def _within(
-    found: Differences | str, close: Differences, layout: BatchLayout, refused: dict[str, None]
-) -> Differences | None:
-    """`found` if it is close, else None, and `refused` gets the reason."""
+def _within(found: Differences | str, close: Differences, what: str, refused: dict[str, None]) -> Differences | None:
+    """`found` if it is close, else None, and `refused` gets the reason, which begins with `what`."""
     if isinstance(found, str):
         refused[found] = None
         return None
     if all(difference <= most for difference, most in zip(found, close, strict=True)):
         return found
     # NaN is not close either.
-    what = _WHAT_CHANGES[layout]
     refused[f"{what} changes the loss by {found[0]:.1e} and the gradients by {found[1]:.1e} of their size"] = None
     return None
 

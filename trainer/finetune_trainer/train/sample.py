@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune_trainer.model.batch import TokenPair
-from finetune_trainer.model.prefix_tree import MIN_SHARED, common_beginning, lexicographic
+from finetune_trainer.model.packing import MIN_SHARED, common_beginning, lexicographic
 
 SAMPLE_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Most tokens of the rows that are compared, by kind of device: about a second of it, or less than a step."""

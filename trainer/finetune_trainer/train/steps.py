@@ -20,8 +20,8 @@ from finetune_trainer.data.dataset import TokenizedData
 from finetune_trainer.errors import JobError
 from finetune_trainer.launch.failures import out_of_memory
 from finetune_trainer.model.adapted_model import AdaptedModel
-from finetune_trainer.model.batch import Batch, TokenPair
-from finetune_trainer.model.prefix_tree import Pack
+from finetune_trainer.model.batch import TokenPair
+from finetune_trainer.model.prefix_tree import AnyBatch
 from finetune_trainer.train import state as saved
 from finetune_trainer.train.batching import Batching, RankBatches, is_single_row, tokens_of
 from finetune_trainer.train.choice import Choice
@@ -47,7 +47,7 @@ class StepBatches:
     step: int
     """Counted from 0."""
     batching: Batching
-    batches: list[Batch | Pack]
+    batches: list[AnyBatch]
     """At least one."""
     trained_tokens: int
     """Targets of the step over all ranks."""
