@@ -29,7 +29,7 @@ SCORES = {
     "plain": Scores(0.25),
     "cap": Scores(0.25, cap=1.5),
     "sinks": Scores(0.25, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
-    "bias": Scores(0.25, bias=torch.randn(1, 4, 1, 500, generator=torch.Generator().manual_seed(0))),
+    "bias": Scores(0.25, bias=torch.randn(1, 4, 1, 1000, generator=torch.Generator().manual_seed(0))),
 }
 
 
