@@ -73,6 +73,11 @@ def test_plain_peft_finds_the_trained_loss_on_the_same_base(trained: tuple[TinyJ
     base: Any = AutoModelForCausalLM.from_pretrained(
         job.spec["model_id"], dtype=torch.float32, quantization_config=PLAIN[kind], device_map={"": "cpu"}
     )
+    for layer in base.modules():
+        # On processors with bfloat16 bitsandbytes packs weights for a kernel of its own where nothing is trained: it
+        # rounds their scales, and fails with layers as small as these.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     opened = PeftModel.from_pretrained(base, str(folder_of(job))).eval()
     found = loss_of(opened, validation_rows(job.file()))
     assert found == pytest.approx(min(job.eval_losses().values()), rel=AS_TRAINED[kind])
