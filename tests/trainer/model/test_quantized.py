@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -62,6 +64,13 @@ def outcome(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
     logits = model(input_ids=ids, use_cache=False).logits
     logits.float().pow(2).sum().backward()
     return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+
+
+def test_nothing_is_said_where_the_library_is_imported() -> None:
+    """On processors with bfloat16 it warns of a kernel that is of no use here."""
+    code = "import finetune_trainer; from peft import PeftModel; import bitsandbytes"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout + found.stderr == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)
