@@ -10,7 +10,9 @@ import torch
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.adapted_model import AdaptedModel
+from finetune_trainer.model.batch import TokenPair
 from finetune_trainer.preparation import Prepared, RunContext
+from finetune_trainer.storage import default_cache_dir
 from finetune_trainer.train import state as saved
 from finetune_trainer.train.batching import Batching, RankBatches
 from finetune_trainer.train.checkpoint_writer import CheckpointWriter
@@ -19,6 +21,7 @@ from finetune_trainer.train.evaluation import Evaluation
 from finetune_trainer.train.gradients import Gradients
 from finetune_trainer.train.loop import Loop
 from finetune_trainer.train.observer import TrainingObserver
+from finetune_trainer.train.remembered import Remembered
 from finetune_trainer.train.saver import Saver
 from finetune_trainer.train.schedule import steps_to_save
 from finetune_trainer.train.steps import StepRunner, first_rows
@@ -63,15 +66,17 @@ def make_loop(
         pad_id=prepared.model.pad_id,
         length=(spec.context_length or prepared.row_limit) if worst_case else None,
     )
+    sample = first_rows(prepared.train, plan, max(_GATE_ROWS, plan.rows_per_step))
     choice = choose(
         model,
         ranks,
-        first_rows(prepared.train, plan, max(_GATE_ROWS, plan.rows_per_step)),
+        sample,
         batching,
         checkpointing=spec.gradient_checkpointing,
         longest=int(prepared.train.row_tokens.max()),
         earlier=resume.checkpoint.manifest.details.get("batching") if resume else None,
         bound=ranks.on_first(context.output.pack_bound),
+        remembered=_remembered(spec, prepared, model, batching, sample) if resume is None else None,
     )
     observer.batching_chosen(choice, resume.checkpoint.step if resume else 0)
     gradients = Gradients(model.trained)
@@ -104,3 +109,20 @@ def make_loop(
         save_at=steps_to_save(spec, plan),
         stop_asked=stop_asked,
     )
+
+
+def _remembered(
+    spec: FineTuneJobSpec, prepared: Prepared, model: AdaptedModel, batching: Batching, sample: list[list[TokenPair]]
+) -> Remembered:
+    """What the gate may have found of this job's case before."""
+    case = {
+        "contents": prepared.pins.contents(),
+        "lora": spec.lora_config.model_dump(mode="json"),
+        "seed": spec.seed,
+        "quantization": spec.quantization,
+        "gradient_checkpointing": spec.gradient_checkpointing,
+        "dtype": model.dtype,
+        "sharded": model.sharded,
+        "batching": batching,
+    }
+    return Remembered(default_cache_dir() / "measured", case, sample, model.device)

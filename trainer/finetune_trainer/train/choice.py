@@ -28,6 +28,7 @@ from finetune_trainer.train.memory import (
     enough_tokens,
     tokens_that_fit,
 )
+from finetune_trainer.train.remembered import Measured, Remembered
 from finetune_trainer.train.sample import SAMPLE_TOKENS, sample_of
 
 _USEFUL_TOKENS = 2048
@@ -84,11 +85,12 @@ class Choice:
             return f"{_LAID_OUT[self.batching.layout].capitalize()}."
         shared = "what rows begin with alike is computed once" if self._shares else "each row is computed whole"
         difference = self.verdict.gradient_difference or 0.0
+        when = "in an earlier run" if self.verdict.earlier else f"{self.verdict.seconds:.1f} s"
         checkpointing = f"; {CHECKPOINTED[self.checkpointed]}" if self.checkpointed else ""
         return (
             f"Rows lie in packs of at most {self.batching.tokens_per_pack:,} tokens, {shared}{checkpointing} (checked "
             f"on real rows: the gradients differ from one row at a time by {difference:.0e} of their size; "
-            f"{self.verdict.seconds:.1f} s)."
+            f"{when})."
         )
 
     def warning(self) -> str | None:
@@ -112,6 +114,7 @@ def choose(
     longest: int,
     earlier: Mapping[str, Any] | None = None,
     bound: int | None = None,
+    remembered: Remembered | None = None,
 ) -> Choice:
     """The choice; the model is left as it needs it.
 
@@ -125,28 +128,39 @@ def choose(
         earlier: `Choice.figures` of the attempt that is continued: its packs are made again where they still fit, so
             that a resumed run rounds as an undisturbed one.
         bound: most tokens of a pack, where an attempt before ran out of memory.
+        remembered: what may be known of this case, and where it is kept.
 
     Raises:
         JobError: ModelUnsupported, the model is not causal.
     """
     asked = True if checkpointing is None and model.sharded else checkpointing
-    measured = max((sequence for row in rows for sequence in row), key=lambda sequence: len(sequence[0]))
-    kept = _kept_bytes_per_token(model, measured, batching.pad_id)
+    known = ranks.on_first(remembered.recall) if remembered is not None else None
+    if known is None:
+        measured = max((sequence for row in rows for sequence in row), key=lambda sequence: len(sequence[0]))
+        kept = _kept_bytes_per_token(model, measured, batching.pad_id)
+    else:
+        kept = known.kept_bytes_per_token
     checkpointed, fitting = _room(model, ranks, kept, asked, longest)
     tokens = min(fitting, enough_tokens(model.device))
-    known = earlier.get("tokens_per_pack") if isinstance(earlier, dict) else None
-    if isinstance(known, int) and 0 < known <= fitting:
-        tokens = known
+    before = earlier.get("tokens_per_pack") if isinstance(earlier, dict) else None
+    if isinstance(before, int) and 0 < before <= fitting:
+        tokens = before
     tokens = min(tokens, most_tokens(model.base) or tokens, bound or tokens)
     batching = replace(batching, tokens_per_pack=tokens)
     # Sharded models have to run equally many passes on all ranks.
     prefixes = not model.sharded and any(isinstance(batch, PrefixedPacks) for batch in _as_one_step(rows, batching))
     batching = replace(batching, prefixes=prefixes)
     gate = Gate(model, ranks)
-    sample = sample_of(rows, min(SAMPLE_TOKENS[model.device.type], tokens))
+    sample_tokens = min(SAMPLE_TOKENS[model.device.type], tokens)
+    sample = sample_of(rows, sample_tokens)
     one_by_one = chooses_among_equals(model.base, longest)
-    if one_by_one is None:
+    if known is not None and (known.sample_tokens, known.prefixes_asked) == (sample_tokens, prefixes):
+        verdict = gate.as_before(known)
+    elif one_by_one is None:
         verdict = gate.choose(sample, batching)
+        if remembered is not None and ranks.is_first and _is_simple(verdict):
+            differences = float(verdict.loss_difference or 0), float(verdict.gradient_difference or 0)
+            remembered.keep(Measured(kept, sample_tokens, prefixes, verdict.prefixes, *differences))
     else:
         padded = gate.choose(sample, replace(batching, layout=BatchLayout.PADDED))
         verdict = Verdict(BatchLayout.SINGLE_ROWS, refused=one_by_one, seconds=padded.seconds)
@@ -155,6 +169,11 @@ def choose(
         fit = _power_of_two(fitting // max(longest, batching.length or 0))
         batching = replace(batching, rows_per_batch=min(batching.rows_per_batch, fit))
     return Choice(batching, checkpointed, verdict, may_checkpoint=asked is None)
+
+
+def _is_simple(verdict: Verdict) -> bool:
+    """Whether another run need only do the same: nothing was refused, and no layer computes rows apart."""
+    return verdict.layout is BatchLayout.SHARED_PREFIX and not verdict.refused and not verdict.rows_apart
 
 
 def _as_one_step(rows: list[list[TokenPair]], batching: Batching) -> list[AnyBatch]:

@@ -31,6 +31,7 @@ from finetune_trainer.model.prefix_tree import AnyBatch, Node, Pack
 from finetune_trainer.model.row_layers import RowLayer, compute_rows_apart, find_row_layers, usual_layers
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
+from finetune_trainer.train.remembered import Measured
 from finetune_trainer.train.sample import beginning_of
 
 Differences = tuple[float, float]
@@ -80,6 +81,8 @@ class Verdict:
     rows_apart: int = 0
     """Layers that compute each row of a pack for itself."""
     seconds: float = 0.0
+    earlier: bool = False
+    """It is that of an earlier run of the very same case."""
 
 
 _Outcome = tuple[float, list[torch.Tensor]]
@@ -115,6 +118,18 @@ class Gate:
                 self._check_causality(pad([sequence], batching.pad_id))
             verdict = self._choose(sample, batching)
         return replace(verdict, seconds=time.monotonic() - began)
+
+    def as_before(self, measured: Measured) -> Verdict:
+        """What was found of this very case before; the model is left as that needs it."""
+        fuse_lora(self._model.peft)
+        self._model.take_packs()
+        return Verdict(
+            BatchLayout.SHARED_PREFIX,
+            measured.loss_difference,
+            measured.gradient_difference,
+            prefixes=measured.prefixes,
+            earlier=True,
+        )
 
     def _check_causality(self, row: Batch) -> None:
         """Refuse a model whose predictions change with a token that comes after all of them."""
