@@ -7,7 +7,7 @@ compile() {
 }
 compile pyproject.toml --all-extras -o requirements.lock
 compile pyproject.toml --extra operator --constraints requirements.lock -o images/operator/requirements.lock
-compile pyproject.toml --extra trainer --extra loggers --constraints requirements.lock -o images/trainer/requirements.lock
+compile pyproject.toml --extra trainer --extra kernels --extra loggers --constraints requirements.lock -o images/trainer/requirements.lock
 compile images/build.in --constraints requirements.lock -o images/build.lock
 # An environment of its own: vLLM pins versions that the trainer has left behind.
 compile tests/serving/requirements.in --overrides tests/serving/overrides.txt -o tests/serving/requirements.lock

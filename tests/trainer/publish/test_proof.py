@@ -17,7 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finetune_api.outcome import Reason, VerifiedResult
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.adapter_state import adapter_tensors, digests
-from finetune_trainer.model.fused_lora import fuse_lora
 from finetune_trainer.model.loss import target_logits
 from finetune_trainer.publish.adapter import FOLDER, publish_adapter
 from finetune_trainer.publish.proof import Movement, movement, prove, sentence
@@ -76,13 +75,6 @@ def test_a_trained_adapter_is_proven_and_the_figures_say_how(tmp_path: Path) -> 
     assert found.difference_from_base is not None
     assert found.difference_from_base > 0.01
     assert "8 tensors as trained, 8 of them moved; on 3 rows" in sentence(found)
-
-
-@pytest.mark.parametrize("alpha", [5, 6, 8, 9])
-def test_layers_that_were_fused_for_training_are_compared_as_peft_computes_them(tmp_path: Path, alpha: int) -> None:
-    trained = Trained(tmp_path / "adapter", alpha=alpha)
-    fuse_lora(trained.model)
-    assert trained.prove().difference_from_training == 0
 
 
 def test_the_model_is_left_with_the_published_tensors_and_its_one_adapter(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def manifest(job: TinyJob, folder: str = "adapter") -> dict[str, Any]:
 
 
 def test_a_run_ends_with_a_complete_adapter_and_says_where_it_is(tmp_path: Path) -> None:
-    job = TinyJob(tmp_path)
+    # A scale that is no power of two, which fused layers and PEFT's round differently.
+    job = TinyJob(tmp_path, lora_config={"r": 4, "lora_alpha": 9, "lora_dropout": 0.0})
     message = job.run()
     assert message.succeeded
     assert message.adapter is not None

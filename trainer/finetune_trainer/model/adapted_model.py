@@ -16,6 +16,8 @@ from finetune_api.outcome import Reason
 from finetune_trainer.errors import JobError
 from finetune_trainer.model.batch import Batch
 from finetune_trainer.model.decoder import decoder_of
+from finetune_trainer.model.fused_kernels import FusedKernels, can_fuse, fuse_kernels
+from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.head import Head
 from finetune_trainer.model.loss import Loss, correct_targets, summed_loss, takes_logits_to_keep, target_logits
 from finetune_trainer.model.packed_attention import PackedDecoder, recomputed
@@ -53,6 +55,21 @@ class AdaptedModel:
         self._gathered = gathered
         self._packed: PackedDecoder | None = None
         self._head: Head | None = None
+        self._kernels: FusedKernels | None = None
+
+    def fuse(self) -> None:
+        """Compute in fewer passes over memory from now on, with the same mathematics."""
+        fuse_lora(self.peft)
+        # Of what is shared out a kernel finds a part.
+        if self._kernels is None and not self.sharded and can_fuse(self.device):
+            self._kernels = fuse_kernels(decoder_of(self.base), self.device, self.dtype)
+
+    def unfuse(self) -> None:
+        """Undo `fuse`: the model computes by PEFT's and its own code."""
+        unfuse_lora(self.peft)
+        if self._kernels is not None:
+            self._kernels.undo()
+        self._kernels = None
 
     def take_packs(self) -> None:
         """Make it ready for packs.

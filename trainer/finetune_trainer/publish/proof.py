@@ -29,7 +29,6 @@ from finetune_trainer.model.adapter_state import (
     put_tensors,
 )
 from finetune_trainer.model.batch import TokenPair, pad
-from finetune_trainer.model.fused_lora import unfuse_lora
 from finetune_trainer.model.loss import takes_logits_to_keep, target_logits
 from finetune_trainer.train.checkpoint_files import ADAPTER
 
@@ -105,7 +104,7 @@ def prove(
 
     Args:
         folder: what was read back from the output.
-        model: the PeftModel in memory; its LoRA layers are left as PEFT makes them.
+        model: the PeftModel in memory, as PEFT makes it.
         trained: the tensors that were to be published.
         moved: what is known of them.
         rows: some of the data.
@@ -122,8 +121,6 @@ def prove(
         return result
     if fault := put_tensors(model, trained):
         raise _unproven(fault)
-    # As PEFT computes: the sums of a fused layer round in another order wherever alpha / r is no power of two.
-    unfuse_lora(model)
     batches = [pad([_end_of(row)], 0) for row in sorted(rows, key=lambda row: -len(row[0]))[:_ROWS]]
     with _evaluating(model):
         in_memory, again = _logits(model, batches), _logits(model, batches)

@@ -62,6 +62,8 @@ def publish_best(
     context.reporter.publish()
     model = result.model
     model.leave_packs()
+    # As PEFT computes: sums round in another order where they are fused.
+    model.unfuse()
     store, spec = context.output.store, job.spec
     best = prepared.checkpoints.best(context.scratch / "best", context.console.warning)
     if best is None:

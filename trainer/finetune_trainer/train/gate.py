@@ -24,7 +24,6 @@ from finetune_trainer.launch.failures import out_of_memory, quoted
 from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import IGNORED, Batch, TokenPair, pad
 from finetune_trainer.model.decoder import decoder_of
-from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.packed_attention import PackingRefusedError
 from finetune_trainer.model.packing import behind_one_prefix, packs_of
 from finetune_trainer.model.prefix_tree import AnyBatch, Node, Pack
@@ -121,7 +120,7 @@ class Gate:
 
     def as_before(self, measured: Measured) -> Verdict:
         """What was found of this very case before; the model is left as that needs it."""
-        fuse_lora(self._model.peft)
+        self._model.fuse()
         self._model.take_packs()
         return Verdict(
             BatchLayout.SHARED_PREFIX,
@@ -156,7 +155,7 @@ class Gate:
     def _choose(self, sample: Sequence[TokenPair], batching: Batching) -> Verdict:
         alone = self._outcome([pad([sequence], batching.pad_id) for sequence in sample])
         # From here on: in half precision it rounds otherwise, which the noise that is measured has to include.
-        fuse_lora(self._model.peft)
+        self._model.fuse()
         padded = self._compare_padded(alone, sample, batching) if self._half or not batching.packs else None
         refused: dict[str, None] = {}
         if batching.packs:
@@ -171,7 +170,7 @@ class Gate:
             padded, _CLOSE_HALF[1] if self._half else _CLOSE_PADDED, _WHAT_CHANGES[BatchLayout.PADDED], refused
         )
         if found is None:
-            unfuse_lora(self._model.peft)
+            self._model.unfuse()
             return Verdict(BatchLayout.SINGLE_ROWS, refused="; ".join(refused))
         return Verdict(BatchLayout.PADDED, *found, refused="; ".join(refused))
 
