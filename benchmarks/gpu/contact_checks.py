@@ -20,11 +20,13 @@ from finetune_trainer.launch import failures
 from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import pad
 from finetune_trainer.model.flex_tree import flex
+from finetune_trainer.model.fused_kernels import can_fuse, fuse_kernels
 from finetune_trainer.model.fused_lora import fuse_lora
-from finetune_trainer.model.packing import packs_of
+from finetune_trainer.model.packing import behind_one_prefix, packs_of
 from finetune_trainer.model.prefix_tree import Pack
 from finetune_trainer.model.quantized import values_of
 from finetune_trainer.model.tree_attention import Scores, Sight, dense, tree_mask
+from finetune_trainer.model.varlen_rows import side_by_side
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.choice import choose
 from finetune_trainer.train.collective import Ranks
@@ -102,7 +104,7 @@ def precision(setting: Setting) -> Iterator[Finding]:
 
 
 def attention(setting: Setting) -> Iterator[Finding]:
-    """FlexAttention beside a dense mask, on all that it is used for; backwards on a GPU only."""
+    """Every kernel beside a dense mask, on what it is used for; backwards on a GPU only."""
     shared = partial(_one_pack, setting)
     window = setting.tokens(512)
     seen = Sight(lambda _b, _h, q, kv: q - kv < window, window)
@@ -115,25 +117,41 @@ def attention(setting: Setting) -> Iterator[Finding]:
         "sinks": (shared(3, shared=512, own=256), None, Scores(0.125, sinks=heads)),
     }
     for name, (pack, sight, scores) in cases.items():
-        worst = _flex_against_dense(setting, pack, sight, scores)
-        yield Finding(f"{name}: flex is dense", f"{worst:.1e} apart", worst <= TOLERANCES[torch.bfloat16])
+        yield _kernel_is_dense(f"{name}: flex", setting, flex, pack, sight, scores)
+    found = rows(2, shared=setting.tokens(1024), own=setting.tokens(256), vocabulary=setting.vocabulary)
+    prefixed = behind_one_prefix([sequence for row in found for sequence in row])
+    if prefixed is not None:
+        behind = prefixed.packs[0].to(setting.device)
+        yield _kernel_is_dense("a pack behind a prefix: flex", setting, flex, behind, None, Scores(0.125))
+    if not setting.small:  # FlashAttention is for GPUs only.
+        alone = shared(6, shared=0, own=512)
+        yield _kernel_is_dense("rows side by side: FlashAttention", setting, side_by_side, alone, None, Scores(0.125))
 
 
-def _flex_against_dense(setting: Setting, pack: Pack, sight: Sight | None, scores: Scores) -> float:
+def _kernel_is_dense(
+    name: str, setting: Setting, kernel: Callable[..., Any], pack: Pack, sight: Sight | None, scores: Scores
+) -> Finding:
+    worst = _against_dense(setting, kernel, pack, sight, scores)
+    return Finding(f"{name} is dense", f"{worst:.1e} apart", worst <= TOLERANCES[torch.bfloat16])
+
+
+def _against_dense(
+    setting: Setting, kernel: Callable[..., Any], pack: Pack, sight: Sight | None, scores: Scores
+) -> float:
     """Largest relative difference of result and gradients."""
     learns = not setting.small
     generator = torch.Generator(setting.device).manual_seed(0)
 
-    def drawn(count: int) -> torch.Tensor:
-        shape = (1, count, pack.tokens, 64)
+    def drawn(count: int, before: int = 0) -> torch.Tensor:
+        shape = (1, count, before + pack.tokens, 64)
         made = torch.randn(shape, generator=generator, device=setting.device, dtype=torch.bfloat16)
         return made.requires_grad_(learns)
 
-    inputs = drawn(8), drawn(2), drawn(2)
+    inputs = drawn(8), drawn(2, pack.before), drawn(2, pack.before)
     upstream = torch.randn_like(inputs[0])
     outcomes = [
         [out, *(torch.autograd.grad(out, inputs, upstream) if learns else ())]
-        for out in (flex(*inputs, pack, sight, scores), dense(*inputs, tree_mask(pack, sight), scores))
+        for out in (kernel(*inputs, pack, sight, scores), dense(*inputs, tree_mask(pack, sight), scores))
     ]
     return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(*outcomes, strict=True))
 
@@ -163,6 +181,37 @@ def fused_lora(setting: Setting) -> Iterator[Finding]:
         f"{seconds['PEFT'] / seconds['fused']:.2f} times as fast",
         None if setting.small else seconds["fused"] < seconds["PEFT"],
     )
+
+
+def fused_kernels(setting: Setting) -> Iterator[Finding]:
+    """What Liger's kernels stand for in a model, how far it is then from what it was, and the time of both."""
+    model = _adapted(setting)
+    if not can_fuse(setting.device):
+        yield Finding("Liger's kernels", "not installed, or no GPU", None)
+        return
+    found = rows(1, shared=1, own=setting.tokens(2048), vocabulary=setting.vocabulary)
+    batches = [pad(row, 0) for row in found]
+    own, apart, seconds = _model_outcome(model, batches), 0.0, {}
+    for name in ("own", "fused"):
+        if name == "fused":
+            kernels = fuse_kernels(model.base.get_decoder(), setting.device, torch.bfloat16)
+            replaced = (
+                f"{len(kernels.norms)} norms, {len(kernels.gated)} gated units, rotary {kernels.rotary is not None}"
+            )
+            expected = bool(kernels.norms and kernels.gated and kernels.rotary)
+            yield Finding("Liger's kernels stand for norms, units and rotary embeddings", replaced, expected)
+            fused = _model_outcome(model, batches)
+            apart = float((fused - own).norm() / own.norm())
+        seconds[name] = _timed(setting, lambda: _model_outcome(model, batches))
+    yield Finding("gradients stay within bfloat16's noise", f"{apart:.1e} apart", apart < 0.1)
+    yield Finding("and it is faster", f"{seconds['own'] / seconds['fused']:.2f} times as fast", None)
+
+
+def _model_outcome(model: AdaptedModel, batches: list[Any]) -> torch.Tensor:
+    """The whole gradient."""
+    model.peft.zero_grad()
+    model.backward(batches)
+    return torch.cat([each.grad.flatten() for each in model.trained if each.grad is not None])
 
 
 def _layer_outcome(layer: Any, x: torch.Tensor, *, half: bool) -> list[torch.Tensor]:

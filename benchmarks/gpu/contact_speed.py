@@ -26,7 +26,6 @@ from benchmarks.gpu.contact_checks import Finding, Setting
 from benchmarks.gpu.contact_models import LLAMA_3_8B, random_base, rows, with_adapter
 from benchmarks.gpu.devices import device_name, give_back, peak_memory, peak_tflops, reset_peak, wait_for
 from finetune_trainer.model.batch import TokenPair
-from finetune_trainer.model.fused_lora import fuse_lora, unfuse_lora
 from finetune_trainer.model.packing import packs_of
 from tests.architectures.tokenizer import save_tokenizer
 
@@ -48,7 +47,7 @@ def speed(setting: Setting) -> Iterator[Finding]:
     pack = pack.to(setting.device)
     optimizer = torch.optim.AdamW(model.trained, lr=1e-4, fused=setting.device.type == "cuda")
     model.take_packs()
-    fuse_lora(model.peft)
+    model.fuse()
 
     def ours() -> None:
         model.backward([pack], 1 / max(int(pack.targets.numel()), 1))
@@ -63,7 +62,7 @@ def speed(setting: Setting) -> Iterator[Finding]:
         None if setting.small else rate > _WANTED,
     )
     model.leave_packs()
-    unfuse_lora(model.peft)
+    model.unfuse()
     give_back(setting.device)
     tokens = sum(len(ids) for ids, _ in found)
     name, peer = _peer(setting, model, found, optimizer)

@@ -35,6 +35,7 @@ CHECKS = (
     _Named("precision", checks.precision),
     _Named("attention", checks.attention),
     _Named("LoRA", checks.fused_lora),
+    _Named("Liger", checks.fused_kernels),
     _Named("gate", checks.gate),
     _Named("memory", checks.memory),
     _Named("out of memory", checks.out_of_memory),

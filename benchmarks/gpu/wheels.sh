@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$1 version=${2:-3.12}
 names=(
-  accelerate annotated-types anyio certifi click filelock fsspec h11 httpcore2 httpx2 huggingface-hub idna numpy orjson
+  accelerate annotated-types anyio certifi click filelock fsspec h11 httpcore2 httpx2 huggingface-hub idna liger-kernel numpy orjson
   packaging peft psutil pydantic pydantic-core pyyaml regex safetensors tenacity tokenizers tqdm transformers trl truststore
   typer typing-extensions typing-inspection urllib3
 )
