@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from dataclasses import field as dataclass_field
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,8 +35,12 @@ class Message:
     """One message of a conversation."""
 
     role: str
-    """system, user or assistant."""
+    """system, user or assistant; tool where a chat template knows it."""
     content: str
+    trained: bool = True
+    """Whether the model is to learn to produce it, if it is the assistant's."""
+    fields: Mapping[str, Any] = dataclass_field(default_factory=dict, hash=False)
+    """What else a chat template is given of it: its tool calls, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +238,8 @@ class PromptFormat(BaseModel):
             else:
                 brought = brought or literals.brought_by(message.content)
                 piece = literals.head + self.message(message.content) + literals.tail
-                turns.append(Turn(length + len(self.trailing_assistant), length + len(piece)))
+                if message.trained:
+                    turns.append(Turn(length + len(self.trailing_assistant), length + len(piece)))
             pieces.append(piece)
             length += len(piece)
         return Rendering("".join(pieces), tuple(turns), brought)

@@ -13,8 +13,9 @@ from finetune_api.outcome import Reason
 from finetune_api.prompt_format import HuggingFaceChatTemplate, PromptFormat, PromptFormatSpec
 from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.dataset import DataSource
+from finetune_trainer.data.files import as_jsonl
 from finetune_trainer.data.format_warnings import format_warnings
-from finetune_trainer.data.render import asks_for_date, make_renderer, today
+from finetune_trainer.data.render import asks_for_date, fields_taken, make_renderer, takes_tools, today
 from finetune_trainer.data.template_trial import refuse_endless
 from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer
 from finetune_trainer.errors import JobError
@@ -23,7 +24,7 @@ from finetune_trainer.model.support import build_skeleton, config_notices, text_
 from finetune_trainer.model.targets import resolve_targets
 from finetune_trainer.model.weights import check_headers, check_names
 from finetune_trainer.pins import ModelSource, Pins, model_source
-from finetune_trainer.storage import fetch_file, fetch_tokenizer
+from finetune_trainer.storage import default_cache_dir, fetch_file, fetch_tokenizer
 
 IDENTITY_KEYS = (
     "model_id",
@@ -169,9 +170,14 @@ def data_source(spec: FineTuneJobSpec, inputs: ModelInputs, address: str) -> Dat
     template = None if isinstance(prompt_format, PromptFormat) else inputs.tokenizer.tokenizer.chat_template
     dated = {"date": inputs.day.isoformat()} if asks_for_date(template) else {}
     return DataSource(
-        path=fetch_file(address),
+        path=as_jsonl(fetch_file(address), address, default_cache_dir() / "rows"),
         name=address,
-        rules=RowRules(needs_answer=not train_all, strip_whitespace=strip),
+        rules=RowRules(
+            needs_answer=not train_all,
+            strip_whitespace=strip,
+            tools=takes_tools(template),
+            fields=fields_taken(template),
+        ),
         renderer=make_renderer(prompt_format, inputs.tokenizer, train_all=train_all, day=inputs.day),
         tokenizer=inputs.tokenizer.row_tokenizer(),
         settings={

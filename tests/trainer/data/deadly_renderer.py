@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.prompt_format import Message, Rendering
-from finetune_trainer.data.render import FormatRenderer
+from finetune_trainer.data.render import FormatRenderer, Tools
 
 FATAL = "fatal"
 """A conversation in which a message is this is the last one."""
@@ -26,8 +26,9 @@ class DeadlyRenderer:
     inner: FormatRenderer
     death: str
     portable: bool = True
+    bos: str | None = None
 
-    def render(self, messages: Sequence[Message]) -> list[Rendering]:
+    def render(self, messages: Sequence[Message], _: Tools = ()) -> list[Rendering]:
         if any(message.content == FATAL for message in messages):
             if self.death == "exception":
                 raise MemoryError("no more")
@@ -37,5 +38,5 @@ class DeadlyRenderer:
             os.kill(os.getpid(), signal.Signals[self.death])
         return self.inner.render(messages)
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message], _: Tools = ()) -> str:
         return self.inner.prompt(messages)

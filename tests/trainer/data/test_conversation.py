@@ -24,6 +24,10 @@ def row(*messages: Any, **more: Any) -> bytes:
 
 
 ROLES = "roles are system, user and assistant."
+NEED_TEMPLATE = (
+    "generation_config.prompt_format cannot write: only `use_hugging_face_chat_template: true` can, where the model's "
+    "chat template knows tools."
+)
 JSON_LIST = "is a JSON list: write one object per line, not one list for the whole file."
 NO_MESSAGES = '"messages" must be a list with at least one user and one assistant message.'
 BAD: list[tuple[bytes, str]] = [
@@ -35,7 +39,7 @@ BAD: list[tuple[bytes, str]] = [
     (b"{'messages': []}", "is not JSON ("),
     (b'{"messages": NaN}', "is not JSON (unexpected character, expected a JSON value at column 14)."),
     (b'{"messages": [],}', "is not JSON (trailing comma is not allowed at column 16)."),
-    (b"\x1f\x8b\x08", "is not JSON (str is not valid UTF-8: surrogates not allowed at column 1)."),
+    (b"\x1f\x8b\x08", "is not JSON (str is not valid UTF-8: surrogates not allowed at column 1). Convert the file to"),
     ('{"messages": [{"role": "user", "content": "é"}]}'.encode("latin-1"), "is not JSON (str is not valid UTF-8"),
     ('{"messages": []}'.encode("utf-16"), "is not JSON (str is not valid UTF-8"),
     (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "is not JSON (no low surrogate in string"),
@@ -51,7 +55,7 @@ BAD: list[tuple[bytes, str]] = [
     (b"null", 'is not a JSON object with "messages".'),
     # No list of messages
     (b"{}", 'has no "messages" (it has no keys).'),
-    (b'{"prompt": "p", "completion": "c"}', 'has no "messages" (it has "prompt", "completion").'),
+    (b'{"question": "p", "answer": "c"}', 'has no "messages" (it has "question", "answer").'),
     (b'{"Messages": []}', 'has no "messages" (it has "Messages").'),
     (b'{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1}', 'has no "messages" (it has "a", "b", "c", "d", "e").'),
     (json.dumps({"k" * 10**6: 1}).encode(), f'has no "messages" (it has "{"k" * 60}…").'),
@@ -66,7 +70,14 @@ BAD: list[tuple[bytes, str]] = [
     (row({"content": "u"}), f"message 1 has no role: {ROLES}"),
     (row({"role": None, "content": "u"}), f"message 1 has no role: {ROLES}"),
     (row({"from": "human", "value": "u"}), f"message 1 has no role: {ROLES}"),
-    (row(USER, {"role": "tool", "content": "t"}), f"message 2 has the unknown role 'tool': {ROLES}"),
+    (row(USER, {"role": "tool", "content": "t"}), f"message 2 is a tool's result, which {NEED_TEMPLATE}"),
+    (row(USER, {**ASSISTANT, "tool_calls": [{}]}), f"message 2 (assistant) calls tools, which {NEED_TEMPLATE}"),
+    (
+        row(USER, {**ASSISTANT, "function_call": {"name": "f"}}),
+        f"message 2 (assistant) calls tools, which {NEED_TEMPLATE}",
+    ),
+    (row(USER, ASSISTANT, tools=[{}]), f"has tools, which {NEED_TEMPLATE}"),
+    (row(USER, ASSISTANT, functions=[{}]), f"has tools, which {NEED_TEMPLATE}"),
     (row({"role": "User", "content": "u"}), f"message 1 has the unknown role 'User': {ROLES}"),
     (row({"role": "", "content": "u"}), f"message 1 has the unknown role '': {ROLES}"),
     (row({"role": 1, "content": "u"}), f"message 1 has the unknown role 1: {ROLES}"),
@@ -79,8 +90,24 @@ BAD: list[tuple[bytes, str]] = [
         "message 2 (assistant) has a content that is null: write it as one string.",
     ),
     (
-        row({"role": "user", "content": [{"type": "text", "text": "u"}]}),
+        row({"role": "user", "content": []}),
         "message 1 (user) has a content that is a list: write it as one string.",
+    ),
+    (
+        row({"role": "user", "content": [{"type": "text", "text": "u"}, {"type": "image_url", "image_url": {}}]}),
+        "message 1 (user) has a part of type 'image_url': only texts are trained on.",
+    ),
+    (
+        row({"role": "user", "content": ["u"]}),
+        "message 1 (user) has a part that is no object with type and text: only texts are trained on.",
+    ),
+    (
+        row(USER, {**ASSISTANT, "weight": 0.5}),
+        "message 2 (assistant) has the weight 0.5: a weight is 0 or 1.",
+    ),
+    (
+        row(USER, {**ASSISTANT, "weight": 0}),
+        "has no assistant message to train on: all of them have the weight 0.",
     ),
     (row({"role": "user", "content": {}}), "message 1 (user) has a content that is an object: write it as one string."),
     (row({"role": "user", "content": 1}), "message 1 (user) has a content that is a number: write it as one string."),

@@ -17,7 +17,7 @@ import numpy as np
 from finetune_api.prompt_format import RenderError, Rendering
 from finetune_trainer.data.conversation import RowError, RowRules
 from finetune_trainer.data.read import Block, ReadReport, read_block
-from finetune_trainer.data.render import Renderer
+from finetune_trainer.data.render import Renderer, renderings_of
 from finetune_trainer.data.tokenize import RowTokenizer, TokenizedSequence, merge, packed
 
 
@@ -92,7 +92,7 @@ class BlockTokenizer:
         rows: list[tuple[int, list[Rendering]]] = []
         for row in read_block(source.path, block, source.rules, report):
             try:
-                rows.append((row.line, source.renderer.render(row.conversation.messages)))
+                rows.append((row.line, renderings_of(source.renderer, row.conversation)))
             except (RowError, RenderError) as error:
                 report.refuse(row.line, error)
         if outcome_is_decided or (report.invalid_rows and not source.max_invalid_share):

@@ -21,6 +21,7 @@ from finetune_api.problem import MOST
 from finetune_trainer.data.block import BlockTokenizer, DataSource, TokenizedBlock
 from finetune_trainer.data.read import MOST_KEYS, Block, ReadReport, blocks, check_report, count_lines, file_sha256
 from finetune_trainer.data.scratch import release, scratch_folder, sweep
+from finetune_trainer.data.shapes import MESSAGES
 from finetune_trainer.data.tokenized_data import DAMAGED, DataStats, TokenizedData, Writer
 from finetune_trainer.data.workers import Workers, no_answer, patience_seconds, worker_count
 from finetune_trainer.errors import JobError
@@ -200,8 +201,11 @@ def _check_dropped(source: DataSource, stats: DataStats) -> None:
 
 
 def _notices(name: str, report: ReadReport) -> list[str]:
+    found = [f"{name}: rows are read as {shape}." for shape in report.shapes if shape != MESSAGES]
     keys = sorted(report.unused_keys.items())
-    found = [f"{name}: {rows} rows have the key {key!r}, which has no effect on training." for key, rows in keys[:MOST]]
+    found += [
+        f"{name}: {rows} rows have the key {key!r}, which has no effect on training." for key, rows in keys[:MOST]
+    ]
     if more := keys[MOST:]:
         least = "at least " if len(keys) == MOST_KEYS else ""
         found.append(f"{name}: {least}{len(more)} more keys of rows have no effect on training.")

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from finetune_api.job import FineTuneJob
 from finetune_api.prompt_format import Message, RenderError, Rendering
 from finetune_trainer.data.block import DataSource
-from finetune_trainer.data.conversation import RowError
+from finetune_trainer.data.conversation import Conversation, RowError
 from finetune_trainer.data.read import ReadReport, check_report, read_rows
+from finetune_trainer.data.render import renderings_of
+from finetune_trainer.data.shapes import MESSAGES
 from finetune_trainer.data.tokenize import TokenizedSequence, merge
 
 
@@ -45,9 +47,9 @@ def preview(source: DataSource, count: int) -> list[PreviewRow]:
     report = ReadReport()
     found: list[PreviewRow] = []
     for row in read_rows(source.path, source.rules, report):
-        messages = row.conversation.messages
         try:
-            found.append(_preview_row(source, row.line, messages, source.renderer.render(messages)))
+            renderings = renderings_of(source.renderer, row.conversation)
+            found.append(_preview_row(source, row.line, row.conversation, renderings))
         except (RowError, RenderError) as error:
             report.refuse(row.line, error)
         if len(found) >= count or (report.invalid_rows and not source.max_invalid_share):
@@ -57,13 +59,15 @@ def preview(source: DataSource, count: int) -> list[PreviewRow]:
     return found
 
 
-def _preview_row(
-    source: DataSource, line: int, messages: tuple[Message, ...], renderings: list[Rendering]
-) -> PreviewRow:
+def _preview_row(source: DataSource, line: int, conversation: Conversation, renderings: list[Rendering]) -> PreviewRow:
     whole = renderings[0]
     tokenized = merge(source.tokenizer.tokenize(renderings, train_all=source.train_all))
     main = tokenized.sequences[0]
     notes = []
+    if conversation.shape != MESSAGES:
+        notes.append(f"read as {conversation.shape}")
+    if untrained := sum(not message.trained for message in conversation.messages):
+        notes.append(f"{untrained} of its answers are not trained on (weight 0)")
     if tokenized.retokenized:
         notes.append("the prompt alone has other tokens than within the whole text: tokenized again, split at its end")
     if len(tokenized.sequences) > 1:
@@ -79,7 +83,7 @@ def _preview_row(
         main = main.truncated(source.context_length)
         if not any(sequence.truncated(source.context_length).spans for sequence in tokenized.sequences):
             notes.append("nothing is left to train on, so the row is dropped")
-    prompt = whole.inference_prompt() if whole.turns else source.renderer.prompt(_before_last_answer(messages))
+    prompt = whole.inference_prompt() if whole.turns else _prompt(source, conversation)
     return PreviewRow(
         row=line,
         text=whole.text,
@@ -90,6 +94,13 @@ def _preview_row(
         spans=[(whole.text, True)] if source.train_all else trained_spans(whole),
         notes=notes,
     )
+
+
+def _prompt(source: DataSource, conversation: Conversation) -> str:
+    """What is asked for the last answer of a row in which no turn is told apart; nothing for a plain text."""
+    if conversation.text is not None:
+        return ""
+    return source.renderer.prompt(_before_last_answer(conversation.messages), conversation.tools)
 
 
 def _before_last_answer(messages: Sequence[Message]) -> Sequence[Message]:

@@ -37,10 +37,16 @@ class ReadReport:
     """The first bad rows: `line N: what is wrong`, without a full stop, to be listed in a sentence."""
     unused_keys: Counter[str] = field(default_factory=Counter)
     """Rows per key that has no meaning here, for the first `MOST_KEYS` keys."""
+    shapes: dict[str, int] = field(default_factory=dict)
+    """What rows were read as, and the first line of each kind."""
+    example: str | None = None
+    """How the first row of no known shape would have to look."""
 
     def refuse(self, line: int, error: Exception) -> None:
         """Count a bad row, and keep its sentence if it is among the first."""
         self.invalid_rows += 1
+        if self.example is None and isinstance(error, RowError):
+            self.example = error.example
         if len(self.shown) < SHOWN_ROWS:
             self.shown.append(f"line {line}: {printable(str(error).removesuffix('.'), _SENTENCE_LIMIT)}")
 
@@ -56,6 +62,9 @@ class ReadReport:
         self.shown += other.shown[: SHOWN_ROWS - len(self.shown)]
         for key, rows in other.unused_keys.items():
             self.count_key(key, rows)
+        for shape, line in other.shapes.items():
+            self.shapes.setdefault(shape, line)
+        self.example = self.example or other.example
 
     @property
     def invalid_share(self) -> float:
@@ -130,6 +139,7 @@ def _rows(lines: Iterable[bytes], first_line: int, rules: RowRules, report: Read
             continue
         for key in conversation.unused_keys:
             report.count_key(key)
+        report.shapes.setdefault(conversation.shape, number)
         yield Row(number, conversation)
 
 
@@ -141,6 +151,9 @@ def check_report(path: str, report: ReadReport, allowed_share: float) -> None:
     """
     if report.rows == 0:
         raise JobError(Reason.DATA_INVALID, f"{path} has no rows: write one JSON object per line.")
+    if len(report.shapes) > 1:
+        kinds = "; ".join(f"line {line}: {shape}" for shape, line in list(report.shapes.items())[:SHOWN_ROWS])
+        raise JobError(Reason.DATA_INVALID, f"{path} has rows of several kinds ({kinds}): write all of them as one.")
     if report.invalid_share > allowed_share or report.invalid_rows == report.rows:
         shown = "; ".join(report.shown)
         more = report.invalid_rows - len(report.shown)
@@ -153,9 +166,10 @@ def check_report(path: str, report: ReadReport, allowed_share: float) -> None:
 
 
 def _cure(report: ReadReport) -> str:
+    example = f"A row looks like {printable(report.example, _SENTENCE_LIMIT)}. " if report.example else ""
     if report.invalid_rows == report.rows:
-        return "No row is left to train on: mend them."
-    return "Mend them or raise max_invalid_row_share."
+        return f"{example}No row is left to train on: mend them."
+    return f"{example}Mend them or raise max_invalid_row_share."
 
 
 def file_sha256(path: Path) -> str:

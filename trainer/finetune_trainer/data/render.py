@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Protocol
 
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import HuggingFaceChatTemplate, Message, PromptFormat, PromptFormatSpec, Rendering, Turn
-from finetune_trainer.data.conversation import RowError
+from finetune_trainer.data.conversation import Conversation, RowError
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
 
@@ -17,6 +18,11 @@ _PROBE = "What is 1+1?"
 
 _DATE_FUNCTION = "strftime_now"
 """What templates call for today's date; transformers has a clock behind it, and takes no function in its place."""
+
+Tools = Sequence[Mapping[str, Any]]
+
+_TOOLS, _CALLS = "tools", "tool_calls"
+_FIELDS = ("reasoning_content", "tool_call_id", "name")
 
 _DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%"
 """Letters that strftime replaces behind a %, the last one after the others."""
@@ -28,17 +34,35 @@ class Renderer(Protocol):
     portable: bool
     """Whether another process may have it: one that would have to import transformers for it takes long to start."""
 
-    def render(self, messages: Sequence[Message]) -> list[Rendering]:
+    bos: str | None
+    """What the tokenizer puts before a text by itself, and a plain text is given therefore."""
+
+    def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Rendering]:
         """The renderings of one conversation, the one with the whole text first.
+
+        Args:
+            messages: of the conversation.
+            tools: schemas of the functions that the model is told of.
 
         Raises:
             RowError: the conversation cannot be rendered.
         """
         ...
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """The text that asks for the next assistant message."""
         ...
+
+
+def renderings_of(renderer: Renderer, conversation: Conversation) -> list[Rendering]:
+    """The renderings of a row: of its messages, or its text as it is.
+
+    Raises:
+        RowError: it cannot be rendered.
+    """
+    if conversation.text is not None:
+        return [Rendering(conversation.text, ()).with_bos(renderer.bos)]
+    return renderer.render(conversation.messages, conversation.tools)
 
 
 class FormatRenderer:
@@ -48,19 +72,19 @@ class FormatRenderer:
 
     def __init__(self, prompt_format: PromptFormat, automatic_bos: str | None) -> None:
         self._format = prompt_format
-        self._bos = automatic_bos
+        self.bos = automatic_bos
 
-    def render(self, messages: Sequence[Message]) -> list[Rendering]:
-        """One rendering: a declared format never rewrites what came before."""
+    def render(self, messages: Sequence[Message], _: Tools = ()) -> list[Rendering]:
+        """One rendering: a declared format never rewrites what came before. Rows with tools do not come here."""
         if self._format.system_in_user:
             roles = {message.role for message in messages}
             if "system" in roles and "user" not in roles:
                 raise RowError("has a system message and no user message to carry it (system_in_user).")
-        return [self._format.render(messages).with_bos(self._bos)]
+        return [self._format.render(messages).with_bos(self.bos)]
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message], _: Tools = ()) -> str:
         """The inference prompt after `messages`."""
-        return Rendering(self._format.render_prompt(messages), ()).with_bos(self._bos).text
+        return Rendering(self._format.render_prompt(messages), ()).with_bos(self.bos).text
 
 
 class TemplateRenderer:
@@ -73,11 +97,14 @@ class TemplateRenderer:
 
     portable = False
 
-    def __init__(self, tokenizer: Any, *, only_whole: bool = False, day: date | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, *, only_whole: bool = False, day: date | None = None, bos: str | None = None
+    ) -> None:
         """The template of `tokenizer`.
 
         Args:
             tokenizer: transformers'.
+            bos: what it puts before a text by itself.
             only_whole: no turn is told apart, since all of the text is trained on.
             day: what the template is told that asks for today's, at midnight; None for today's.
 
@@ -90,6 +117,7 @@ class TemplateRenderer:
                 "generation_config.prompt_format asks for the tokenizer's chat template, but the model's tokenizer "
                 "has none: write system, user and assistant formats instead.",
             )
+        self.bos = bos
         self._tokenizer = tokenizer
         self._only_whole = only_whole
         # None lets the tokenizer choose: it may have several.
@@ -97,17 +125,17 @@ class TemplateRenderer:
         self._template = _dated(tokenizer.get_chat_template(), day or today()) if asks else None
         self._check_writes_text()
 
-    def render(self, messages: Sequence[Message]) -> list[Rendering]:
+    def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Rendering]:
         """The whole conversation, and each turn apart that it does not cover."""
-        whole = self._text(messages)
+        whole = self._text(messages, tools)
         if self._only_whole:
             return [Rendering(whole, ())]
         turns, apart = [], []
         for index, message in enumerate(messages):
-            if message.role != "assistant":
+            if message.role != "assistant" or not message.trained:
                 continue
-            prompt = self._text(messages[:index], add_generation_prompt=True)
-            upto = whole if index == len(messages) - 1 else self._text(messages[: index + 1])
+            prompt = self._text(messages[:index], tools, add_generation_prompt=True)
+            upto = whole if index == len(messages) - 1 else self._text(messages[: index + 1], tools)
             if whole.startswith(prompt) and whole.startswith(upto) and len(prompt) < len(upto):
                 turns.append(Turn(len(prompt), len(upto)))
             elif upto.startswith(prompt) and len(prompt) < len(upto):
@@ -119,9 +147,9 @@ class TemplateRenderer:
                 )
         return ([Rendering(whole, tuple(turns))] if turns or not apart else []) + apart[::-1]
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """The inference prompt after `messages`."""
-        return self._text(messages, add_generation_prompt=True)
+        return self._text(messages, tools, add_generation_prompt=True)
 
     def _check_writes_text(self) -> None:
         """Templates of some multimodal models write nothing of a content that is a text and no list of parts."""
@@ -136,13 +164,14 @@ class TemplateRenderer:
                 "user and assistant formats in generation_config.prompt_format instead.",
             )
 
-    def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def _text(self, messages: Sequence[Message], tools: Tools = (), *, add_generation_prompt: bool = False) -> str:
         if not messages:
             raise RowError("begins with an assistant message, which the tokenizer's chat template cannot prompt for.")
-        plain = [{"role": message.role, "content": message.content} for message in messages]
+        plain = [{"role": message.role, "content": message.content, **message.fields} for message in messages]
         try:
             text = self._tokenizer.apply_chat_template(
                 plain,
+                tools=list(tools) or None,
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -155,6 +184,17 @@ class TemplateRenderer:
 def asks_for_date(template: object) -> bool:
     """Whether a chat template (its text, several by name, or None) may write today's date."""
     return _DATE_FUNCTION in str(template)
+
+
+def takes_tools(template: object) -> bool:
+    """Whether a chat template writes tools and their calls."""
+    return _TOOLS in str(template) and _CALLS in str(template)
+
+
+def fields_taken(template: object) -> tuple[str, ...]:
+    """What a chat template writes of a message, besides its content and its tool calls."""
+    text = str(template)
+    return tuple(name for name in _FIELDS if re.search(rf"message(\.{name}\b|\[['\"]{name}['\"]\])", text))
 
 
 def _dated(template: str, day: date) -> str:
@@ -185,5 +225,5 @@ def make_renderer(
         JobError: InvalidSpec, the tokenizer's chat template is asked for and there is none.
     """
     if isinstance(prompt_format, HuggingFaceChatTemplate):
-        return TemplateRenderer(model.tokenizer, only_whole=train_all, day=day)
+        return TemplateRenderer(model.tokenizer, only_whole=train_all, day=day, bos=model.automatic_bos)
     return FormatRenderer(prompt_format, model.automatic_bos)

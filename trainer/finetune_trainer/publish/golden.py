@@ -146,8 +146,12 @@ def _prompts(source: DataSource, line: bytes) -> Iterator[Prompt]:
     if len(line) > LINE_LIMIT_BYTES:
         return
     try:
-        messages = parse_row(line, source.rules).messages
+        conversation = parse_row(line, source.rules)
     except RowError:
+        return
+    messages = conversation.messages
+    # Golden prompts are messages of a text each, for every server.
+    if conversation.tools or any(message.fields for message in messages):
         return
     limit = min(PROMPT_LIMIT_TOKENS, (source.context_length or PROMPT_LIMIT_TOKENS) - 1)
     for index in range(len(messages) - 1, 0, -1):
