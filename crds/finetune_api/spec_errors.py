@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from finetune_api.foreign_keys import FOREIGN_KEYS
 from finetune_api.job import FineTuneJob
 from finetune_api.llmforge import REFUSED_PEFT_KEYS
 from finetune_api.problem import Problem
@@ -257,6 +258,8 @@ def _unknown(where: Sequence[str | int], known: Sequence[str]) -> str:
         return f"{name} has no meaning beside use_hugging_face_chat_template: remove one of the two."
     if "lora_alpha" in known and name in REFUSED_PEFT_KEYS:
         return f"{name} of PEFT's LoraConfig is not supported ({REFUSED_PEFT_KEYS[name]}): remove it."
+    if len(where) == len(("spec", name)) and name in FOREIGN_KEYS:
+        return f"{name} is not a known key: {FOREIGN_KEYS[name]}."
     like = name[:_COMPARED]
     near = difflib.get_close_matches(like, known, n=1, cutoff=0.7) or _ignoring_spelling(like, known)
     if near:
