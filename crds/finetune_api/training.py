@@ -156,6 +156,11 @@ class ModelAndData(SpecModel):
         description="max_dropped_row_share is the share of rows that may be left without a trainable token by "
         "context_length before the job fails, 0 to 1. Default: 0.1.",
     )
+    max_truncated_row_share: Share = Field(
+        default=1.0,
+        description="max_truncated_row_share is the share of rows that may lose their end to context_length before the "
+        "job fails, 0 to 1; they are counted. Default: 1.",
+    )
 
 
 class Schedule(SpecModel):

@@ -33,6 +33,7 @@ def test_the_least_job_gets_the_documented_defaults() -> None:
         "task": "instruction_tuning",
         "max_invalid_row_share": 0.0,
         "max_dropped_row_share": 0.1,
+        "max_truncated_row_share": 1.0,
         "min_update_steps": 100,
         "gradient_accumulation_steps": 1,
         "learning_rate": 1e-4,

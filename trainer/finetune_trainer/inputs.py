@@ -190,6 +190,7 @@ def data_source(spec: FineTuneJobSpec, inputs: ModelInputs, address: str) -> Dat
         train_all=train_all,
         max_invalid_share=spec.max_invalid_row_share,
         max_dropped_share=spec.max_dropped_row_share,
+        max_truncated_share=spec.max_truncated_row_share,
         bos_id=inputs.tokenizer.tokenizer.bos_token_id if inputs.tokenizer.automatic_bos else None,
     )
 

@@ -147,6 +147,24 @@ def test_cut_rows_are_counted_and_those_left_without_a_target_are_dropped(chat: 
     assert cut.stats.dropped_rows + cut.stats.kept_rows == 40
     assert int(cut.row_tokens.max()) <= limit
     assert int(cut.row_trained_tokens.min()) > 0
+    (told,) = cut.stats.notices
+    assert f"{longer} of 40 rows are longer than the {limit} tokens of context_length and lose their end" in told
+    assert ("dropped" in told) == (cut.stats.dropped_rows > 0)
+
+
+@pytest.mark.parametrize("less", [0, 1])
+def test_rows_that_lose_their_end_are_refused_where_more_do_than_is_allowed(
+    chat: DataSource, tmp_path: Path, less: int
+) -> None:
+    whole = prepare(chat, tmp_path / "cache")
+    limit = int(np.percentile(whole.row_tokens, 60))
+    longer = int((whole.row_tokens > limit).sum())
+    strict = replace(chat, context_length=limit, max_dropped_share=1.0, max_truncated_share=(longer - less) / 40)
+    if less:
+        with pytest.raises(JobError, match=rf"{longer} of 40 rows are longer.*raise max_truncated_row_share"):
+            prepare(strict, tmp_path / "cache")
+    else:
+        assert prepare(strict, tmp_path / "cache").stats.truncated_rows == longer
 
 
 def test_too_many_rows_without_a_target_end_it_with_what_to_change(chat: DataSource, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class DataSource:
     train_all: bool
     max_invalid_share: float
     max_dropped_share: float
+    max_truncated_share: float = 1.0
     bos_id: int | None = None
     """The tokenizer's BOS, to notice rows that begin with two."""
 

@@ -93,7 +93,7 @@ def _key(source: DataSource, checksum: str) -> str:
         "rules": asdict(source.rules),
         "context_length": source.context_length,
         "train_all": source.train_all,
-        "shares": [source.max_invalid_share, source.max_dropped_share],
+        "shares": [source.max_invalid_share, source.max_dropped_share, source.max_truncated_share],
         "code": _code_version(),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
@@ -137,7 +137,7 @@ def _write(source: DataSource, checksum: str, folder: Path, on_progress: OnProgr
                 f"{source.name}: answers of {brought} rows begin or end with text that prompt_format.assistant writes "
                 "around them: it is written once."
             )
-        _check_dropped(source, stats)
+        _check_cut(source, stats)
         writer.finish(stats)
 
 
@@ -186,10 +186,10 @@ def _result(future: Future[TokenizedBlock], name: str, block: Block) -> Tokenize
         raise no_answer(name, block) from error
 
 
-def _check_dropped(source: DataSource, stats: DataStats) -> None:
+def _check_cut(source: DataSource, stats: DataStats) -> None:
+    """Refuse data of which context_length leaves too little, and tell what it costs where that is allowed."""
     usable = stats.rows - stats.invalid_rows
-    share = stats.dropped_rows / usable if usable else 0.0
-    if stats.dropped_rows == usable or share > source.max_dropped_share:
+    if stats.dropped_rows == usable or stats.dropped_rows > source.max_dropped_share * usable:
         longest = f"the longest row has {stats.longest_row} tokens"
         limit = f" and context_length is {source.context_length}" if source.context_length else ""
         raise JobError(
@@ -198,6 +198,18 @@ def _check_dropped(source: DataSource, stats: DataStats) -> None:
             f"allowed share {source.max_dropped_share:.2%}): raise context_length, shorten the prompts or raise "
             "max_dropped_row_share.",
         )
+    cut = (
+        f"{stats.truncated_rows} of {usable} rows are longer than the {source.context_length} tokens of context_length"
+    )
+    if stats.truncated_rows > source.max_truncated_share * usable:
+        raise JobError(
+            Reason.DATA_INVALID,
+            f"{source.name}: {cut} and would lose their end (allowed share {source.max_truncated_share:.2%}; the "
+            f"longest has {stats.longest_row}): raise context_length, shorten them or raise max_truncated_row_share.",
+        )
+    if stats.truncated_rows:
+        lost = f"; {stats.dropped_rows} have nothing left to train on and are dropped" if stats.dropped_rows else ""
+        stats.notices.append(f"{source.name}: {cut} and lose their end{lost}.")
 
 
 def _notices(name: str, report: ReadReport) -> list[str]:
