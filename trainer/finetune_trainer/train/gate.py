@@ -46,6 +46,9 @@ _CLOSE_HALF: tuple[Differences, Differences] = ((2e-2, 1e-1), (1e-1, 3e-1))
 """Least and most that is let pass in half precision. Rounding grows with a model's depth there and is measured: by
 padding, which changes shapes and kernels as packs do."""
 
+_CAUSAL_TOKENS = 256
+"""Of a row, that show whether a model sees ahead."""
+
 _TIMES_ROUNDING = 3.0
 
 _SEES_AHEAD = {torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -114,7 +117,8 @@ class Gate:
         began = time.monotonic()
         with without_dropout(self._model.peft):
             for sequence in (sample[0], sample[-1]):
-                self._check_causality(pad([sequence], batching.pad_id))
+                ids, _ = beginning_of(sequence, _CAUSAL_TOKENS)
+                self._check_causality(pad([(ids, np.ones(len(ids), dtype=bool))], batching.pad_id))
             verdict = self._choose(sample, batching)
         return replace(verdict, seconds=time.monotonic() - began)
 
