@@ -11,6 +11,7 @@ import pytest
 
 from tests.cluster import watched_operator
 from tests.cluster.watched_operator import COLLECTOR, LIMIT_SECONDS, Blocked, read_blocked
+from tests.machine_pauses import Pauses
 
 PROGRAM = """
 import asyncio, gc, sys, threading, time
@@ -110,3 +111,13 @@ def test_only_what_is_new_is_read(tmp_path: Path) -> None:
         lines.write(json.dumps({"what": "two", "seconds": 2.0, "stack": ""}) + "\n")
     assert [blocked.what for blocked in read_blocked(file)] == ["one", "two"]
     assert read_blocked(file, since) == [Blocked("two", 2.0, "")]
+
+
+def test_a_pause_of_the_machine_is_no_fault_of_what_ran() -> None:
+    pauses = Pauses()
+    for moment in (100.0, 100.02, 100.1, 102.1, 102.12):
+        pauses.woke(moment)
+    assert pauses.within(100.0, 102.2) == pytest.approx(2.0)
+    assert pauses.within(101.9, 102.0) == pytest.approx(2.0)
+    assert pauses.within(103.0, 104.0) == 0
+    assert pauses.within(90.0, 99.0) == 0

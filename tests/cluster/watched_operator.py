@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Blocked:
     """Processor time of the thread."""
     stack: str
     """What it was doing then, innermost last; empty where it was over before anybody looked."""
+    ended: float = field(default=0.0, compare=False)
+    """When, in seconds since the epoch."""
 
     def __str__(self) -> str:
         """For the one who reads why a test failed."""
@@ -108,7 +110,7 @@ class Watchdog:
             (COLLECTOR, self._collecting_seconds),
         ):
             if spent > self._limit_seconds:
-                self._tell(Blocked(what, round(spent, 3), stack))
+                self._tell(Blocked(what, round(spent, 3), stack, time.time()))
 
     def _collection(self, phase: str, info: dict[str, int]) -> None:
         if threading.get_ident() == self._thread:

@@ -99,7 +99,8 @@ def test_a_row_as_long_as_a_file_is_one_among_others() -> None:
 
 
 def test_keys_of_their_own_in_every_row_are_counted_up_to_a_number(tmp_path: Path) -> None:
-    rows = [as_json({"messages": TALK[1:2] + TALK[2:], f"key{number}": 1}) for number in range(500)]
+    talk = [{"role": "user", "content": "u", "name": "x"}, {"role": "assistant", "content": "a", "id": 1}]
+    rows = [as_json({"messages": talk, f"key{number}": 1}) for number in range(500)]
     (tmp_path / "train.jsonl").write_bytes(b"\n".join(rows))
     notices = prepare(source(tmp_path / "train.jsonl", smollm2(), CHATML), tmp_path / "cache").stats.notices
     assert len(notices) == MOST + 1

@@ -17,11 +17,12 @@ from finetune_trainer.train import state as saved
 from finetune_trainer.train.batching import Batching, RankBatches
 from finetune_trainer.train.checkpoint_writer import CheckpointWriter
 from finetune_trainer.train.choice import choose
+from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.evaluation import Evaluation
 from finetune_trainer.train.gradients import Gradients
 from finetune_trainer.train.loop import Loop
 from finetune_trainer.train.observer import TrainingObserver
-from finetune_trainer.train.remembered import Remembered
+from finetune_trainer.train.remembered import Remembered, name_of
 from finetune_trainer.train.saver import Saver
 from finetune_trainer.train.schedule import steps_to_save
 from finetune_trainer.train.steps import StepRunner, first_rows
@@ -76,7 +77,7 @@ def make_loop(
         longest=int(prepared.train.row_tokens.max()),
         earlier=resume.checkpoint.manifest.details.get("batching") if resume else None,
         bound=ranks.on_first(context.output.pack_bound),
-        remembered=_remembered(spec, prepared, model, batching, sample) if resume is None else None,
+        remembered=_remembered(spec, prepared, model, batching, sample, ranks) if resume is None else None,
     )
     observer.batching_chosen(choice, resume.checkpoint.step if resume else 0)
     gradients = Gradients(model.trained)
@@ -112,17 +113,23 @@ def make_loop(
 
 
 def _remembered(
-    spec: FineTuneJobSpec, prepared: Prepared, model: AdaptedModel, batching: Batching, sample: list[list[TokenPair]]
+    spec: FineTuneJobSpec,
+    prepared: Prepared,
+    model: AdaptedModel,
+    batching: Batching,
+    sample: list[list[TokenPair]],
+    ranks: Ranks,
 ) -> Remembered:
     """What the gate may have found of this job's case before."""
     case = {
         "contents": prepared.pins.contents(),
         "lora": spec.lora_config.model_dump(mode="json"),
         "seed": spec.seed,
+        "trust_remote_code": spec.trust_remote_code,
         "quantization": spec.quantization,
         "gradient_checkpointing": spec.gradient_checkpointing,
         "dtype": model.dtype,
         "sharded": model.sharded,
         "batching": batching,
     }
-    return Remembered(default_cache_dir() / "measured", case, sample, model.device)
+    return Remembered(default_cache_dir() / "measured", case, sample, ranks.gather(name_of(model.device)))

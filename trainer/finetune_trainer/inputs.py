@@ -15,7 +15,7 @@ from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.dataset import DataSource
 from finetune_trainer.data.files import as_jsonl
 from finetune_trainer.data.format_warnings import format_warnings
-from finetune_trainer.data.render import asks_for_date, fields_taken, make_renderer, takes_tools, today
+from finetune_trainer.data.render import FIELDS, asks_for_date, make_renderer, takes_tools, today, unwritten_fields
 from finetune_trainer.data.template_trial import refuse_endless
 from finetune_trainer.data.tokenizer import ModelTokenizer, load_tokenizer
 from finetune_trainer.errors import JobError
@@ -176,7 +176,8 @@ def data_source(spec: FineTuneJobSpec, inputs: ModelInputs, address: str) -> Dat
             needs_answer=not train_all,
             strip_whitespace=strip,
             tools=takes_tools(template),
-            fields=fields_taken(template),
+            fields=() if template is None else FIELDS,
+            unwritten=unwritten_fields(template),
         ),
         renderer=make_renderer(prompt_format, inputs.tokenizer, train_all=train_all, day=inputs.day),
         tokenizer=inputs.tokenizer.row_tokenizer(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import errno
 import gzip
 import io
 import json
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.outcome import Reason
+from finetune_trainer.data import files, json_elements
 from finetune_trainer.data.conversation import RowRules
 from finetune_trainer.data.files import as_jsonl
 from finetune_trainer.data.read import ReadReport, read_rows
@@ -63,12 +65,20 @@ def parquet(rows: list[Any]) -> bytes:
     return out.getvalue()
 
 
+def parquet_of(found: Any) -> bytes:
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(found, out)
+    return out.getvalue()
+
+
 KINDS: dict[str, Callable[[list[Any]], bytes]] = {
     "train.jsonl": jsonl,
     "train": lambda rows: b"\xef\xbb\xbf" + jsonl(rows),
     "train.json": lambda rows: json.dumps(rows).encode(),
     "list.json": lambda rows: b" \n" + json.dumps(rows, indent=1, ensure_ascii=False).encode(),
     "pretty.json": pretty,
+    "bom.json": lambda rows: b"\xef\xbb\xbf" + json.dumps(rows, indent=2).encode(),
+    "half.json": lambda rows: "\r\n".join(json.dumps(row, separators=(",\r\n", ":")) for row in rows).encode(),
     "train.jsonl.gz": lambda rows: gzip.compress(jsonl(rows)),
     "train.jsonl.bz2": lambda rows: bz2.compress(jsonl(rows)),
     "train.jsonl.zst": lambda rows: zstd(jsonl(rows)),
@@ -114,6 +124,70 @@ def test_any_text_survives_any_kind_of_file(
     assert [tuple(message.content for message in messages) for messages in found] == texts
 
 
+def test_elements_of_a_list_are_judged_like_lines(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_bytes(
+        b'[{"prompt": "a", "completion": "b\\ud83d"}, 7, {"prompt": "a", "completion": "b", "id": 1e999}\n,]'
+    )
+    written = as_jsonl(path, "train.json", tmp_path / "cache")
+    assert written.read_bytes().splitlines() == [
+        b'{"prompt": "a", "completion": "b\\ud83d"}',
+        b"7",
+        b'{"prompt": "a", "completion": "b", "id": 1e999}',
+    ]
+    report = ReadReport()
+    list(read_rows(written, RULES, report))
+    assert [sentence.partition(":")[0] for sentence in report.shown][:2] == ["line 1", "line 2"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    values=st.lists(st.recursive(st.text() | st.integers(), lambda v: st.lists(v) | st.dictionaries(st.text(), v))),
+    size=st.integers(1, 7),
+)
+def test_elements_are_whole_wherever_a_file_is_cut_for_reading(values: list[Any], size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_elements, "_CHUNK_BYTES", size)
+        for indent in (None, 1):
+            file = io.BytesIO(json.dumps(values, indent=indent, ensure_ascii=indent is None).encode())
+            found = list(json_elements.json_elements(file, listed=True))
+            assert [json.loads(text) for text in found] == values
+            assert not any(b"\n" in text for text in found)
+
+
+def test_what_a_table_holds_that_is_no_text_is_not_trained_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    cells = {
+        "prompt": pa.array([b"a", b"b"], pa.binary()),
+        "completion": pa.array([b"\xff\x00", b"ok"], pa.binary()),
+    }
+    path.write_bytes(parquet_of(pa.table(cells)))
+    report = ReadReport()
+    (row,) = list(read_rows(as_jsonl(path, "train.parquet", tmp_path / "cache"), RULES, report))
+    assert [message.content for message in row.conversation.messages] == ["b", "ok"]
+    assert report.shown == ["line 1: message 2 (assistant) has a content that is an object: write it as one string"]
+
+
+@pytest.mark.parametrize(
+    "name", ["hf://datasets/o/n@v1/data/train.csv", "pvc://claim/a.b/train.CSV.gz", "train.tsv.zst"]
+)
+def test_a_table_is_known_by_its_ending_wherever_it_lies(name: str) -> None:
+    assert files._ending(name) in (".csv", ".tsv")
+
+
+def test_a_disk_that_fails_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(table(PAIRS))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("orjson.dumps", full)
+    with pytest.raises(JobError) as caught:
+        as_jsonl(path, "train.csv", tmp_path / "cache")
+    assert caught.value.reason is Reason.DISK_FULL
+
+
 def test_jsonl_is_read_where_it_is_and_others_are_written_once(tmp_path: Path) -> None:
     plain, packed = tmp_path / "train.jsonl", tmp_path / "train.jsonl.gz"
     plain.write_bytes(jsonl(ROWS))
@@ -150,7 +224,16 @@ REFUSED = {
     "train.zip": (b"PK\x03\x04rest", "is a ZIP archive: unpack it (`unzip`), and name the file in it."),
     "train.xz": (b"\xfd7zXZ\x00", "is compressed with xz: unpack it"),
     "utf16.jsonl": ("{}".encode("utf-16"), "is in UTF-16: convert it (`iconv -f UTF-16 -t UTF-8`)."),
-    "train.arrow": (b"ARROW1\x00\x00", "is an Arrow file: write it as Parquet or JSONL."),
+    "train.arrow": (b"ARROW1\x00\x00", "is an Arrow file: write it as Parquet, with `to_parquet`"),
+    "stream.arrow": (b"\xff\xff\xff\xff\x10", "is an Arrow file: write it as Parquet, with `to_parquet`"),
+    "behind.json": (b'[{"prompt": "a"}] {}', "cannot be read (something stands behind its end)"),
+    "closed.json": (b"[1]]", "cannot be read (it has more closing brackets than opening ones)"),
+    "deep.json": (b"[" * 100_000, "cannot be read (it ends amid a row)"),
+    "twice.csv": (b"prompt,completion,completion\na,b,c\n", "cannot be read (it has two columns 'completion')"),
+    "date.parquet": (
+        parquet_of(pa.table({"prompt": ["a"], "completion": ["b"], "d": pa.array([2**31 - 1], pa.date32())})),
+        "cannot be read (",
+    ),
     "cut.jsonl.gz": (gzip.compress(jsonl(ROWS) * 50)[:60], "cannot be read ("),
     "cut.jsonl.zst": (b"\x28\xb5\x2f\xfd\x00", "cannot be read ("),
     "cut.json": (b'[{"prompt": "a"', "cannot be read ("),

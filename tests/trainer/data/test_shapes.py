@@ -114,6 +114,30 @@ READ: dict[str, tuple[Any, tuple[Message, ...], str, tuple[str, ...]]] = {
         "conversations with from and value",
         (),
     ),
+    "a system beside": (
+        {"conversations": [turn("human", "u"), turn("gpt", "a")], "system": "s"},
+        (S, U, A),
+        "conversations with from and value",
+        (),
+    ),
+    "a system beside a prompt": (
+        {"prompt": "u", "completion": "a", "system": "s"},
+        (S, U, A),
+        "prompt and completion",
+        (),
+    ),
+    "an instruction that is its input": (
+        {"instruction": "", "input": "u", "output": "a"},
+        (U, A),
+        "instruction, input and output",
+        (),
+    ),
+    "what a turn calls otherwise too": (
+        {"conversations": [turn("human", "u", content="x", role="system"), turn("gpt", "a")]},
+        (U, A),
+        "conversations with from and value",
+        (),
+    ),
     "messages under another name": ({"conversations": [USER, ANSWER]}, (U, A), "conversations", ()),
 }
 
@@ -145,6 +169,14 @@ REFUSED = {
     "preferences": (
         {"prompt": "p", "chosen": "c", "rejected": "r"},
         PREFERENCE,
+    ),
+    "an input that is no text": (
+        {"instruction": "Add one.", "input": 41, "output": "42"},
+        'has an "input" that is no text.',
+    ),
+    "a system that is no text": (
+        {"instruction": "i", "output": "o", "system": ["s"]},
+        'has a "system" that is no text.',
     ),
     "an empty completion": ({"prompt": "p", "completion": ""}, "message 2 (assistant) has an empty content."),
     "an output that is no text": (
@@ -190,8 +222,27 @@ def test_tools_and_calls_go_to_a_template_that_knows_them() -> None:
 
 
 def test_functions_are_tools_of_former_times() -> None:
-    found = read(chat(USER, ANSWER, functions=[SCHEMA["function"]]), TOOLS)
+    called = {
+        "role": "assistant",
+        "content": None,
+        "function_call": {"name": "f", "arguments": '{"n": 123456789012345678901}'},
+    }
+    result = {"role": "function", "name": "f", "content": "r"}
+    found = read(chat(USER, called, result, ANSWER, functions=[SCHEMA["function"]]), TOOLS)
     assert found.tools == (SCHEMA,)
+    call = {"type": "function", "function": {"name": "f", "arguments": {"n": 123456789012345678901}}}
+    assert found.messages[1:3] == (Message("assistant", "", fields={"tool_calls": [call]}), Message("tool", "r"))
+    both = read(chat(USER, ANSWER, tools=[SCHEMA], functions=[SCHEMA["function"]]), TOOLS)
+    assert both.unused_keys == ("functions",)
+
+
+def test_where_all_is_trained_no_answer_is_left_out() -> None:
+    found = read({"prompt": [USER, ANSWER], "completion": [ANSWER]}, EVERYTHING)
+    assert all(message.trained for message in found.messages)
+    assert found.unused_keys == ()
+    weighed = read(chat(USER, {**ANSWER, "weight": 0}), EVERYTHING)
+    assert all(message.trained for message in weighed.messages)
+    assert weighed.unused_keys == ("messages[].weight",)
 
 
 @pytest.mark.parametrize(

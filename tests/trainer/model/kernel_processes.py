@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 from finetune_trainer.model import adapted_model, fused_kernels
 from finetune_trainer.model.batch import pad
@@ -25,7 +27,67 @@ def main(cases: dict[str, dict[str, Any]]) -> None:
     interpret()
     for module in (fused_kernels, adapted_model):
         module.can_fuse = lambda _device: True  # type: ignore[attr-defined]
-    print(json.dumps({kind: _measured(kind, settings) for kind, settings in cases.items()}))
+    fused_kernels.fuse_kernels(nn.ModuleList(_OTHERS), torch.device("cpu"), torch.float32)
+    found = {kind: _measured(kind, settings) for kind, settings in cases.items()}
+    print(json.dumps({**found, "others": [type(module).__name__ for module in _OTHERS if _is_replaced(module)]}))
+
+
+class _Unit(nn.Module):
+    """What Liger's unit computes."""
+
+    def __init__(self, **settings: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(16, 16, bias=False) for _ in range(3))
+        vars(self).update(settings)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class _Clamped(_Unit):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up_proj(x).clamp(-7, 7)
+        return self.down_proj(functional.silu(self.gate_proj(x)) * up)  # type: ignore[no-any-return]
+
+
+class _Dropped(_Unit):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(super().forward(x), 0.1, training=self.training)
+
+
+class _OfAnotherLayer(_Unit):
+    """The first of its class has no limit."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up_proj(x).clamp(-self.limit, self.limit)  # type: ignore[operator]
+        return self.down_proj(functional.silu(self.gate_proj(x)) * up)  # type: ignore[no-any-return]
+
+
+class _GatedNorm(nn.Module):
+    """As those of state-space layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(16), requires_grad=False), 1e-6
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        x = x if gate is None else x * functional.silu(gate)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+_OTHERS = (
+    _Unit(),
+    _Clamped(),
+    _Dropped(),
+    _OfAnotherLayer(limit=1e9),
+    _OfAnotherLayer(limit=7.0),
+    _GatedNorm(),
+)
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    return "forward" in vars(module)
 
 
 def _measured(kind: str, settings: dict[str, Any]) -> dict[str, Any]:

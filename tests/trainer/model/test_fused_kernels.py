@@ -69,6 +69,10 @@ def test_the_gate_measures_the_model_with_them(found: dict[str, Any], kind: str)
     assert found[kind]["gate"] == ["SharedPrefix", ""]
 
 
+def test_what_clamps_drops_or_is_given_more_stays_as_it_is(found: dict[str, Any]) -> None:
+    assert found["others"] == ["_Unit", "_OfAnotherLayer"], "of the last the one without a limit"
+
+
 def test_they_are_for_gpus() -> None:
     assert not can_fuse(torch.device("cpu"))
     assert can_fuse(torch.device("cuda"))

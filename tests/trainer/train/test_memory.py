@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.batch import pad
+from finetune_trainer.model.packing import packs_of
+from finetune_trainer.model.prefix_cache import PrefixCache
 from finetune_trainer.train import choice as choices
 from finetune_trainer.train import memory
 from finetune_trainer.train.batching import Batching
@@ -158,6 +161,35 @@ def test_what_rows_of_several_packs_begin_with_is_computed_once_where_that_is_le
     assert found.batching.layout is BatchLayout.SHARED_PREFIX
     assert found.batching.prefixes is prefixes
     assert found.warning() is None
+
+
+@pytest.mark.filterwarnings("ignore")  # the architecture has its own
+def test_nothing_lies_behind_a_prefix_where_places_are_counted_from_where_a_pass_begins() -> None:
+    """Llama 4 scales queries by their place among what is computed."""
+    settings: dict[str, Any] = {"floor_scale": 256, "attn_temperature_tuning": True, "num_local_experts": 2}
+    settings |= {"intermediate_size_mlp": 64, "head_dim": 8, "max_position_embeddings": 1024, "dropout": 0.0}
+    model = ready(tiny("Llama4", targets=["q_proj", "v_proj"], **settings))
+    found = choices.choose(model, Ranks(), rows(*[60] * 8, shared=150), BATCHING, checkpointing=None, longest=800)
+    assert found.batching.tokens_per_pack == 255
+    assert not found.batching.prefixes
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_prefix_takes_the_memory_of_what_is_kept_of_it(checkpointed: bool) -> None:
+    model = ready(tiny("Llama", dropout=0.0))
+    model.take_packs()
+    ids = rows(60, shared=150)[0][0][0]
+    kept = []
+    for tokens in (100, 200):
+        cache = PrefixCache()
+        (pack,) = packs_of([(ids[:tokens], np.arange(tokens) == tokens - 1)], budget=1000, share=True)
+        model._loss_of_pack(pack, cache)
+        kept.append(sum(each.numel() for made in cache._made.values() for each in made))
+    model.leave_packs()
+    # Keys and values of a token, and as many sums in float32.
+    each = (kept[1] - kept[0]) / 100 * (4 + 4 * checkpointed)
+    config = model.base.config
+    assert memory.prefix_bytes_per_token(config, torch.float32, checkpointed=checkpointed) == each
 
 
 @pytest.mark.parametrize(("fit", "before", "tokens"), [(100_000, 700, 700), (2_600, 4_096, 2_560)])

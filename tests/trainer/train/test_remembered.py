@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from finetune_api.outcome import BatchLayout
+from finetune_trainer.model.adapted_model import AdaptedModel
+from finetune_trainer.model.packed_attention import PackingRefusedError
 from finetune_trainer.train import choice as choices
 from finetune_trainer.train import remembered
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import Gate
-from finetune_trainer.train.remembered import Remembered
+from finetune_trainer.train.remembered import Remembered, name_of
 from tests.trainer.run.tiny_job import TinyJob
-from tests.trainer.train.test_gate import LINEAR, MIXTURE, outcome, ready, rows, tiny
+from tests.trainer.train.test_gate import INDEXED, LATENT, LINEAR, MIXTURE, outcome, ready, rows, tiny
 
 CPU = torch.device("cpu")
 BATCHING = Batching(BatchLayout.SHARED_PREFIX, tokens_per_pack=0, rows_per_batch=2, pad_id=0)
@@ -26,7 +28,7 @@ ROWS = rows(31, 45, 60)
 
 
 def choose(folder: Path, model: Any, *, case: Any = "a", found: Any = ROWS, bound: int | None = None) -> Choice:
-    known = Remembered(folder, {"case": case}, found, CPU)
+    known = Remembered(folder, {"case": case}, found, [name_of(CPU)])
     return choices.choose(
         model, Ranks(), found, BATCHING, checkpointing=None, longest=200, bound=bound, remembered=known
     )
@@ -84,6 +86,28 @@ def test_what_is_not_simple_is_measured_each_time(tmp_path: Path) -> None:
     model = ready(tiny("Qwen3Next", **settings))
     assert choose(tmp_path, model).verdict.rows_apart
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_have_to_be_computed_one_by_one_are_so_whatever_is_remembered(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"dropout": 0.0, "num_key_value_heads": 4, **LATENT, **INDEXED}
+    settings |= {"index_topk": 300, "index_n_heads": 2}
+    assert choose(tmp_path, ready(tiny("DeepseekV32", **settings))).verdict.layout is BatchLayout.SHARED_PREFIX
+    known = Remembered(tmp_path, {"case": "a"}, ROWS, [name_of(CPU)])
+    model = ready(tiny("DeepseekV32", **settings))
+    found = choices.choose(model, Ranks(), ROWS, BATCHING, checkpointing=None, longest=2500, remembered=known)
+    assert found.verdict.layout is BatchLayout.SINGLE_ROWS
+
+
+def test_packs_that_are_refused_all_the_same_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(tmp_path, ready(tiny("Llama", dropout=0.0)))
+
+    def refused(_: Any) -> None:
+        raise PackingRefusedError("it has changed")
+
+    monkeypatch.setattr(AdaptedModel, "take_packs", refused)
+    found = choose(tmp_path, ready(tiny("Llama", dropout=0.0)))
+    assert found.verdict.layout is BatchLayout.PADDED
+    assert not found.verdict.earlier
 
 
 def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path) -> None:

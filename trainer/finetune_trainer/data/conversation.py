@@ -5,8 +5,9 @@ Rows are hostile input: every shape that is not exactly what the guide describes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -16,8 +17,8 @@ from finetune_trainer.data.shapes import MESSAGES, ShapeError, example_of, shape
 
 ROLES = ("system", "user", "assistant")
 
-_SAME_ROLE = {"developer": "system"}
-"""OpenAI's name for it since 2024."""
+_SAME_ROLE = {"developer": "system", "function": "tool"}
+"""OpenAI's names, one since 2024 and one before 2023."""
 
 _CALLS = "tool_calls"
 _TOOLS = "tools"
@@ -67,6 +68,8 @@ class RowRules:
     """Whether the renderer can write tools, their calls and their results."""
     fields: tuple[str, ...] = ()
     """What else of a message the renderer is given."""
+    unwritten: tuple[str, ...] = ()
+    """Those of these that its template does not know."""
 
 
 def parse_row(line: bytes, rules: RowRules) -> Conversation:
@@ -90,13 +93,18 @@ def parse_row(line: bytes, rules: RowRules) -> Conversation:
     if not isinstance(messages, list) or not messages:
         raise RowError('"messages" must be a list with at least one user and one assistant message.')
     parsed = tuple([_message(number, message, rules) for number, message in enumerate(messages, 1)])
+    if found.untrained and rules.needs_answer:
+        numbered = enumerate(parsed, 1)
+        parsed = tuple(
+            [replace(m, trained=False) if n in found.untrained and m.role == "assistant" else m for n, m in numbered]
+        )
     _check_roles(parsed, rules)
     # Keys that mean something are all there by now.
     if found.shape == MESSAGES and len(row) == 1 and max(map(len, messages)) == 2:
         return Conversation(parsed)
     tools = _tools(row, rules)
-    used = {*found.used, *((_TOOLS, "functions") if tools else ())}
-    unused = [key for key in row if key not in used and not (key in (_TOOLS, "functions") and not row[key])]
+    used = {*found.used, *({_TOOLS if row.get(_TOOLS) else "functions"} if tools else ())}
+    unused = [key for key in row if key not in used and not (key in (_TOOLS, "functions", "system") and not row[key])]
     unused += [f"messages[].{key}" for message in messages for key in message if not _has_meaning(key, message, rules)]
     return Conversation(parsed, tuple(dict.fromkeys(map(_cut, unused))), found.shape, tools)
 
@@ -137,13 +145,16 @@ def _message(number: int, message: Any, rules: RowRules) -> Message:
     role = message.get("role")
     if isinstance(role, str):
         role = _SAME_ROLE.get(role, role)
+        legacy = message.get("function_call")
+        if legacy and not message.get(_CALLS):
+            message = {**message, _CALLS: [{"type": "function", "function": legacy}]}
     if role not in ROLES and not (role == "tool" and rules.tools):
         if role == "tool":
             raise RowError(f"message {number} is a tool's result, which {_NEED_TEMPLATE}")
         known = "has no role" if role is None else f"has the unknown role {_cut(repr(role))}"
         raise RowError(f"message {number} {known}: roles are system, user and assistant.")
-    calls = message.get(_CALLS) or message.get("function_call")
-    if calls and not (rules.tools and message.get(_CALLS)):
+    calls = message.get(_CALLS)
+    if calls and not rules.tools:
         raise RowError(f"message {number} ({role}) calls tools, which {_NEED_TEMPLATE}")
     if "content" not in message and not calls and not message.get("refusal"):
         raise RowError(f"message {number} ({role}) has no content.")
@@ -153,7 +164,7 @@ def _message(number: int, message: Any, rules: RowRules) -> Message:
     fields = {key: message[key] for key in rules.fields if message.get(key) is not None}
     if calls:
         fields[_CALLS] = _calls(number, calls)
-    return Message(role, content, _is_trained(number, role, message), fields)
+    return Message(role, content, _is_trained(number, role, message) or not rules.needs_answer, fields)
 
 
 def _content(number: int, role: str, message: dict[str, Any]) -> str:
@@ -199,8 +210,9 @@ def _calls(number: int, calls: Any) -> list[Any]:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             try:
-                function = {**function, "arguments": orjson.loads(arguments)}
-            except orjson.JSONDecodeError:
+                # Not by orjson: whole numbers stay whole, however long.
+                function = {**function, "arguments": json.loads(arguments)}
+            except (ValueError, RecursionError):
                 raise RowError(
                     f"message {number} calls {_cut(function['name'])} with arguments that are no JSON."
                 ) from None
@@ -226,7 +238,9 @@ def _has_meaning(key: str, message: dict[str, Any], rules: RowRules) -> bool:
         return True
     if key == "weight":
         return rules.needs_answer and _SAME_ROLE.get(message["role"], message["role"]) == "assistant"
-    return key in rules.fields or key == _CALLS or (key == "refusal" and message.get("content") is None)
+    if key in rules.fields:
+        return key not in rules.unwritten
+    return key in (_CALLS, "function_call") or (key == "refusal" and message.get("content") is None)
 
 
 def _check_roles(messages: tuple[Message, ...], rules: RowRules) -> None:

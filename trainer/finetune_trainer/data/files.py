@@ -8,12 +8,12 @@ own. What cannot be read is answered with the command that converts it.
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +21,10 @@ import orjson
 from filelock import FileLock
 
 from finetune_api.outcome import Reason
+from finetune_trainer.data.json_elements import json_elements
 from finetune_trainer.data.read import file_sha256
 from finetune_trainer.errors import JobError
+from finetune_trainer.storage.errors import local_errors
 
 _VERSION = 1
 """Of what is written; another makes files anew."""
@@ -32,9 +34,10 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 
 _PARQUET = b"PAR1"
 _FOREIGN = {
+    b"\xff\xff\xff\xff": "is an Arrow file: write it as Parquet, with `to_parquet` of datasets or pandas.",
+    b"ARROW1": "is an Arrow file: write it as Parquet, with `to_parquet` of datasets or pandas.",
     b"PK\x03\x04": "is a ZIP archive: unpack it (`unzip`), and name the file in it.",
     b"\xfd7zXZ": "is compressed with xz: unpack it (`xz --decompress`), or compress it with gzip or zstd.",
-    b"ARROW1": "is an Arrow file: write it as Parquet or JSONL.",
     b"\xff\xfe": "is in UTF-16: convert it (`iconv -f UTF-16 -t UTF-8`).",
     b"\xfe\xff": "is in UTF-16: convert it (`iconv -f UTF-16 -t UTF-8`).",
 }
@@ -63,11 +66,12 @@ def as_jsonl(path: Path, name: str, cache: Path) -> Path:
         return path
     digest = hashlib.sha256(f"{_VERSION} {_ending(name)} {file_sha256(path)}".encode()).hexdigest()[:32]
     target = cache / f"{digest}.jsonl"
-    cache.mkdir(parents=True, exist_ok=True)
-    # Processes of a node want the same file at the same time.
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            _write(path, name, target)
+    with local_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        # Processes of a node want the same file at the same time.
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                _write(path, name, target)
     return target
 
 
@@ -77,9 +81,23 @@ def _needs_writing(head: bytes, name: str) -> bool:
             raise JobError(Reason.DATA_INVALID, f"{name} {sentence}")
     if head.startswith((*_COMPRESSED, _PARQUET)) or _ending(name) in _DELIMITERS:
         return True
-    text = head.removeprefix(_UTF8_BOM).lstrip()
-    # A list, or an object that goes on in the next line.
-    return text.startswith(b"[") or text.split(b"\n", 1)[0].rstrip() == b"{"
+    return _is_list(head) or _goes_on(head)
+
+
+def _is_list(head: bytes) -> bool:
+    return head.removeprefix(_UTF8_BOM).lstrip().startswith(b"[")
+
+
+def _goes_on(head: bytes) -> bool:
+    """Whether the first object goes on in the next line."""
+    first, line_break, _ = head.removeprefix(_UTF8_BOM).lstrip().partition(b"\n")
+    if not line_break or not first.startswith(b"{"):
+        return False
+    try:
+        orjson.loads(first)
+    except orjson.JSONDecodeError as error:
+        return "unexpected end of data" in error.msg
+    return False
 
 
 def _write(path: Path, name: str, target: Path) -> None:
@@ -89,9 +107,9 @@ def _write(path: Path, name: str, target: Path) -> None:
             for row in _rows(path, name):
                 out.write(orjson.dumps(row, default=_not_text, option=orjson.OPT_APPEND_NEWLINE))
         partial.replace(target)
-    except (ValueError, TypeError, OSError, EOFError, csv.Error) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
+    except (ValueError, TypeError, ArithmeticError, LookupError, OSError, EOFError, csv.Error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # The disk's, not the file's.
         raise JobError(
             Reason.DATA_INVALID, f"{name} cannot be read ({_first_line(error)}): is it whole, and what its name says?"
         ) from error
@@ -100,9 +118,14 @@ def _write(path: Path, name: str, target: Path) -> None:
             partial.unlink()
 
 
-def _not_text(value: object) -> str:
-    """Of pictures and sounds in a table: the row says what is there, should it be wanted."""
-    return f"({type(value).__name__})"
+def _not_text(value: object) -> object:
+    """What JSON has no form for: text as bytes, numbers; pictures and sounds are no text, and refused as that."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    return {"not a text": type(value).__name__}
 
 
 def _rows(path: Path, name: str) -> Iterator[Any]:
@@ -133,10 +156,11 @@ def _unpacked(path: Path, kind: str) -> IO[bytes]:
 def _text(file: IO[bytes], head: bytes, name: str) -> Iterator[Any]:
     if (delimiter := _DELIMITERS.get(_ending(name))) is not None:
         yield from _csv(file, delimiter)
-    elif head.removeprefix(_UTF8_BOM).lstrip().startswith(b"["):
-        yield from _json(file, "item")
-    elif _needs_writing(head, name):
-        yield from _json(file, "")
+        return
+    if head.startswith(_UTF8_BOM):
+        file.read(len(_UTF8_BOM))
+    if _is_list(head) or _goes_on(head):
+        yield from map(orjson.Fragment, json_elements(file, listed=_is_list(head)))
     else:
         yield from _lines(file)
 
@@ -147,21 +171,13 @@ def _lines(file: IO[bytes]) -> Iterator[Any]:
         yield orjson.Fragment(line.rstrip(b"\r\n"))
 
 
-def _json(file: IO[bytes], prefix: str) -> Iterator[Any]:
-    """Elements of a list, or objects one after the other, each parsed alone."""
-    import ijson  # type: ignore[import-untyped]
-
-    try:
-        yield from ijson.items(file, prefix, use_float=True, multiple_values=not prefix)
-    except ijson.JSONError as error:
-        raise ValueError(_first_line(error)) from error
-
-
 def _csv(file: IO[bytes], delimiter: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(_LARGEST_FIELD)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
-        for row in csv.DictReader(text, delimiter=delimiter, strict=True):
+        rows = csv.DictReader(text, delimiter=delimiter, strict=True)
+        _check_names(rows.fieldnames or ())
+        for row in rows:
             if None in row or None in row.values():
                 raise ValueError(f"a row of {len(row)} fields does not fit the header")
             yield {key: _cell(key, value) for key, value in row.items()}
@@ -182,10 +198,19 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=256):
                 yield from map(_without_nulls, batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
         raise ValueError(_first_line(error)) from error
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"it has two columns {twice[:60]!r}")
 
 
 def _without_nulls(value: Any) -> Any:
@@ -208,8 +233,7 @@ def _open(path: Path) -> IO[bytes]:
 
 def _ending(name: str) -> str:
     """`.csv` of `data.csv` and of `data.csv.gz`."""
-    stem = name.partition("@")[0] if name.startswith("hf://") else name
-    lower = stem.lower()
+    lower = name.lower()
     for packed in (".gz", ".zst", ".bz2"):
         lower = lower.removesuffix(packed)
     return next((ending for ending in _DELIMITERS if lower.endswith(ending)), "")

@@ -66,7 +66,7 @@ def _preview_row(source: DataSource, line: int, conversation: Conversation, rend
     notes = []
     if conversation.shape != MESSAGES:
         notes.append(f"read as {conversation.shape}")
-    if untrained := sum(not message.trained for message in conversation.messages):
+    if untrained := sum(not message.trained for message in conversation.messages if message.role == "assistant"):
         notes.append(f"{untrained} of its answers are not trained on (weight 0)")
     if tokenized.retokenized:
         notes.append("the prompt alone has other tokens than within the whole text: tokenized again, split at its end")

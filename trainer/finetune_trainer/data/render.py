@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Protocol
@@ -22,7 +21,11 @@ _DATE_FUNCTION = "strftime_now"
 Tools = Sequence[Mapping[str, Any]]
 
 _TOOLS, _CALLS = "tools", "tool_calls"
-_FIELDS = ("reasoning_content", "tool_call_id", "name")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+FIELDS = (*_THOUGHTS, "tool_call_id", "name")
+"""What a chat template is given of a message, besides role, content and tool calls."""
+_USUAL, _WITH_TOOLS = "default", "tool_use"
+"""transformers' names for two of several templates."""
 
 _DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%"
 """Letters that strftime replaces behind a %, the last one after the others."""
@@ -120,22 +123,32 @@ class TemplateRenderer:
         self.bos = bos
         self._tokenizer = tokenizer
         self._only_whole = only_whole
-        # None lets the tokenizer choose: it may have several.
-        asks = asks_for_date(tokenizer.chat_template)
-        self._template = _dated(tokenizer.get_chat_template(), day or today()) if asks else None
+        own = tokenizer.chat_template
+        # A tokenizer may have several.
+        usual = own.get(_USUAL, next(iter(own.values()))) if isinstance(own, dict) else own
+        with_tools = own.get(_WITH_TOOLS, usual) if isinstance(own, dict) else usual
+        day = day or today()
+        self._template, self._template_with_tools = (
+            _dated(text, day) if asks_for_date(text) else text for text in (usual, with_tools)
+        )
         self._check_writes_text()
 
     def render(self, messages: Sequence[Message], tools: Tools = ()) -> list[Rendering]:
         """The whole conversation, and each turn apart that it does not cover."""
-        whole = self._text(messages, tools)
+        # One for the whole and for its beginnings, in which nothing may be called yet.
+        template = self._template_for(messages, tools)
+        whole = self._text(messages, tools, template)
+        for name in _called(messages):
+            if name not in whole:
+                raise RowError(f"calls {name[:60]}, which the tokenizer's chat template does not write.")
         if self._only_whole:
             return [Rendering(whole, ())]
         turns, apart = [], []
         for index, message in enumerate(messages):
             if message.role != "assistant" or not message.trained:
                 continue
-            prompt = self._text(messages[:index], tools, add_generation_prompt=True)
-            upto = whole if index == len(messages) - 1 else self._text(messages[: index + 1], tools)
+            prompt = self._text(messages[:index], tools, template, add_generation_prompt=True)
+            upto = whole if index == len(messages) - 1 else self._text(messages[: index + 1], tools, template)
             if whole.startswith(prompt) and whole.startswith(upto) and len(prompt) < len(upto):
                 turns.append(Turn(len(prompt), len(upto)))
             elif upto.startswith(prompt) and len(prompt) < len(upto):
@@ -149,12 +162,16 @@ class TemplateRenderer:
 
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """The inference prompt after `messages`."""
-        return self._text(messages, tools, add_generation_prompt=True)
+        return self._text(messages, tools, self._template_for(messages, tools), add_generation_prompt=True)
+
+    def _template_for(self, messages: Sequence[Message], tools: Tools) -> str:
+        speaks_of_tools = bool(tools) or any(each.role == "tool" or _CALLS in each.fields for each in messages)
+        return self._template_with_tools if speaks_of_tools else self._template
 
     def _check_writes_text(self) -> None:
         """Templates of some multimodal models write nothing of a content that is a text and no list of parts."""
         try:
-            text = self._text([Message("user", _PROBE)])
+            text = self._text([Message("user", _PROBE)], (), self._template)
         except RowError:  # Rows are refused with the template's own words.
             return
         if _PROBE not in text:
@@ -164,7 +181,9 @@ class TemplateRenderer:
                 "user and assistant formats in generation_config.prompt_format instead.",
             )
 
-    def _text(self, messages: Sequence[Message], tools: Tools = (), *, add_generation_prompt: bool = False) -> str:
+    def _text(
+        self, messages: Sequence[Message], tools: Tools, template: str, *, add_generation_prompt: bool = False
+    ) -> str:
         if not messages:
             raise RowError("begins with an assistant message, which the tokenizer's chat template cannot prompt for.")
         plain = [{"role": message.role, "content": message.content, **message.fields} for message in messages]
@@ -172,7 +191,7 @@ class TemplateRenderer:
             text = self._tokenizer.apply_chat_template(
                 plain,
                 tools=list(tools) or None,
-                chat_template=self._template,
+                chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -181,20 +200,28 @@ class TemplateRenderer:
         return str(text)
 
 
+def _called(messages: Sequence[Message]) -> list[str]:
+    """Names of the functions that are called."""
+    calls = [call for message in messages for call in message.fields.get(_CALLS, ())]
+    return [str(call.get("function", call)["name"]) for call in calls]
+
+
 def asks_for_date(template: object) -> bool:
     """Whether a chat template (its text, several by name, or None) may write today's date."""
     return _DATE_FUNCTION in str(template)
 
 
 def takes_tools(template: object) -> bool:
-    """Whether a chat template writes tools and their calls."""
-    return _TOOLS in str(template) and _CALLS in str(template)
-
-
-def fields_taken(template: object) -> tuple[str, ...]:
-    """What a chat template writes of a message, besides its content and its tool calls."""
+    """Whether a chat template (its text, several by name, or None) writes tools and their calls."""
     text = str(template)
-    return tuple(name for name in _FIELDS if re.search(rf"message(\.{name}\b|\[['\"]{name}['\"]\])", text))
+    return _TOOLS in text and _CALLS in text
+
+
+def unwritten_fields(template: object) -> tuple[str, ...]:
+    """Which of FIELDS a chat template does not know; the names of a thought stand for each other."""
+    text = str(template)
+    thinks = any(name in text for name in _THOUGHTS)
+    return tuple(name for name in FIELDS if not (thinks if name in _THOUGHTS else name in text))
 
 
 def _dated(template: str, day: date) -> str:

@@ -42,6 +42,8 @@ class Shaped:
     messages: Any
     used: frozenset[str]
     """Keys of the row that had a meaning."""
+    untrained: frozenset[int] = frozenset()
+    """Numbers of messages, from 1, that belong to the prompt."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ def _sharegpt(row: Row) -> Shaped:
     if not isinstance(turns, list):
         raise ShapeError('"conversations" must be a list of objects with from and value.')
     if turns and all(isinstance(turn, dict) and "role" in turn and "from" not in turn for turn in turns):
-        return Shaped("conversations", turns, frozenset({"conversations"}))
-    return Shaped("conversations with from and value", [_turn(*each) for each in enumerate(turns, 1)], _CONVERSATIONS)
+        return Shaped("conversations", [*_system(row), *turns], _CONVERSATIONS | {"system"})
+    found = [*_system(row), *(_turn(*each) for each in enumerate(turns, 1))]
+    return Shaped("conversations with from and value", found, _CONVERSATIONS | {"system"})
 
 
 def _turn(number: int, turn: Any) -> dict[str, Any]:
@@ -93,27 +96,37 @@ def _turn(number: int, turn: Any) -> dict[str, Any]:
         known = ", ".join(_SPEAKERS)
         raise ShapeError(f"turn {number} is from {_cut(repr(speaker))}, which is nobody known: speakers are {known}.")
     others = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    return {"role": role, "content": turn["value"], **others}
+    return {**others, "role": role, "content": turn["value"]}
 
 
 def _prompt_and_completion(row: Row) -> Shaped:
     prompt, completion = row["prompt"], row["completion"]
-    used = frozenset({"prompt", "completion"})
+    used = frozenset({"prompt", "completion", "system"})
+    system = _system(row)
     if isinstance(prompt, list) and isinstance(completion, list):
-        # Only the completion is trained on.
-        before = [{**m, "weight": 0} if isinstance(m, dict) and m.get("role") == "assistant" else m for m in prompt]
-        return Shaped("prompt and completion, each a list of messages", [*before, *completion], used)
-    return Shaped("prompt and completion", _question_and_answer(prompt, completion), used)
+        before = [*system, *prompt]
+        untrained = frozenset(range(1, len(before) + 1))
+        name = "prompt and completion, each a list of messages"
+        return Shaped(name, [*before, *completion], used, untrained)
+    return Shaped("prompt and completion", [*system, *_question_and_answer(prompt, completion)], used)
 
 
 def _instruction(row: Row) -> Shaped:
-    instruction, given = row["instruction"], row.get("input")
-    if isinstance(instruction, str) and isinstance(given, str) and given.strip():
-        instruction = f"{instruction}\n\n{given}"
-    messages = _question_and_answer(instruction, row["output"])
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        messages = [{"role": "system", "content": row["system"]}, *messages]
+    parts = [row["instruction"], row.get("input")]
+    for name, part in zip(("instruction", "input"), parts, strict=True):
+        if part is not None and not isinstance(part, str):
+            raise ShapeError(f'has an "{name}" that is no text.')
+    question = "\n\n".join(part for part in parts if part and part.strip())
+    messages = [*_system(row), *_question_and_answer(question, row["output"])]
     return Shaped("instruction, input and output", messages, frozenset({"instruction", "input", "output", "system"}))
+
+
+def _system(row: Row) -> list[dict[str, Any]]:
+    """The system message that stands beside the others; an empty one is none."""
+    text = row.get("system")
+    if text is not None and not isinstance(text, str):
+        raise ShapeError('has a "system" that is no text.')
+    return [{"role": "system", "content": text}] if text and text.strip() else []
 
 
 def _preference(_: Row) -> Shaped:

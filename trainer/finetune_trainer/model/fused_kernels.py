@@ -8,6 +8,7 @@ https://github.com/linkedin/Liger-Kernel
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ _CLOSE = {torch.float32: 1e-5}
 _CLOSE_HALF = 1e-2
 _ROTARY = "apply_rotary_pos_emb"
 _TOKENS = 5
+_SCALES = 1.0, 30.0, 1000.0
+"""Of what a module is tried on: one that clamps is another only for large numbers."""
 
 
 @dataclass
@@ -64,15 +67,18 @@ def fuse_kernels(decoder: Any, device: torch.device, dtype: torch.dtype) -> Fuse
     for module in decoder.modules():
         if "forward" in vars(module):
             continue
+        if not _takes_one_argument(module):
+            continue
         if (size := _norm_size(module)) is not None:
-            kind = type(module), size, _epsilon(module)
+            kind = type(module), size, _settings(module)
             if kind not in kinds:
                 kinds[kind] = _closest(module, _norm_candidates(), (1, _TOKENS, size), device, dtype)
             _replace(module, kinds[kind], found.norms)
         elif _is_gated(module):
-            kind = type(module), module.gate_proj.in_features
+            size = module.gate_proj.in_features
+            kind = type(module), size, _settings(module)
             if kind not in kinds:
-                kinds[kind] = _closest(module, [_gated], (1, _TOKENS, kind[1]), device, dtype)
+                kinds[kind] = _closest(module, [_gated], (1, _TOKENS, size), device, dtype)
             _replace(module, kinds[kind], found.gated)
     found.rotary = _fuse_rotary(decoder, device, dtype)
     return found
@@ -82,6 +88,17 @@ def _replace(module: nn.Module, forward: Callable[..., torch.Tensor] | None, rep
     if forward is not None:
         module.forward = partial(forward, module)
         replaced.append(module)
+
+
+def _takes_one_argument(module: nn.Module) -> bool:
+    """Of others it cannot be known what their callers pass: norms of state-space layers may be given a gate."""
+    return len(inspect.signature(type(module).forward).parameters) == len(("self", "x"))
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """Numbers and names that a module keeps; layers of one class may differ in them."""
+    found = ((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str))
+    return tuple(sorted((name, value) for name, value in found if name != "training"))
 
 
 def _norm_size(module: nn.Module) -> int | None:
@@ -171,13 +188,17 @@ def _closest(
     """The candidate that computes what `module` does; None where none does."""
 
     def outcome(forward: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        found = []
         torch.manual_seed(0)
-        x = _drawn(shape, device, dtype)
-        out = forward(x)
-        # Not of its square, which no norm lets change.
-        return [out, *torch.autograd.grad(out, x, _drawn(out.shape, device, out.dtype))]
+        for scale in _SCALES:
+            x = (_drawn(shape, device, dtype) * scale).detach().requires_grad_()
+            out = forward(x)
+            # Not of its square, which no norm lets change.
+            found += [out, *torch.autograd.grad(out, x, _drawn(out.shape, device, out.dtype))]
+        return found
 
-    with _trial(device):
+    # With dropout: where the module's own code drops something, that is another result.
+    with _trial(device), _training(module):
         try:
             own = outcome(module.forward)
             found = [(_apart(own, outcome(partial(each, module))), each) for each in candidates]
@@ -185,6 +206,17 @@ def _closest(
             return None
     apart, best = min(found, key=lambda each: each[0])
     return best if apart <= _CLOSE.get(dtype, _CLOSE_HALF) else None
+
+
+@contextmanager
+def _training(module: nn.Module) -> Iterator[None]:
+    modes = [(each, each.training) for each in module.modules()]
+    module.train()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
 
 
 @contextmanager

@@ -7,6 +7,7 @@ rows in that order, and a run costs what its rows add to each other.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,19 +56,20 @@ def packs_of(sequences: Sequence[TokenPair], *, budget: int, share: bool, whole:
     return _packs(cut, shared, groups)
 
 
-def prefixed_packs_of(sequences: Sequence[TokenPair], *, budget: int) -> list[Pack | PrefixedPacks]:
+def prefixed_packs_of(sequences: Sequence[TokenPair], *, budget: int, cost: float = 1.0) -> list[Pack | PrefixedPacks]:
     """As `packs_of`, which shares; but what rows of several packs begin with is computed once where that is less work.
 
     Args:
         sequences: as in `packs_of`.
         budget: most tokens of a prefix with one of its packs.
+        cost: of how many tokens of a pack a token of a prefix takes the memory.
     """
     cut, shared = _in_order(sequences, share=True)
     found: list[Pack | PrefixedPacks] = []
     rest: list[_Sequence] = []
     for first, last in _families(shared):
         family, common = cut[first:last], [0, *shared[first + 1 : last]]
-        prefixed = _prefixed(family, common, budget)
+        prefixed = _prefixed(family, common, budget, cost)
         if prefixed is None:
             rest += family
         else:
@@ -172,16 +174,17 @@ def _families(shared: Sequence[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise([*starts, len(shared)]))
 
 
-def _prefixed(family: Sequence[_Sequence], shared: Sequence[int], budget: int) -> PrefixedPacks | None:
+def _prefixed(family: Sequence[_Sequence], shared: Sequence[int], budget: int, cost: float) -> PrefixedPacks | None:
     """Sequences that begin alike, if they fill several packs and a prefix of their own is less work."""
     lengths = [len(sequence.ids) for sequence in family]
-    groups, cost = _groups(lengths, shared, budget)
+    groups, work = _groups(lengths, shared, budget)
     prefix = min(shared[1:], default=0)
-    if len(groups) == 1 or prefix >= budget:
+    room = budget - math.ceil(prefix * cost)
+    if len(groups) == 1 or room <= 0:
         return None
     behind = [length - prefix for length in lengths], [0, *(common - prefix for common in shared[1:])]
-    _, others = _groups(*behind, budget - prefix)
-    return _behind(family, shared, prefix, budget - prefix) if _PACK_COST + prefix + others < cost else None
+    _, others = _groups(*behind, room)
+    return _behind(family, shared, prefix, room) if _PACK_COST + prefix + others < work else None
 
 
 def _behind(family: Sequence[_Sequence], shared: Sequence[int], prefix: int, budget: int) -> PrefixedPacks:

@@ -33,6 +33,8 @@ class Batching:
     """Padded batches are at least so many tokens wide."""
     prefixes: bool = False
     """What rows of several packs begin with is computed once for all of them."""
+    prefix_cost: float = 1.0
+    """Of how many tokens of a pack a token of a prefix takes the memory."""
     whole_rows: bool = False
     """Some layers compute each row of a pack whole, so the bound of a pack counts what rows share once for each."""
 
@@ -57,7 +59,7 @@ class Batching:
     def batches(self, rows: Sequence[list[TokenPair]]) -> list[AnyBatch]:
         """Batches of one or more rows, largest first, so that memory runs out early if it does."""
         if self.prefixes and self._shares:
-            return [*prefixed_packs_of(_flat(rows), budget=self.tokens_per_pack)]
+            return [*prefixed_packs_of(_flat(rows), budget=self.tokens_per_pack, cost=self.prefix_cost)]
         if self.packs:
             return [*packs_of(_flat(rows), budget=self.tokens_per_pack, share=self._shares, whole=self.whole_rows)]
         if self.layout is BatchLayout.SINGLE_ROWS:

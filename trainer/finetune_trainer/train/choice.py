@@ -26,6 +26,7 @@ from finetune_trainer.train.memory import (
     KeptBytes,
     checkpointed_bytes_per_token,
     enough_tokens,
+    prefix_bytes_per_token,
     tokens_that_fit,
 )
 from finetune_trainer.train.remembered import Measured, Remembered
@@ -147,23 +148,27 @@ def choose(
         tokens = before
     tokens = min(tokens, most_tokens(model.base) or tokens, bound or tokens)
     batching = replace(batching, tokens_per_pack=tokens)
-    # Sharded models have to run equally many passes on all ranks.
-    prefixes = not model.sharded and any(isinstance(batch, PrefixedPacks) for batch in _as_one_step(rows, batching))
-    batching = replace(batching, prefixes=prefixes)
+    batching = replace(batching, prefix_cost=_prefix_cost(model, kept, checkpointed))
+    # Sharded models have to run equally many passes on all ranks; and what bounds packs may be that places are counted
+    # from where a pass begins.
+    can_prefix = not model.sharded and most_tokens(model.base) is None
+    wanted = can_prefix and any(isinstance(batch, PrefixedPacks) for batch in _as_one_step(rows, batching))
+    batching = replace(batching, prefixes=not ranks.any(not wanted))
     gate = Gate(model, ranks)
     sample_tokens = min(SAMPLE_TOKENS[model.device.type], tokens)
     sample = sample_of(rows, sample_tokens)
     one_by_one = chooses_among_equals(model.base, longest)
-    if known is not None and (known.sample_tokens, known.prefixes_asked) == (sample_tokens, prefixes):
-        verdict = gate.as_before(known)
-    elif one_by_one is None:
-        verdict = gate.choose(sample, batching)
-        if remembered is not None and ranks.is_first and _is_simple(verdict):
-            differences = float(verdict.loss_difference or 0), float(verdict.gradient_difference or 0)
-            remembered.keep(Measured(kept, sample_tokens, prefixes, verdict.prefixes, *differences))
-    else:
+    if one_by_one is not None:
         padded = gate.choose(sample, replace(batching, layout=BatchLayout.PADDED))
         verdict = Verdict(BatchLayout.SINGLE_ROWS, refused=one_by_one, seconds=padded.seconds)
+    else:
+        case = (sample_tokens, checkpointed, batching.prefixes)
+        same = known is not None and (known.sample_tokens, known.checkpointed, known.prefixes_asked) == case
+        found = gate.as_before(known) if known is not None and same else None
+        verdict = found or gate.choose(sample, batching)
+        if remembered is not None and ranks.is_first and _is_simple(verdict):
+            differences = float(verdict.loss_difference or 0), float(verdict.gradient_difference or 0)
+            remembered.keep(Measured(kept, *case, verdict.prefixes, *differences))
     batching = replace(batching, layout=verdict.layout, prefixes=verdict.prefixes, whole_rows=verdict.rows_apart > 0)
     if batching.layout is BatchLayout.PADDED:
         fit = _power_of_two(fitting // max(longest, batching.length or 0))
@@ -171,9 +176,17 @@ def choose(
     return Choice(batching, checkpointed, verdict, may_checkpoint=asked is None)
 
 
+def _prefix_cost(model: AdaptedModel, kept: float, checkpointed: int) -> float:
+    """Of how many tokens a token of a prefix takes the memory."""
+    config = model.base.config.get_text_config()
+    each = checkpointed_bytes_per_token(config, kept, model.dtype, checkpointed) if checkpointed else kept
+    return 1 + prefix_bytes_per_token(config, model.dtype, checkpointed=checkpointed > 0) / max(each, 1.0)
+
+
 def _is_simple(verdict: Verdict) -> bool:
     """Whether another run need only do the same: nothing was refused, and no layer computes rows apart."""
-    return verdict.layout is BatchLayout.SHARED_PREFIX and not verdict.refused and not verdict.rows_apart
+    plain = verdict.layout is BatchLayout.SHARED_PREFIX and not verdict.refused and not verdict.rows_apart
+    return plain and not verdict.earlier
 
 
 def _as_one_step(rows: list[list[TokenPair]], batching: Batching) -> list[AnyBatch]:

@@ -122,10 +122,18 @@ class Gate:
             verdict = self._choose(sample, batching)
         return replace(verdict, seconds=time.monotonic() - began)
 
-    def as_before(self, measured: Measured) -> Verdict:
-        """What was found of this very case before; the model is left as that needs it."""
+    def as_before(self, measured: Measured) -> Verdict | None:
+        """What was found of this very case before; the model is left as that needs it. None where it cannot be."""
         self._model.fuse()
-        self._model.take_packs()
+        refused = False
+        try:
+            self._model.take_packs()
+        except PackingRefusedError:
+            refused = True
+        if self._ranks.any(refused):
+            self._model.leave_packs()
+            self._model.unfuse()
+            return None
         return Verdict(
             BatchLayout.SHARED_PREFIX,
             measured.loss_difference,

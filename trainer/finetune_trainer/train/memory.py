@@ -57,6 +57,26 @@ def checkpointed_bytes_per_token(config: Any, kept: float, dtype: torch.dtype, e
     return again * hidden * dtype.itemsize + (layers - again + 1) * kept / layers
 
 
+def prefix_bytes_per_token(config: Any, dtype: torch.dtype, *, checkpointed: bool) -> float:
+    """What a token of a prefix takes besides, for as long as packs lie behind it: float32 sums of the gradients of its
+    keys and values, and where layers are computed again, these themselves.
+
+    Args:
+        config: the language model's.
+        dtype: of the activations.
+        checkpointed: whether any layers are.
+    """
+    heads = int(config.num_attention_heads)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    if getattr(config, "kv_lora_rank", None):
+        # Latent attention: keys and values of all heads are made of what is small.
+        width = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
+    else:
+        width = 2 * int(getattr(config, "num_key_value_heads", None) or heads) * size
+    sums = torch.float32.itemsize
+    return float(config.num_hidden_layers * width * (sums + (dtype.itemsize if checkpointed else 0)))
+
+
 def tokens_that_fit(bytes_per_token: float, *, device: torch.device, processes: int, reserved: int) -> int:
     """Tokens that may be in a pack.
 

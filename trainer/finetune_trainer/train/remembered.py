@@ -21,7 +21,7 @@ import torch
 from finetune_trainer.model.batch import TokenPair
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+_LIBRARIES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Measured:
     kept_bytes_per_token: float
     sample_tokens: int
     """That the gate was allowed."""
+    checkpointed: int
+    """As `Choice.checkpointed`: the gate measures layers that are computed again."""
     prefixes_asked: bool
     prefixes: bool
     loss_difference: float
@@ -45,7 +47,7 @@ class Measured:
         return cls(**value)
 
 
-_EXAMPLE = Measured(0.0, 0, False, False, 0.0, 0.0)
+_EXAMPLE = Measured(0.0, 0, 0, False, False, 0.0, 0.0)
 
 
 class Remembered:
@@ -55,13 +57,19 @@ class Remembered:
         folder: of this machine's cache.
         case: all that the answer depends on, besides libraries, this package and the device; as JSON has it.
         rows: those that are measured.
-        device: what is trained on.
+        devices: names of what the processes train on.
     """
 
     def __init__(
-        self, folder: Path, case: Mapping[str, Any], rows: Sequence[list[TokenPair]], device: torch.device
+        self, folder: Path, case: Mapping[str, Any], rows: Sequence[list[TokenPair]], devices: Sequence[str]
     ) -> None:
-        whole = {**case, "code": _code(), "device": _name_of(device), "libraries": _versions(), "rows": _digest(rows)}
+        whole = {
+            **case,
+            "code": _code(),
+            "devices": sorted(set(devices)),
+            "libraries": _versions(),
+            "rows": _digest(rows),
+        }
         text = json.dumps(whole, sort_keys=True, default=str)
         self._path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
@@ -90,7 +98,8 @@ def _code() -> str:
     return found.hexdigest()
 
 
-def _name_of(device: torch.device) -> str:
+def name_of(device: torch.device) -> str:
+    """What rounds as another of the same name does."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
