@@ -22,6 +22,7 @@ from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.choice import Choice
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import without_dropout
+from tests.architectures.zoo import MODEL_TYPES, tiny_config
 from tests.trainer.train.test_gate import INDEXED, LATENT, ready, rows, tiny
 
 CPU = torch.device("cpu")
@@ -221,3 +222,15 @@ def test_rows_run_alone_where_an_indexer_could_choose_among_equals(heads: int, l
     found = choose(model, fit=100_000, asked=None)
     assert found.batching.layout is layout
     assert ("tells equals apart" in found.verdict.refused) == (layout is BatchLayout.SINGLE_ROWS)
+
+
+@pytest.mark.filterwarnings("ignore")  # each architecture has its own
+def test_what_a_prefix_takes_is_known_of_every_type_of_model() -> None:
+    seen = 0
+    for kind in MODEL_TYPES:
+        try:
+            config = tiny_config(kind).get_text_config()
+        except ValueError:
+            continue  # Several parts are texts: no model that gets as far.
+        seen += memory.prefix_bytes_per_token(config, torch.bfloat16, checkpointed=True) > 0
+    assert seen > 150

@@ -148,10 +148,11 @@ def choose(
         tokens = before
     tokens = min(tokens, most_tokens(model.base) or tokens, bound or tokens)
     batching = replace(batching, tokens_per_pack=tokens)
-    batching = replace(batching, prefix_cost=_prefix_cost(model, kept, checkpointed))
     # Sharded models have to run equally many passes on all ranks; and what bounds packs may be that places are counted
     # from where a pass begins.
-    can_prefix = not model.sharded and most_tokens(model.base) is None
+    can_prefix = batching.packs and not model.sharded and most_tokens(model.base) is None
+    if can_prefix:
+        batching = replace(batching, prefix_cost=_prefix_cost(model, kept, checkpointed))
     wanted = can_prefix and any(isinstance(batch, PrefixedPacks) for batch in _as_one_step(rows, batching))
     batching = replace(batching, prefixes=not ranks.any(not wanted))
     gate = Gate(model, ranks)

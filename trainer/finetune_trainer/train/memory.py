@@ -66,15 +66,28 @@ def prefix_bytes_per_token(config: Any, dtype: torch.dtype, *, checkpointed: boo
         dtype: of the activations.
         checkpointed: whether any layers are.
     """
-    heads = int(config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    if getattr(config, "kv_lora_rank", None):
-        # Latent attention: keys and values of all heads are made of what is small.
-        width = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
+    heads = _number(config, "num_attention_heads") or 1
+    # Where layers differ, the largest.
+    sizes = [_number(config, name) for name in ("head_dim", "global_head_dim")]
+    size = max(*(each or 0 for each in sizes), (_number(config, "hidden_size") or 0) // heads)
+    latent = [_number(config, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
+    if _number(config, "kv_lora_rank") and all(latent):
+        # Keys and values of all heads are made of what is small.
+        width = heads * sum(each or 0 for each in latent)
     else:
-        width = 2 * int(getattr(config, "num_key_value_heads", None) or heads) * size
+        width = 2 * size * (_number(config, "num_key_value_heads") or heads)
     sums = torch.float32.itemsize
-    return float(config.num_hidden_layers * width * (sums + (dtype.itemsize if checkpointed else 0)))
+    layers = _number(config, "num_hidden_layers") or 1
+    return float(layers * width * (sums + (dtype.itemsize if checkpointed else 0)))
+
+
+def _number(config: Any, name: str) -> int | None:
+    """Configurations lack what their model has not, and refuse what differs from layer to layer."""
+    try:
+        value = getattr(config, name, None)
+    except Exception:
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def tokens_that_fit(bytes_per_token: float, *, device: torch.device, processes: int, reserved: int) -> int:
