@@ -5,8 +5,6 @@ What can go wrong with a job goes wrong here, before any model is downloaded or 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from finetune_trainer import inputs
 from finetune_trainer.data.dataset import DataSource, TokenizedData, prepare
 from finetune_trainer.data.read import file_sha256
 from finetune_trainer.data.render import today
+from finetune_trainer.digest import digest_of
 from finetune_trainer.errors import JobError
 from finetune_trainer.job_output import JobOutput
 from finetune_trainer.model.sharding import sharding_notice
@@ -97,7 +96,7 @@ def prepare_run(
     train_sha256 = ranks.on_node_first(lambda: file_sha256(train_file))
     _same_everywhere(ranks, f"files at {spec.train_path}", train_sha256)
     identity = inputs.identity(job, train_sha256)
-    _same_everywhere(ranks, "jobs", _digest(identity))
+    _same_everywhere(ranks, "jobs", digest_of(identity))
     done = ranks.on_first(lambda: _finished(spec, context, identity, device))
     if done is not None:
         return done
@@ -204,10 +203,6 @@ def _same_everywhere(ranks: Ranks, what: str, digest: str) -> None:
             Reason.DATA_INVALID,
             f"The nodes read different {what}: give every node the same, or use an s3:// address.",
         )
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _pinned(spec: FineTuneJobSpec, context: RunContext, recorded: dict[str, Any]) -> Pins:

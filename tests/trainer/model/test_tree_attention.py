@@ -42,7 +42,7 @@ def pack_behind(before: int, rows: list[TokenPair]) -> Pack:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "MIN_SHARED", 1)
         cut, shared = packing._in_order(behind(before, rows), share=True)
-        found = packing._behind(cut, shared, before, 10_000)
+        found = packing._behind(cut, shared, before, [(0, len(cut))])
     (pack,) = found.packs
     assert pack.before == before
     return pack

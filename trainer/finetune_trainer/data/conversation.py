@@ -13,15 +13,14 @@ from typing import Any
 import orjson
 
 from finetune_api.prompt_format import Message
-from finetune_trainer.data.shapes import MESSAGES, ShapeError, example_of, shaped
+from finetune_trainer.data.shapes import MESSAGES, ShapeError, cut, example_of, shaped
 
 ROLES = ("system", "user", "assistant")
 
 _SAME_ROLE = {"developer": "system", "function": "tool"}
 """OpenAI's names, one since 2024 and one before 2023."""
 
-_CALLS = "tool_calls"
-_TOOLS = "tools"
+TOOLS, CALLS = "tools", "tool_calls"
 
 _SHOWN_CHARACTERS = 60
 """How much of a row's own text a sentence repeats."""
@@ -103,8 +102,8 @@ def parse_row(line: bytes, rules: RowRules) -> Conversation:
     if found.shape == MESSAGES and len(row) == 1 and max(map(len, messages)) == 2:
         return Conversation(parsed)
     tools = _tools(row, rules)
-    used = {*found.used, *({_TOOLS if row.get(_TOOLS) else "functions"} if tools else ())}
-    unused = [key for key in row if key not in used and not (key in (_TOOLS, "functions", "system") and not row[key])]
+    used = {*found.used, *({TOOLS if row.get(TOOLS) else "functions"} if tools else ())}
+    unused = [key for key in row if key not in used and not (key in (TOOLS, "functions", "system") and not row[key])]
     unused += [f"messages[].{key}" for message in messages for key in message if not _has_meaning(key, message, rules)]
     return Conversation(parsed, tuple(dict.fromkeys(map(_cut, unused))), found.shape, tools)
 
@@ -146,14 +145,14 @@ def _message(number: int, message: Any, rules: RowRules) -> Message:
     if isinstance(role, str):
         role = _SAME_ROLE.get(role, role)
         legacy = message.get("function_call")
-        if legacy and not message.get(_CALLS):
-            message = {**message, _CALLS: [{"type": "function", "function": legacy}]}
+        if legacy and not message.get(CALLS):
+            message = {**message, CALLS: [{"type": "function", "function": legacy}]}
     if role not in ROLES and not (role == "tool" and rules.tools):
         if role == "tool":
             raise RowError(f"message {number} is a tool's result, which {_NEED_TEMPLATE}")
         known = "has no role" if role is None else f"has the unknown role {_cut(repr(role))}"
         raise RowError(f"message {number} {known}: roles are system, user and assistant.")
-    calls = message.get(_CALLS)
+    calls = message.get(CALLS)
     if calls and not rules.tools:
         raise RowError(f"message {number} ({role}) calls tools, which {_NEED_TEMPLATE}")
     if "content" not in message and not calls and not message.get("refusal"):
@@ -163,7 +162,7 @@ def _message(number: int, message: Any, rules: RowRules) -> Message:
         raise RowError(f"message {number} ({role}) has an empty content.")
     fields = {key: message[key] for key in rules.fields if message.get(key) is not None}
     if calls:
-        fields[_CALLS] = _calls(number, calls)
+        fields[CALLS] = _calls(number, calls)
     return Message(role, content, _is_trained(number, role, message) or not rules.needs_answer, fields)
 
 
@@ -171,7 +170,7 @@ def _content(number: int, role: str, message: dict[str, Any]) -> str:
     content = message.get("content")
     if content is None:
         # What OpenAI's models write where they decline.
-        content = message.get("refusal") or ("" if message.get(_CALLS) else None)
+        content = message.get("refusal") or ("" if message.get(CALLS) else None)
     if isinstance(content, list) and content:
         return "".join([_part(number, role, part) for part in content])
     if not isinstance(content, str):
@@ -201,7 +200,7 @@ def _is_trained(number: int, role: str, message: dict[str, Any]) -> bool:
 def _calls(number: int, calls: Any) -> list[Any]:
     """Tool calls with their arguments as an object, which is what chat templates take; OpenAI writes a JSON text."""
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise RowError(f"message {number} has {_CALLS} that are no list of objects.")
+        raise RowError(f"message {number} has {CALLS} that are no list of objects.")
     found = []
     for call in calls:
         function = call.get("function", call)
@@ -221,7 +220,7 @@ def _calls(number: int, calls: Any) -> list[Any]:
 
 
 def _tools(row: dict[str, Any], rules: RowRules) -> tuple[Mapping[str, Any], ...]:
-    tools = row.get(_TOOLS)
+    tools = row.get(TOOLS)
     if not tools and isinstance(row.get("functions"), list):
         tools = [{"type": "function", "function": function} for function in row["functions"]]
     if not tools:
@@ -240,7 +239,7 @@ def _has_meaning(key: str, message: dict[str, Any], rules: RowRules) -> bool:
         return rules.needs_answer and _SAME_ROLE.get(message["role"], message["role"]) == "assistant"
     if key in rules.fields:
         return key not in rules.unwritten
-    return key in (_CALLS, "function_call") or (key == "refusal" and message.get("content") is None)
+    return key in (CALLS, "function_call") or (key == "refusal" and message.get("content") is None)
 
 
 def _check_roles(messages: tuple[Message, ...], rules: RowRules) -> None:
@@ -261,7 +260,7 @@ def _names(row: dict[str, Any]) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+    return cut(text, _SHOWN_CHARACTERS)
 
 
 def _kind(value: Any) -> str:

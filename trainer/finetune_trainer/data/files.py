@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from finetune_api.outcome import Reason
 from finetune_trainer.data.json_elements import json_elements
-from finetune_trainer.data.read import file_sha256
+from finetune_trainer.data.read import file_sha256, readable
 from finetune_trainer.errors import JobError
 from finetune_trainer.storage.errors import local_errors
 
@@ -60,7 +60,7 @@ def as_jsonl(path: Path, name: str, cache: Path) -> Path:
     Raises:
         JobError: DataInvalid, the file is of a kind that is not read, or damaged; StorageNotFound, it cannot be read.
     """
-    with _open(path) as file:
+    with readable(path) as file:
         head = file.read(_HEAD_BYTES)
     if not _needs_writing(head, name):
         return path
@@ -129,7 +129,7 @@ def _not_text(value: object) -> object:
 
 
 def _rows(path: Path, name: str) -> Iterator[Any]:
-    with _open(path) as file:
+    with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         file.seek(0)
         if head.startswith(_PARQUET):
@@ -220,15 +220,6 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(inner) for inner in value]
     return value
-
-
-def _open(path: Path) -> IO[bytes]:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise JobError(
-            Reason.STORAGE_NOT_FOUND, f"{path} cannot be read ({error.strerror}): check the path."
-        ) from error
 
 
 def _ending(name: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,9 +179,20 @@ def file_sha256(path: Path) -> str:
     Raises:
         JobError: StorageNotFound, the file cannot be read.
     """
+    with readable(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[io.BufferedReader]:
+    """The file, opened.
+
+    Raises:
+        JobError: StorageNotFound, it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            yield file
     except OSError as error:
         raise JobError(
             Reason.STORAGE_NOT_FOUND, f"{path} cannot be read ({error.strerror}): check the path."

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from finetune_api.outcome import Reason
 from finetune_api.prompt_format import HuggingFaceChatTemplate, Message, PromptFormat, PromptFormatSpec, Rendering, Turn
-from finetune_trainer.data.conversation import Conversation, RowError
+from finetune_trainer.data.conversation import CALLS, TOOLS, Conversation, RowError
 from finetune_trainer.data.tokenizer import ModelTokenizer
 from finetune_trainer.errors import JobError
 
@@ -20,7 +20,6 @@ _DATE_FUNCTION = "strftime_now"
 
 Tools = Sequence[Mapping[str, Any]]
 
-_TOOLS, _CALLS = "tools", "tool_calls"
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 FIELDS = (*_THOUGHTS, "tool_call_id", "name")
 """What a chat template is given of a message, besides role, content and tool calls."""
@@ -165,7 +164,7 @@ class TemplateRenderer:
         return self._text(messages, tools, self._template_for(messages, tools), add_generation_prompt=True)
 
     def _template_for(self, messages: Sequence[Message], tools: Tools) -> str:
-        speaks_of_tools = bool(tools) or any(each.role == "tool" or _CALLS in each.fields for each in messages)
+        speaks_of_tools = bool(tools) or any(each.role == "tool" or CALLS in each.fields for each in messages)
         return self._template_with_tools if speaks_of_tools else self._template
 
     def _check_writes_text(self) -> None:
@@ -202,7 +201,7 @@ class TemplateRenderer:
 
 def _called(messages: Sequence[Message]) -> list[str]:
     """Names of the functions that are called."""
-    calls = [call for message in messages for call in message.fields.get(_CALLS, ())]
+    calls = [call for message in messages for call in message.fields.get(CALLS, ())]
     return [str(call.get("function", call)["name"]) for call in calls]
 
 
@@ -214,7 +213,7 @@ def asks_for_date(template: object) -> bool:
 def takes_tools(template: object) -> bool:
     """Whether a chat template (its text, several by name, or None) writes tools and their calls."""
     text = str(template)
-    return _TOOLS in text and _CALLS in text
+    return TOOLS in text and CALLS in text
 
 
 def unwritten_fields(template: object) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def example_of(row: Row) -> str:
     """The row that would be read, made of the texts of one that is not."""
     texts = [value for value in row.values() if isinstance(value, str) and value.strip()]
     user, answer = ([*texts, "…", "…"])[:2]
-    messages = [{"role": role, "content": _cut(text)} for role, text in (("user", user), ("assistant", answer))]
+    messages = [{"role": role, "content": cut(text)} for role, text in (("user", user), ("assistant", answer))]
     return json.dumps({"messages": messages}, ensure_ascii=False)
 
 
@@ -94,7 +94,7 @@ def _turn(number: int, turn: Any) -> dict[str, Any]:
     role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         known = ", ".join(_SPEAKERS)
-        raise ShapeError(f"turn {number} is from {_cut(repr(speaker))}, which is nobody known: speakers are {known}.")
+        raise ShapeError(f"turn {number} is from {cut(repr(speaker))}, which is nobody known: speakers are {known}.")
     others = {key: value for key, value in turn.items() if key not in ("from", "value")}
     return {**others, "role": role, "content": turn["value"]}
 
@@ -139,8 +139,9 @@ def _question_and_answer(question: Any, answer: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+def cut(text: str, most: int = _SHOWN_CHARACTERS) -> str:
+    """`text` as a sentence shows it."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
 _CONVERSATIONS = frozenset({"conversations"})

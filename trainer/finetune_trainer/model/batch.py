@@ -12,7 +12,9 @@ import torch
 IGNORED = -100
 """Target of a position that predicts nothing, as cross_entropy's ignore_index."""
 
-TokenPair = tuple[np.ndarray[Any, np.dtype[Any]], np.ndarray[Any, np.dtype[Any]]]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TokenPair = tuple[Array, Array]
 
 
 @dataclass(frozen=True)

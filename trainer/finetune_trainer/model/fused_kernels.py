@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from finetune_trainer.model.decoder import code_of
+from finetune_trainer.model.modes import modes_kept
 
 _CLOSE = {torch.float32: 1e-5}
 """Relative difference of result and gradient up to which two ways to compute are one."""
@@ -63,31 +64,25 @@ def fuse_kernels(decoder: Any, device: torch.device, dtype: torch.dtype) -> Fuse
     """
     found = FusedKernels()
     kinds: dict[tuple[Any, ...], Callable[..., torch.Tensor] | None] = {}
-    kind: tuple[Any, ...]
+    candidates: tuple[Callable[..., torch.Tensor], ...]
     for module in decoder.modules():
-        if "forward" in vars(module):
+        if "forward" in vars(module) or not _takes_one_argument(module):
             continue
-        if not _takes_one_argument(module):
-            continue
-        if (size := _norm_size(module)) is not None:
-            kind = type(module), size, _settings(module)
-            if kind not in kinds:
-                kinds[kind] = _closest(module, _norm_candidates(), (1, _TOKENS, size), device, dtype)
-            _replace(module, kinds[kind], found.norms)
+        size = _norm_size(module)
+        if size is not None:
+            candidates, replaced = _NORMS, found.norms
         elif _is_gated(module):
-            size = module.gate_proj.in_features
-            kind = type(module), size, _settings(module)
-            if kind not in kinds:
-                kinds[kind] = _closest(module, [_gated], (1, _TOKENS, size), device, dtype)
-            _replace(module, kinds[kind], found.gated)
+            size, candidates, replaced = module.gate_proj.in_features, (_gated,), found.gated
+        else:
+            continue
+        kind = type(module), size, _settings(module)
+        if kind not in kinds:
+            kinds[kind] = _closest(module, candidates, (1, _TOKENS, size), device, dtype)
+        if (forward := kinds[kind]) is not None:
+            module.forward = partial(forward, module)
+            replaced.append(module)
     found.rotary = _fuse_rotary(decoder, device, dtype)
     return found
-
-
-def _replace(module: nn.Module, forward: Callable[..., torch.Tensor] | None, replaced: list[nn.Module]) -> None:
-    if forward is not None:
-        module.forward = partial(forward, module)
-        replaced.append(module)
 
 
 def _takes_one_argument(module: nn.Module) -> bool:
@@ -115,18 +110,18 @@ def _epsilon(module: nn.Module) -> float | None:
     return next((value for value in found if isinstance(value, float)), None)
 
 
-def _norm_candidates() -> Iterator[Callable[..., torch.Tensor]]:
-    """Llama rounds before it multiplies by the weight, Gemma afterwards, with weights around 0 or around 1."""
-    for offset, casting in ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma")):
-        yield partial(_norm, offset, casting)
-
-
 def _norm(offset: float, casting: str, module: Any, x: torch.Tensor) -> torch.Tensor:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
     # Not in place: what comes back for the result may be somebody else's too.
     out: torch.Tensor = LigerRMSNormFunction.apply(x, module.weight, _epsilon(module), offset, casting, False)
     return out
+
+
+_NORMS: tuple[Callable[..., torch.Tensor], ...] = tuple(
+    partial(_norm, *each) for each in ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma"))
+)
+"""Llama rounds before it multiplies by the weight, Gemma afterwards, with weights around 0 or around 1."""
 
 
 def _is_gated(module: Any) -> bool:
@@ -198,7 +193,8 @@ def _closest(
         return found
 
     # With dropout: where the module's own code drops something, that is another result.
-    with _trial(device), _training(module):
+    with _trial(device), modes_kept(module):
+        module.train()
         try:
             own = outcome(module.forward)
             found = [(_apart(own, outcome(partial(each, module))), each) for each in candidates]
@@ -206,17 +202,6 @@ def _closest(
             return None
     apart, best = min(found, key=lambda each: each[0])
     return best if apart <= _CLOSE.get(dtype, _CLOSE_HALF) else None
-
-
-@contextmanager
-def _training(module: nn.Module) -> Iterator[None]:
-    modes = [(each, each.training) for each in module.modules()]
-    module.train()
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
 
 
 @contextmanager

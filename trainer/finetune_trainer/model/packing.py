@@ -10,12 +10,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from finetune_trainer.model.batch import IGNORED, TokenPair
+from finetune_trainer.model.batch import IGNORED, Array, TokenPair
 from finetune_trainer.model.prefix_tree import Node, Pack, PrefixedPacks
 
 MIN_SHARED = 4
@@ -26,8 +25,6 @@ _PACK_COST = 128
 
 _UNEVEN = 1 / 16
 """Of a full pack its size counts so much more: packs that are about equally full take the least memory."""
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ def packs_of(sequences: Sequence[TokenPair], *, budget: int, share: bool, whole:
         whole: whether the budget counts a common beginning once for every sequence that has it.
     """
     cut, shared = _in_order(sequences, share)
-    groups, _ = _groups([len(sequence.ids) for sequence in cut], [0] * len(cut) if whole else shared, budget)
-    return _packs(cut, shared, groups)
+    return _packs(cut, shared, _groups(_lengths(cut), _counted(shared, whole), budget)[0])
 
 
 def prefixed_packs_of(sequences: Sequence[TokenPair], *, budget: int, cost: float = 1.0) -> list[Pack | PrefixedPacks]:
@@ -68,30 +64,29 @@ def prefixed_packs_of(sequences: Sequence[TokenPair], *, budget: int, cost: floa
     found: list[Pack | PrefixedPacks] = []
     rest: list[_Sequence] = []
     for first, last in _families(shared):
-        family, common = cut[first:last], [0, *shared[first + 1 : last]]
-        prefixed = _prefixed(family, common, budget, cost)
+        family = cut[first:last]
+        prefixed = _prefixed(family, [0, *shared[first + 1 : last]], budget, cost)
         if prefixed is None:
             rest += family
         else:
             found.append(prefixed)
     if rest:
         shared = _all_shared(rest)
-        groups, _ = _groups([len(sequence.ids) for sequence in rest], shared, budget)
-        found += _packs(rest, shared, groups)
+        found += _packs(rest, shared, _groups(_lengths(rest), shared, budget)[0])
     return sorted(found, key=lambda batch: -batch.tokens)
 
 
 def behind_one_prefix(sequences: Sequence[TokenPair]) -> PrefixedPacks | None:
     """Each sequence in a pack of its own behind what all begin with; None where that is nothing."""
     cut, shared = _in_order(sequences, share=True)
-    prefix = min(shared[1:], default=0)
-    return _behind(cut, shared, prefix, budget=1) if prefix else None
+    prefix = _prefix_of(cut, shared)
+    return _behind(cut, shared, prefix, [(n, n + 1) for n in range(len(cut))]) if prefix else None
 
 
 def pack_count(sequences: Sequence[TokenPair], *, budget: int, share: bool, whole: bool = False) -> int:
     """How many packs `packs_of` makes of the same arguments."""
     cut, shared = _in_order(sequences, share)
-    return len(_groups([len(sequence.ids) for sequence in cut], [0] * len(cut) if whole else shared, budget)[0])
+    return len(_groups(_lengths(cut), _counted(shared, whole), budget)[0])
 
 
 def without_predictions(sequence: TokenPair) -> Pack:
@@ -110,6 +105,15 @@ def _in_order(sequences: Sequence[TokenPair], share: bool) -> tuple[list[_Sequen
 
 def _all_shared(ordered: Sequence[_Sequence]) -> list[int]:
     return [0] + [_shared(a.ids, b.ids) for a, b in itertools.pairwise(ordered)]
+
+
+def _lengths(cut: Sequence[_Sequence]) -> list[int]:
+    return [len(sequence.ids) for sequence in cut]
+
+
+def _counted(shared: list[int], whole: bool) -> list[int]:
+    """What a budget does not count once more."""
+    return [0] * len(shared) if whole else shared
 
 
 def _cut(ids: Array, trained: Array) -> _Sequence:
@@ -163,8 +167,10 @@ def _groups(lengths: Sequence[int], shared: Sequence[int], budget: int) -> tuple
     return groups[::-1], float(costs[-1])
 
 
-def _packs(cut: Sequence[_Sequence], shared: Sequence[int], groups: Sequence[tuple[int, int]]) -> list[Pack]:
-    packs = [_pack(cut[first:last], [0, *shared[first + 1 : last]]) for first, last in groups]
+def _packs(
+    cut: Sequence[_Sequence], shared: Sequence[int], groups: Sequence[tuple[int, int]], before: int = 0
+) -> list[Pack]:
+    packs = [_pack(cut[first:last], [0, *shared[first + 1 : last]], before) for first, last in groups]
     return sorted(packs, key=lambda pack: -pack.tokens)
 
 
@@ -174,25 +180,32 @@ def _families(shared: Sequence[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise([*starts, len(shared)]))
 
 
+def _prefix_of(family: Sequence[_Sequence], shared: Sequence[int]) -> int:
+    """Tokens that all begin with, and that leave each a token of its own."""
+    return min(min(shared[1:], default=0), *(length - 1 for length in _lengths(family)))
+
+
 def _prefixed(family: Sequence[_Sequence], shared: Sequence[int], budget: int, cost: float) -> PrefixedPacks | None:
     """Sequences that begin alike, if they fill several packs and a prefix of their own is less work."""
-    lengths = [len(sequence.ids) for sequence in family]
-    groups, work = _groups(lengths, shared, budget)
-    prefix = min(shared[1:], default=0)
+    lengths = _lengths(family)
+    prefix = _prefix_of(family, shared)
     room = budget - math.ceil(prefix * cost)
-    if len(groups) == 1 or room <= 0:
+    if sum(lengths) - sum(shared) <= budget or room <= 0:
         return None
-    behind = [length - prefix for length in lengths], [0, *(common - prefix for common in shared[1:])]
-    _, others = _groups(*behind, room)
-    return _behind(family, shared, prefix, room) if _PACK_COST + prefix + others < work else None
+    _, work = _groups(lengths, shared, budget)
+    groups, others = _groups([length - prefix for length in lengths], _behind_shared(shared, prefix), room)
+    return _behind(family, shared, prefix, groups) if _PACK_COST + prefix + others < work else None
 
 
-def _behind(family: Sequence[_Sequence], shared: Sequence[int], prefix: int, budget: int) -> PrefixedPacks:
+def _behind_shared(shared: Sequence[int], prefix: int) -> list[int]:
+    return [max(0, common - prefix) for common in shared]
+
+
+def _behind(
+    family: Sequence[_Sequence], shared: Sequence[int], prefix: int, groups: Sequence[tuple[int, int]]
+) -> PrefixedPacks:
     """Packs of what follows the first `prefix` tokens, which all have in common."""
-    # A row must have a token of its own.
-    prefix = min(prefix, *(len(sequence.ids) - 1 for sequence in family))
-    own, common = [], [0, *(max(0, each - prefix) for each in shared[1:])]
-    sources, targets = [], []
+    own, sources, targets = [], [], []
     for sequence in family:
         inside = sequence.sources < prefix
         sources.append(sequence.sources[inside])
@@ -202,9 +215,8 @@ def _behind(family: Sequence[_Sequence], shared: Sequence[int], prefix: int, bud
         # A prefix too goes through the head.
         sources, targets = [np.zeros(1, dtype=np.int64)], [np.full(1, IGNORED)]
     shared_part = _Sequence(family[0].ids[:prefix], np.concatenate(sources), np.concatenate(targets))
-    groups, _ = _groups([len(sequence.ids) for sequence in own], common, budget)
-    packs = [_pack(own[first:last], [0, *common[first + 1 : last]], prefix) for first, last in groups]
-    return PrefixedPacks(_pack([shared_part], [0]), tuple(sorted(packs, key=lambda pack: -pack.tokens)))
+    packs = _packs(own, _behind_shared(shared, prefix), groups, prefix)
+    return PrefixedPacks(_pack([shared_part], [0]), tuple(packs))
 
 
 @dataclass(eq=False)

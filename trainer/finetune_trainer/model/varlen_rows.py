@@ -42,7 +42,7 @@ def side_by_side(
     """Each row with itself, causally; scores are plain: no gradient comes back through the kernel's log-sum-exp."""
     from torch.nn.attention.varlen import varlen_attn
 
-    ends, longest = _ends(pack)
+    ends, longest = _ends(pack), pack.longest
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     out: Any = varlen_attn(
         q, k, v, ends, ends, longest, longest, scale=scores.scale, window_size=(-1, 0), enable_gqa=True
@@ -51,10 +51,10 @@ def side_by_side(
 
 
 @functools.lru_cache(maxsize=4)
-def _ends(pack: Pack) -> tuple[torch.Tensor, int]:
-    """Where rows begin and end, int32 [rows + 1], and the most tokens of one; made once per pack, for all layers."""
-    ends = torch.tensor([0, *(node.end for node in pack.nodes)], dtype=torch.int32, device=pack.input_ids.device)
-    return ends, pack.longest
+def _ends(pack: Pack) -> torch.Tensor:
+    """Where rows begin and end, int32 [rows + 1]; made once per pack, for all layers."""
+    ends = [0, *(node.end for node in pack.nodes)]
+    return torch.tensor(ends, dtype=torch.int32, device=pack.input_ids.device)
 
 
 @functools.cache

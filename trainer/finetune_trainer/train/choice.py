@@ -18,7 +18,7 @@ from finetune_api.outcome import BatchLayout
 from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import TokenPair, pad
 from finetune_trainer.model.packed_attention import chooses_among_equals, most_tokens
-from finetune_trainer.model.prefix_tree import AnyBatch, PrefixedPacks
+from finetune_trainer.model.prefix_tree import PrefixedPacks
 from finetune_trainer.train.batching import Batching
 from finetune_trainer.train.collective import Ranks
 from finetune_trainer.train.gate import Gate, Verdict, without_dropout
@@ -146,15 +146,15 @@ def choose(
     before = earlier.get("tokens_per_pack") if isinstance(earlier, dict) else None
     if isinstance(before, int) and 0 < before <= fitting:
         tokens = before
-    tokens = min(tokens, most_tokens(model.base) or tokens, bound or tokens)
+    most = most_tokens(model.base)
+    tokens = min(tokens, most or tokens, bound or tokens)
     batching = replace(batching, tokens_per_pack=tokens)
     # Sharded models have to run equally many passes on all ranks; and what bounds packs may be that places are counted
     # from where a pass begins.
-    can_prefix = batching.packs and not model.sharded and most_tokens(model.base) is None
-    if can_prefix:
-        batching = replace(batching, prefix_cost=_prefix_cost(model, kept, checkpointed))
-    wanted = can_prefix and any(isinstance(batch, PrefixedPacks) for batch in _as_one_step(rows, batching))
-    batching = replace(batching, prefixes=not ranks.any(not wanted))
+    if batching.packs and not model.sharded and most is None:
+        prefixed = replace(batching, prefixes=True, prefix_cost=_prefix_cost(model, kept, checkpointed))
+        wanted = any(isinstance(batch, PrefixedPacks) for batch in prefixed.batches(rows))
+        batching = replace(prefixed, prefixes=not ranks.any(not wanted))
     gate = Gate(model, ranks)
     sample_tokens = min(SAMPLE_TOKENS[model.device.type], tokens)
     sample = sample_of(rows, sample_tokens)
@@ -168,8 +168,17 @@ def choose(
         found = gate.as_before(known) if known is not None and same else None
         verdict = found or gate.choose(sample, batching)
         if remembered is not None and ranks.is_first and _is_simple(verdict):
-            differences = float(verdict.loss_difference or 0), float(verdict.gradient_difference or 0)
-            remembered.keep(Measured(kept, *case, verdict.prefixes, *differences))
+            remembered.keep(
+                Measured(
+                    kept_bytes_per_token=kept,
+                    sample_tokens=sample_tokens,
+                    checkpointed=checkpointed,
+                    prefixes_asked=batching.prefixes,
+                    prefixes=verdict.prefixes,
+                    loss_difference=verdict.loss_difference or 0.0,
+                    gradient_difference=verdict.gradient_difference or 0.0,
+                )
+            )
     batching = replace(batching, layout=verdict.layout, prefixes=verdict.prefixes, whole_rows=verdict.rows_apart > 0)
     if batching.layout is BatchLayout.PADDED:
         fit = _power_of_two(fitting // max(longest, batching.length or 0))
@@ -180,7 +189,7 @@ def choose(
 def _prefix_cost(model: AdaptedModel, kept: float, checkpointed: int) -> float:
     """Of how many tokens a token of a prefix takes the memory."""
     config = model.base.config.get_text_config()
-    each = checkpointed_bytes_per_token(config, kept, model.dtype, checkpointed) if checkpointed else kept
+    each = _bytes_per_token(model, kept, checkpointed)
     return 1 + prefix_bytes_per_token(config, model.dtype, checkpointed=checkpointed > 0) / max(each, 1.0)
 
 
@@ -188,10 +197,6 @@ def _is_simple(verdict: Verdict) -> bool:
     """Whether another run need only do the same: nothing was refused, and no layer computes rows apart."""
     plain = verdict.layout is BatchLayout.SHARED_PREFIX and not verdict.refused and not verdict.rows_apart
     return plain and not verdict.earlier
-
-
-def _as_one_step(rows: list[list[TokenPair]], batching: Batching) -> list[AnyBatch]:
-    return replace(batching, prefixes=True).batches(rows) if batching.packs else []
 
 
 def _power_of_two(number: int) -> int:
@@ -232,11 +237,9 @@ def _room(model: AdaptedModel, ranks: Ranks, kept: float, asked: bool | None, lo
         asked: None where both are possible.
         longest: tokens of the longest row.
     """
-    config = model.base.config.get_text_config()
 
     def fitting(every: int) -> int:
-        each = checkpointed_bytes_per_token(config, kept, model.dtype, every) if every else kept
-        return _fitting(model, ranks, each)
+        return _fitting(model, ranks, _bytes_per_token(model, kept, every))
 
     if asked and model.checkpoint_activations():
         return 1, fitting(1)
@@ -246,6 +249,13 @@ def _room(model: AdaptedModel, ranks: Ranks, kept: float, asked: bool | None, lo
     checkpointed = next((every for every in (4, 2) if fitting(every) >= enough), 1)
     model.checkpoint_activations(checkpointed)
     return checkpointed, fitting(checkpointed)
+
+
+def _bytes_per_token(model: AdaptedModel, kept: float, every: int) -> float:
+    """What a token takes where every so many-th layer is computed again; `kept` where none is."""
+    if not every:
+        return kept
+    return checkpointed_bytes_per_token(model.base.config.get_text_config(), kept, model.dtype, every)
 
 
 def _fitting(model: AdaptedModel, ranks: Ranks, bytes_per_token: float) -> int:

@@ -24,6 +24,7 @@ from finetune_trainer.launch.failures import out_of_memory, quoted
 from finetune_trainer.model.adapted_model import AdaptedModel
 from finetune_trainer.model.batch import IGNORED, Batch, TokenPair, pad
 from finetune_trainer.model.decoder import decoder_of
+from finetune_trainer.model.modes import modes_kept
 from finetune_trainer.model.packed_attention import PackingRefusedError
 from finetune_trainer.model.packing import behind_one_prefix, packs_of
 from finetune_trainer.model.prefix_tree import AnyBatch, Node, Pack
@@ -332,7 +333,7 @@ class Gate:
     def _try_dropout(self, pack: AnyBatch) -> None:
         """Let layers refuse what they only do in training; the random numbers are given back."""
         devices = [self._model.device] if self._model.device.type == "cuda" else []
-        with _modes_kept(self._model.peft), torch.random.fork_rng(devices):
+        with modes_kept(self._model.peft), torch.random.fork_rng(devices):
             self._model.peft.train()
             self._loss(pack)
 
@@ -340,23 +341,12 @@ class Gate:
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
     """`model` in evaluation mode, but for what decides whether activations are checkpointed."""
-    with _modes_kept(model):
+    with modes_kept(model):
         model.eval()
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False) is True:
                 module.training = True
         yield
-
-
-@contextmanager
-def _modes_kept(model: Any) -> Iterator[None]:
-    """Each module trains or not afterwards as it did before."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _within(found: Differences | str, close: Differences, what: str, refused: dict[str, None]) -> Differences | None:

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
+from finetune_trainer.digest import digest_of
 from finetune_trainer.model.batch import TokenPair
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "accelerate")
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(BaseModel):
     """A case in which packs are exact, in the first layout that was tried."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     kept_bytes_per_token: float
     sample_tokens: int
@@ -37,17 +38,6 @@ class Measured:
     prefixes: bool
     loss_difference: float
     gradient_difference: float
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self | None:
-        """What `asdict` made, or None when `value` is something else."""
-        fields = {name: type(field) for name, field in asdict(_EXAMPLE).items()}
-        if not isinstance(value, dict) or {name: type(field) for name, field in value.items()} != fields:
-            return None
-        return cls(**value)
-
-
-_EXAMPLE = Measured(0.0, 0, 0, False, False, 0.0, 0.0)
 
 
 class Remembered:
@@ -70,13 +60,12 @@ class Remembered:
             "libraries": _versions(),
             "rows": _digest(rows),
         }
-        text = json.dumps(whole, sort_keys=True, default=str)
-        self._path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+        self._path = folder / f"{digest_of(whole)}.json"
 
     def recall(self) -> Measured | None:
         """What was measured before, if it was."""
         with suppress(OSError, ValueError):
-            return Measured.from_json(json.loads(self._path.read_text(encoding="utf-8")))
+            return Measured.model_validate_json(self._path.read_text(encoding="utf-8"))
         return None
 
     def keep(self, measured: Measured) -> None:
@@ -84,7 +73,7 @@ class Remembered:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial = self._path.with_suffix(".partial")
-            partial.write_text(json.dumps(asdict(measured)), encoding="utf-8")
+            partial.write_text(measured.model_dump_json(), encoding="utf-8")
             partial.replace(self._path)
 
 
